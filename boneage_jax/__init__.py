@@ -1,0 +1,32 @@
+"""Bone age in months and sex from hand radiographs, with as little compute as possible.
+
+The public names are imported on first use, so that `import boneage_jax` costs nothing and the
+data-preparation processes never load JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "create_model": "boneage_jax.models.registry",
+    "train": "boneage_jax.train",
+    "load_predictor": "boneage_jax.predictor",
+    "count_flops": "boneage_jax.flops",
+    "InputError": "boneage_jax.errors",
+}
+__all__ = ["InputError", "count_flops", "create_model", "load_predictor", "train"]
+
+if TYPE_CHECKING:
+    from boneage_jax.errors import InputError
+    from boneage_jax.flops import count_flops
+    from boneage_jax.models.registry import create_model
+    from boneage_jax.predictor import load_predictor
+    from boneage_jax.train import train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'boneage_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
