@@ -1,0 +1,127 @@
+"""Checkpoints of a run through orbax: the state and the data iterator, best and latest.
+
+Saving is asynchronous and atomic: orbax writes to a temporary folder and renames it, so a kill
+while saving costs nothing that was saved before.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import grain
+import grain.checkpoint
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from boneage_jax.errors import InputError
+from boneage_jax.state import TrainState
+
+# Orbax reports each save at INFO and each cast at WARNING; a failure raises.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    Args:
+      workdir: the run's folder; checkpoints go to its `checkpoints/`.
+      metric: the validation metric that ranks checkpoints, lower is better.
+      read_only: for evaluation and prediction; nothing is created.
+    """
+
+    def __init__(self, workdir: Path, metric: str, *, read_only: bool = False):
+        self._folder = workdir.absolute() / "checkpoints"
+        self._metric = metric
+        best = BestN(
+            get_metric_fn=lambda metrics: -metrics[metric],
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=AnyPreservationPolicy([LatestN(1), best]),
+                best_fn=lambda metrics: -metrics[metric],
+                create=not read_only,
+                read_only=read_only,
+            ),
+        )
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        iterator: grain.DatasetIterator,
+        metrics: dict[str, float] | None,
+    ) -> None:
+        """Starts saving `state` and the position of `iterator` under `step`.
+
+        Args:
+          step: optimizer updates done.
+          state: device arrays; copied to the host before this returns.
+          iterator: the training batches.
+          metrics: validation metrics, None where there was no evaluation at this step.
+        """
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=grain.checkpoint.CheckpointSave(iterator),
+            ),
+            metrics=metrics,
+        )
+
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def step_to_use(self, select: str) -> int:
+        """The step that evaluation and prediction read.
+
+        Args:
+          select: 'latest' or 'best'.
+
+        Raises:
+          InputError: there is no checkpoint.
+        """
+        step = self._manager.best_step() if select == "best" else None
+        step = self._manager.latest_step() if step is None else step
+        if step is None:
+            raise InputError(f"{self._folder} holds no checkpoint; train first or name its workdir")
+        return step
+
+    def restore(
+        self, step: int, like: TrainState, iterator: grain.DatasetIterator | None = None
+    ) -> TrainState:
+        """The state saved under `step`; `iterator` is moved to where it stood.
+
+        Args:
+          step: one that `latest_step` or `step_to_use` named.
+          like: a state, or its shapes with shardings: restored arrays go to those devices.
+          iterator: the training batches, None to leave them out.
+
+        Raises:
+          InputError: the checkpoint is damaged or is that of another model.
+        """
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        items: dict[str, Any] = {"state": ocp.args.StandardRestore(shapes)}
+        if iterator is not None:
+            items["data"] = grain.checkpoint.CheckpointRestore(iterator)
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items)).state
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
+            raise InputError(
+                f"{self._folder}/{step} cannot be restored; it is damaged or was written by another "
+                f"model or version: {reason}"
+            ) from error
+
+    def wait(self) -> None:
+        """Returns once everything is on disk; raises what a background save raised."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and frees the background threads."""
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -1,0 +1,36 @@
+"""Keeps compiled programs between starts."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+
+def use_compile_cache() -> None:
+    """Turns on JAX's persistent compilation cache, unless the user has chosen a folder.
+
+    The folder is one per kind of processor: a home directory may be shared by machines whose
+    instruction sets differ, and a program compiled for one can crash on another.
+    """
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "boneage_jax" / "compiled" / _processor()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # a read-only home: compile anew
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = ""
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        flags = "".join(sorted({x for x in lines if x.startswith(("flags", "model name"))}))
+    digest = hashlib.sha256(f"{platform.machine()}{flags}".encode()).hexdigest()
+    return f"{platform.machine()}-{digest[:12]}"

@@ -1,0 +1,190 @@
+"""Every key of a run's config with its default, and the checks that a config must pass.
+
+A recipe in `configs/` starts from `base_config()` and says what it changes.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from boneage_jax.errors import InputError
+
+# Keys that change how a run is executed but not what it learns: free to differ on a restart.
+RUNTIME_KEYS = frozenset(
+    {
+        "parallel",
+        "log_every",
+        "compile_cache",
+        "data.raw_dir",
+        "data.data_dir",
+        "data.threads",
+        "data.buffer",
+    }
+)
+
+
+def base_config() -> ConfigDict:
+    """The config that recipes start from. Lengths of time are in steps unless a key says so."""
+    config = ConfigDict()
+    config.task = "bone_age"
+    config.seed = 0
+    config.parallel = "jit"  # jit | pmap: see boneage_jax/parallel.py
+    config.batch_size = 32  # images per step over all devices
+    config.eval_batch_size = 64
+    config.accumulate = 1  # micro-batches per step
+    config.epochs = 10.0  # passes over the training split
+    config.steps = 0  # number of steps instead of epochs, where not 0
+    config.evaluate_every = 1.0  # epochs between evaluations on the validation split
+    config.checkpoint_every = 0  # steps between further checkpoints; each evaluation makes one
+    config.log_every = 10  # steps between lines of metrics.jsonl
+    config.ema_decay = 0.0  # moving average of the parameters, 0 switches it off
+    config.test_flips = False  # average predictions over the image and its mirror image
+    config.select = "latest"  # latest | best: the checkpoint that is reported and predicts
+    config.compile_cache = True  # keep compiled programs for the next start on this machine
+
+    config.data = ConfigDict()
+    config.data.name = "hand_phantom"  # a builder of tfds_rsna
+    config.data.config = "96"  # the builder's config: the stored size in pixels
+    config.data.raw_dir = ""  # folder of the raw data; prepared from it where needed
+    config.data.data_dir = ""  # where prepared data lies; TFDS_DATA_DIR or TFDS's default if empty
+    config.data.options = ConfigDict()  # options of the builder, e.g. age_column
+    config.data.train_split = "train"
+    config.data.eval_split = "validation"
+    config.data.validation_fraction = 0.11  # cut from train where the data has no validation
+    config.data.split_seed = 0
+    config.data.threads = 4  # that read records
+    config.data.buffer = 2  # batches ready ahead of the step
+
+    config.augment = ConfigDict()  # see boneage_jax/data/augment.py for units
+    config.augment.flip = 0.5
+    config.augment.rotate = 0.0
+    config.augment.translate = 0.0
+    config.augment.zoom = 0.0
+    config.augment.shear = 0.0
+    config.augment.brightness = 0.0
+    config.augment.contrast = 0.0
+    config.augment.gamma = 0.0
+    config.augment.invert = 0.0
+    config.augment.fill = "border"
+    config.augment.resample = "auto"
+    config.normalize = "zscore"  # zscore | percentile | none, per image
+
+    config.model = ConfigDict()
+    config.model.name = "efficientnet_b4"
+    config.model.dtype = "float32"  # of the computation; parameters are always float32
+    config.model.drop_path_rate = 0.2
+    config.model.bn_momentum = 0.99
+    config.model.bn_sync = True  # BatchNorm statistics over all devices
+    config.model.padding = "same"  # same (TensorFlow) | symmetric (PyTorch)
+    config.model.depthwise = "auto"  # auto | lax | shift
+    config.model.dropout = 0.2  # before the heads
+    config.model.hidden = 0  # width of a dense layer before the age
+    config.model.sex_input = False  # the age head is told the sex
+
+    config.loss = ConfigDict()
+    config.loss.age = "l1"  # l1 | huber | mse on the standardised age
+    config.loss.sex_weight = 0.1
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "cosine"  # constant | cosine | one_cycle
+    config.optimizer.warmup = 0.05  # fraction of the run
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.beta1 = 0.9
+    config.optimizer.beta2 = 0.999
+    return config
+
+
+def check_config(config: ConfigDict) -> ConfigDict:
+    """A locked copy of a config that has exactly the known keys, with values in range.
+
+    Raises:
+      InputError: names the first key that is unknown, missing, of another type or out of range.
+    """
+    known, given = dict(_flat(base_config())), dict(_flat(config))
+    for key in given:
+        if key not in known and not key.startswith("data.options."):
+            raise InputError(f"unknown config key {key!r}; see boneage_jax/config.py for all keys")
+    for key, default in known.items():
+        if key not in given:
+            raise InputError(f"config key {key!r} is missing; start from base_config()")
+        value = given[key]
+        numbers = isinstance(default, float) and isinstance(value, int)
+        if type(value) is not type(default) and not numbers:
+            raise InputError(
+                f"config.{key}={value!r} must be {type(default).__name__}, as {default!r} is"
+            )
+    for key in ("batch_size", "eval_batch_size", "accumulate", "log_every", "data.threads"):
+        _require(given[key] >= 1, key, given[key], "at least 1")
+    for key in ("steps", "checkpoint_every", "loss.sex_weight", "optimizer.weight_decay"):
+        _require(given[key] >= 0, key, given[key], "0 or more")
+    for key in ("epochs", "evaluate_every", "optimizer.learning_rate"):
+        _require(given[key] > 0, key, given[key], "more than 0")
+    for key in ("ema_decay", "model.dropout", "model.drop_path_rate", "data.validation_fraction"):
+        _require(0 <= given[key] < 1, key, given[key], "in [0, 1)")
+    _choice(given, "select", ("latest", "best"))
+    _choice(given, "parallel", ("jit", "pmap"))
+    _choice(given, "normalize", ("zscore", "percentile", "none"))
+    _choice(given, "model.dtype", ("float32", "bfloat16"))
+    _choice(given, "loss.age", ("l1", "huber", "mse"))
+    if given["parallel"] == "jit" and not given["model.bn_sync"]:
+        raise InputError(
+            "config.model.bn_sync=False needs config.parallel=pmap: jit sees one global batch"
+        )
+    return ConfigDict(config.to_dict()).lock()
+
+
+def save_config(path: Path, config: ConfigDict) -> None:
+    """Writes a config as JSON."""
+    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def load_config(path: Path) -> ConfigDict:
+    """Reads a config that `save_config` wrote.
+
+    Raises:
+      InputError: there is no such file, or it is not a JSON object.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(
+            f"{path.parent} holds no run: {path.name} is missing; give the workdir of a training"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a config: expected a JSON object")
+    return ConfigDict(values)
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """The keys, other than runtime keys, whose values differ, as 'key: old -> new'."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    return [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if key not in RUNTIME_KEYS and before.get(key) != after.get(key)
+    ]
+
+
+def _flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _require(holds: bool, key: str, value: Any, wanted: str) -> None:
+    if not holds:
+        raise InputError(f"config.{key}={value!r} must be {wanted}")
+
+
+def _choice(given: dict[str, Any], key: str, choices: tuple[str, ...]) -> None:
+    _require(given[key] in choices, key, given[key], f"one of {', '.join(choices)}")

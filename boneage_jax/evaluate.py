@@ -1,0 +1,84 @@
+"""Evaluates a trained network on a split of its data set.
+
+usage: python -m boneage_jax.evaluate --workdir=DIR [--split=validation] [--raw_dir=DIR]
+                                      [--data_dir=DIR]
+
+Prints the result and writes WORKDIR/evaluation/SPLIT/{report.json,report.html,predictions.csv,
+figures/}.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from boneage_jax.errors import door
+
+
+def evaluate(
+    workdir: str | Path, split: str = "validation", *, raw_dir: str = "", data_dir: str = ""
+) -> dict[str, Any]:
+    """Evaluates the selected checkpoint of a run.
+
+    Args:
+      workdir: of a finished or running training.
+      split: a split of the data set the run was trained on.
+      raw_dir, data_dir: where the data lies now, if not where it lay in training.
+
+    Returns:
+      The content of the written report.json.
+
+    Raises:
+      InputError: no run, no checkpoint, no such split, or the data cannot be opened.
+    """
+    from boneage_jax.data.source import open_dataset
+    from boneage_jax.evaluation import evaluate_split, with_labels
+    from boneage_jax.report.write import write_report
+    from boneage_jax.report.writer import read_metrics
+    from boneage_jax.summary import make_report
+    from boneage_jax.workdir import load_trained
+
+    trained = load_trained(workdir)
+    config = trained.run.config
+    with config.unlocked():
+        config.data.raw_dir = raw_dir or config.data.raw_dir
+        config.data.data_dir = data_dir or config.data.data_dir
+    dataset = open_dataset(config.data)
+    part = dataset.split(split)
+    _, rows = evaluate_split(trained.run, trained.state, part, keys=("predicted_age", "p_male"))
+    rows = with_labels(rows, part)
+    history = [row for row in read_metrics(trained.folder) if row["step"] <= trained.step]
+    report = make_report(trained.run, trained.state, dataset, split, rows, history)
+    folder = trained.folder / "evaluation" / split
+    folder.mkdir(parents=True, exist_ok=True)
+    title = f"{config.model.name} on {dataset.name}, {split} split"
+    write_report(folder, report, rows, title)
+    return report
+
+
+def main() -> None:
+    """The door."""
+    parser = argparse.ArgumentParser("python -m boneage_jax.evaluate", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--workdir", required=True, help="folder of a training")
+    parser.add_argument("--split", default="validation", help="validation | test | train")
+    parser.add_argument("--raw_dir", default="", help="raw data, if it moved")
+    parser.add_argument("--data_dir", default="", help="prepared data, if it moved")
+    args = parser.parse_args()
+
+    from boneage_jax.compile_cache import use_compile_cache
+    from boneage_jax.report.page import summary_lines
+
+    use_compile_cache()
+    report = evaluate(args.workdir, args.split, raw_dir=args.raw_dir, data_dir=args.data_dir)
+    folder = Path(args.workdir) / "evaluation" / args.split
+    print(*summary_lines(report), f"report: {folder / 'report.html'}", sep="\n")
+
+
+def run() -> None:
+    """Console script."""
+    sys.exit(door(main))
+
+
+if __name__ == "__main__":
+    run()

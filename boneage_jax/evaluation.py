@@ -1,0 +1,70 @@
+"""Runs a network over a split and summarises what it says."""
+
+import collections
+from typing import Any
+
+import numpy as np
+
+from boneage_jax.data.loader import eval_batches
+from boneage_jax.data.source import Split
+from boneage_jax.parallel import process
+from boneage_jax.recipe import Run
+from boneage_jax.state import TrainState
+
+Rows = dict[str, np.ndarray]
+
+
+def evaluate_split(
+    run: Run, state: TrainState, split: Split, *, keys: tuple[str, ...] = ()
+) -> tuple[dict[str, float], Rows]:
+    """Metrics of a whole split, exact for any batch size, and the predictions asked for.
+
+    Args:
+      run: the run the state belongs to.
+      state: its parameters; averaged ones are used where the run keeps them.
+      split: the images.
+      keys: the predictions to fetch, e.g. `predicted_age`, `p_male`, `features`.
+
+    Returns:
+      (metrics by name; the predictions in the order of the split, each [n, ...]).
+    """
+    variables = {"params": state.eval_params, "batch_stats": state.batch_stats}
+    batches = eval_batches(
+        split,
+        run.task.labels,
+        run.config.eval_batch_size,
+        put=run.parallel.put_batch,
+        process=process(),
+        threads=run.config.data.threads,
+        buffer=run.config.data.buffer,
+    )
+    total = run.task.metrics_type.empty()
+    fetched: dict[str, list[np.ndarray]] = {key: [] for key in (*keys, "draw")}
+    waiting: collections.deque[dict[str, Any]] = collections.deque()
+
+    def fetch() -> None:
+        for key, values in run.parallel.fetch(waiting.popleft()).items():
+            fetched[key].append(values)
+
+    for batch in batches:
+        metrics, predictions = run.eval_step(variables, batch)
+        total = total.merge(metrics)
+        waiting.append({key: predictions[key] for key in keys} | {"draw": batch["draw"]})
+        if len(waiting) > 1:  # one batch behind, so that the device always has work
+            fetch()
+    while waiting:
+        fetch()
+    order = np.argsort(np.concatenate(fetched.pop("draw")), kind="stable")[: len(split)]
+    rows = {key: np.concatenate(values)[order] for key, values in fetched.items()}
+    return {key: float(value) for key, value in total.compute().items()}, rows
+
+
+def with_labels(rows: Rows, split: Split) -> Rows:
+    """Predictions beside the labels of their split: adds id, true_age, male."""
+    labels = split.labels
+    unknown = np.full(len(split), -1, np.int64)
+    return rows | {
+        "id": labels["id"],
+        "true_age": labels["bone_age"],
+        "male": labels.get("male", unknown).astype(np.int64),
+    }

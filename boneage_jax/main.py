@@ -1,0 +1,74 @@
+"""Trains a network.
+
+usage: python -m boneage_jax.main --config=FILE.py[:PRESET] [--workdir=DIR] [--config.KEY=VALUE ...]
+
+  --config    a recipe, e.g. configs/cls.py (phantom hands) or configs/cls.py:rsna
+  --workdir   where the run lives; started again on the same folder, it goes on from its last
+              checkpoint (default: runs/RECIPE or runs/RECIPE-PRESET)
+  --config.KEY=VALUE   changes one value of the recipe, e.g. --config.batch_size=16;
+              all keys with their meaning: boneage_jax/config.py
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from boneage_jax.errors import InputError, door
+
+
+def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path]:
+    """Reads the command line.
+
+    Returns:
+      (config with overrides applied, workdir).
+
+    Raises:
+      InputError: no such recipe or preset, unknown key, or a value of the wrong type.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "recipe", flag_values=values)
+    flags.DEFINE_string("workdir", "", "folder of the run", flag_values=values)
+    given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+    if not given:
+        raise InputError("--config=FILE.py[:PRESET] is needed, e.g. --config=configs/cls.py")
+    file, _, preset = given[-1].partition(":")
+    if not Path(file).is_file():
+        raise InputError(f"--config={file}: there is no such recipe file")
+    try:
+        rest = values([sys.argv[0], *argv])[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"command line: {str(error).strip().splitlines()[0]}") from error
+    if rest:
+        raise InputError(f"command line: unexpected argument {rest[0]!r}; see --help")
+    name = f"{Path(file).stem}-{preset}" if preset else Path(file).stem
+    return values.config, Path(values.workdir or f"runs/{name}")
+
+
+def main() -> int:
+    """The door: one config in, one run out."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__.strip())
+        return 0
+    config, workdir = parse(sys.argv[1:])
+
+    from boneage_jax.compile_cache import use_compile_cache
+    from boneage_jax.report.page import summary_lines
+    from boneage_jax.train import train
+
+    if config.get("compile_cache", True):
+        use_compile_cache()
+    report = train(config, workdir)
+    print(*summary_lines(report), f"report: {workdir / 'report.html'}", sep="\n")
+    return 0
+
+
+def run() -> None:
+    """Console script."""
+    sys.exit(door(main))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,1 @@
+age_summary = sex_summary = None

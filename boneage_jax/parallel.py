@@ -1,0 +1,154 @@
+"""How a step meets devices: pmap, or jit over a mesh. The only file that knows of them.
+
+Both run the same program on the same global batch and give the same result within float
+tolerance, on one device or many:
+
+- `jit`: the batch is one array sharded over a one-axis mesh, the state is replicated, and XLA
+  inserts the reductions. BatchNorm statistics are always those of the global batch.
+- `pmap`: one program per device, reductions written out by name (`AXIS`). BatchNorm statistics
+  are per device unless `bn_sync` asks for the reduction.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from boneage_jax.errors import InputError
+
+AXIS = "batch"
+Step = Callable[..., Any]
+
+
+class Parallel:
+    """Places arrays and compiles steps for a fixed set of devices.
+
+    Args:
+      mode: 'jit' or 'pmap'.
+      devices: the devices to use; all of the job by default.
+
+    Raises:
+      InputError: for an unknown mode.
+    """
+
+    def __init__(self, mode: str, devices: Sequence[jax.Device] | None = None):
+        if mode not in ("jit", "pmap"):
+            raise InputError(f"parallel={mode!r} is unknown; choose 'jit' or 'pmap'")
+        self.mode = mode
+        self.devices = list(devices if devices is not None else jax.devices())
+        self.mesh = Mesh(np.array(self.devices), (AXIS,))
+        self.replicated = NamedSharding(self.mesh, PartitionSpec())
+        self.batch_sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
+        self.axis_name = AXIS if mode == "pmap" else None
+        self._traces: dict[str, int] = {}
+
+    @property
+    def device_count(self) -> int:
+        return len(self.devices)
+
+    def check_batch(self, name: str, batch_size: int, accumulate: int = 1) -> None:
+        """Raises an InputError unless every device gets the same number of images."""
+        parts = self.device_count * accumulate
+        if batch_size < 1 or batch_size % parts:
+            raise InputError(
+                f"{name}={batch_size} does not divide over {self.device_count} devices x "
+                f"{accumulate} micro-batches; use a multiple of {parts}"
+            )
+
+    def put_state(self, tree: Any) -> Any:
+        """Copies a tree of host or device arrays to every device."""
+        if jax.process_count() > 1:
+            return jax.tree.map(
+                lambda x: jax.make_array_from_process_local_data(self.replicated, np.asarray(x)),
+                tree,
+            )
+        return jax.device_put(tree, self.replicated)
+
+    def state_shapes(self, make: Callable[[], Any]) -> Any:
+        """Shapes, dtypes and placement of what `make` returns, without computing it."""
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated),
+            jax.eval_shape(make),
+        )
+
+    def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Moves this process's part of a batch, [B / processes, ...], to its devices.
+
+        Returns global arrays: [B, ...] for jit, [devices, B / devices, ...] for pmap.
+        """
+        if self.mode == "pmap":
+            here = self.device_count // jax.process_count()
+            batch = {k: v.reshape(here, -1, *v.shape[1:]) for k, v in batch.items()}
+        if jax.process_count() > 1:
+            return {
+                k: jax.make_array_from_process_local_data(self.batch_sharding, v)
+                for k, v in batch.items()
+            }
+        return jax.device_put(batch, self.batch_sharding)
+
+    def train_step(self, step: Step) -> Step:
+        """Compiles `(state, metrics, batch) -> (state, metrics)`; the state is donated."""
+        counted = self._count("train", step)
+        if self.mode == "pmap":
+            return jax.pmap(
+                counted,
+                axis_name=AXIS,
+                in_axes=(None, None, 0),
+                out_axes=None,
+                devices=self.devices,
+                donate_argnums=(0,),
+            )
+        return jax.jit(
+            counted,
+            in_shardings=(self.replicated, self.replicated, self.batch_sharding),
+            out_shardings=self.replicated,
+            donate_argnums=(0,),
+        )
+
+    def eval_step(self, step: Step) -> Step:
+        """Compiles `(variables, batch) -> (metrics, predictions)`; predictions stay sharded."""
+        counted = self._count("eval", step)
+        if self.mode == "pmap":
+            return jax.pmap(
+                counted,
+                axis_name=AXIS,
+                in_axes=(None, 0),
+                out_axes=(None, 0),
+                devices=self.devices,
+            )
+        return jax.jit(
+            counted,
+            in_shardings=(self.replicated, self.batch_sharding),
+            out_shardings=(self.replicated, self.batch_sharding),
+        )
+
+    def fetch(self, predictions: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+        """The predictions of the whole job on the host, [B, ...]."""
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            predictions = multihost_utils.process_allgather(predictions, tiled=True)
+        arrays = {k: np.asarray(v) for k, v in predictions.items()}
+        if self.mode == "pmap":
+            arrays = {k: v.reshape(-1, *v.shape[2:]) for k, v in arrays.items()}
+        return arrays
+
+    @property
+    def compilations(self) -> dict[str, int]:
+        """How often each kind of step was traced; more than once is a recompilation."""
+        return dict(self._traces)
+
+    def _count(self, kind: str, step: Step) -> Step:
+        def counted(*args: Any) -> Any:
+            # Runs only while jax traces the step: a second trace means a new shape or dtype.
+            self._traces[kind] = self._traces.get(kind, 0) + 1
+            return step(*args)
+
+        return counted
+
+
+def process() -> tuple[int, int]:
+    """(index, count) of this process in the job."""
+    return jax.process_index(), jax.process_count()

@@ -1,0 +1,113 @@
+"""Bone age of radiographs that have no label, by a trained network."""
+
+import os
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from boneage_jax.data.files import fit_square
+from boneage_jax.errors import InputError
+from boneage_jax.workdir import Trained, load_trained
+
+_BATCH = 16
+_FLAT = 2.0  # grey levels: an image whose standard deviation is smaller shows nothing
+
+
+class Predictor:
+    """A trained network as a function of images; compiled once, on its first batch.
+
+    Args:
+      trained: see `boneage_jax.workdir.load_trained`.
+    """
+
+    def __init__(self, trained: Trained):
+        self._trained, self._calibration = trained, trained.calibration()
+        self._variables = {
+            "params": trained.state.eval_params,
+            "batch_stats": trained.state.batch_stats,
+        }
+        self.batch_size = int(trained.run.config.eval_batch_size)
+        self.image_size = trained.run.facts.image_size
+
+    def __call__(
+        self, images: Sequence[np.ndarray] | np.ndarray, male: Sequence[int] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Reads radiographs.
+
+        Args:
+          images: uint8 arrays, each [H, W] or [H, W, 1] of any size.
+          male: 1, 0, or -1 for unknown, per image; all unknown if None. A network trained with
+            the sex as an input uses its own estimate where it is unknown.
+
+        Returns:
+          One array [n] each: `bone_age_months`, `low_months`, `high_months` (95 % interval),
+          `p_male`, `accepted` (False where the image is unlike the radiographs of training).
+
+        Raises:
+          InputError: an image that is not uint8 [H, W], or `male` of another length.
+        """
+        sexes = np.full(len(images), -1) if male is None else np.asarray(male)
+        if sexes.shape != (len(images),) or not np.isin(sexes, (-1, 0, 1)).all():
+            raise InputError(f"male must hold 1, 0 or -1 for each of the {len(images)} images")
+        squares = [self._square(image, number) for number, image in enumerate(images)]
+        parts = [
+            self._batch(squares[at : at + self.batch_size], sexes[at : at + self.batch_size])
+            for at in range(0, len(squares), self.batch_size)
+        ]
+        keys = ("bone_age_months", "low_months", "high_months", "p_male", "accepted")
+        if not parts:
+            return {key: np.zeros(0, bool if key == "accepted" else np.float32) for key in keys}
+        return {key: np.concatenate([part[key] for part in parts]) for key in keys}
+
+    def _square(self, image: np.ndarray, number: int) -> np.ndarray:
+        image = np.asarray(image)
+        if image.ndim == 3 and image.shape[-1] == 1:
+            image = image[..., 0]
+        if image.ndim != 2 or image.dtype != np.uint8 or not image.size:
+            raise InputError(
+                f"image {number} must be uint8 [H, W], got {image.dtype} {list(image.shape)}; "
+                "read files with boneage_jax.data.files.read_grey"
+            )
+        return fit_square(image, self.image_size)
+
+    def _batch(self, squares: list[np.ndarray], sexes: np.ndarray) -> dict[str, np.ndarray]:
+        run, real = self._trained.run, len(squares)
+        images = np.zeros((self.batch_size, self.image_size, self.image_size, 1), np.uint8)
+        images[:real, ..., 0] = squares
+        male = np.full(self.batch_size, -1, np.int32)
+        male[:real] = sexes
+        batch = {
+            "image": images,
+            "male": male,
+            "bone_age": np.zeros(self.batch_size, np.float32),
+            "weight": np.zeros(self.batch_size, np.float32),
+            "draw": np.arange(self.batch_size, dtype=np.uint32),
+        }
+        _, outputs = run.eval_step(self._variables, run.parallel.put_batch(batch))
+        rows = {k: v[:real] for k, v in run.parallel.fetch(outputs).items()}
+        age, calibration = rows["predicted_age"], self._calibration
+        shows = images[:real].std(axis=(1, 2, 3)) > _FLAT
+        near = calibration.distance(rows["features"]) <= calibration.max_distance
+        return {
+            "bone_age_months": age,
+            "low_months": np.maximum(age - calibration.half_width, 0),
+            "high_months": age + calibration.half_width,
+            "p_male": rows["p_male"],
+            "accepted": shows & near & np.isfinite(age),
+        }
+
+
+def load_predictor(workdir: str | os.PathLike[str], *, batch_size: int = _BATCH) -> Predictor:
+    """The predictor of a trained bone-age network.
+
+    Args:
+      workdir: of a finished training.
+      batch_size: images per step, rounded up to a multiple of the number of devices.
+
+    Raises:
+      InputError: no run there, another task, or a damaged checkpoint.
+    """
+    devices = jax.device_count()
+    rounded = -(-batch_size // devices) * devices
+    return Predictor(load_trained(workdir, task="bone_age", eval_batch_size=rounded))

@@ -1,0 +1,211 @@
+"""From a config to the objects of a run: the task, the inputs, the steps."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from boneage_jax.data.augment import AugmentConfig, augment, normalize
+from boneage_jax.data.source import Dataset, Split, standardization
+from boneage_jax.errors import InputError
+from boneage_jax.flops import count_flops
+from boneage_jax.models.registry import create_model
+from boneage_jax.optimizer import make_optimizer
+from boneage_jax.parallel import Parallel
+from boneage_jax.state import TrainState, Tree
+from boneage_jax.step import Batch, Inputs, make_eval_step, make_train_step
+from boneage_jax.tasks.bone_age import BoneAge, BoneAgeNet
+from boneage_jax.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a run must know of its training data to be built again without it.
+
+    Attributes:
+      image_size: pixels.
+      train_images: size of the training split.
+      age_mean, age_std: months, of the training split.
+    """
+
+    image_size: int
+    train_images: int
+    age_mean: float
+    age_std: float
+
+    @classmethod
+    def of(cls, dataset: Dataset, train: Split) -> "Facts":
+        return cls(dataset.image_size, len(train), *standardization(train))
+
+
+def make_task(config: ConfigDict, facts: Facts, axis_name: str | None) -> Task:
+    """The task a config names, with its model.
+
+    Args:
+      config: a checked config.
+      facts: of the training data.
+      axis_name: the device axis BatchNorm reduces over, or None.
+
+    Raises:
+      InputError: unknown task, model or model option.
+    """
+    if config.task != "bone_age":
+        raise InputError(f"config.task={config.task!r} is unknown; choose bone_age")
+    model = config.model
+    backbone = create_model(
+        model.name,
+        dtype=jnp.dtype(model.dtype),
+        drop_path_rate=float(model.drop_path_rate),
+        bn_momentum=float(model.bn_momentum),
+        bn_axis_name=axis_name if model.bn_sync else None,
+        padding=model.padding,
+        depthwise=model.depthwise,
+    )
+    net = BoneAgeNet(
+        backbone,
+        sex_input=model.sex_input,
+        hidden=model.hidden,
+        dropout=float(model.dropout),
+    )
+    return BoneAge(
+        net, facts.age_mean, facts.age_std, config.loss.age, float(config.loss.sex_weight)
+    )
+
+
+def make_inputs(config: ConfigDict) -> Inputs:
+    """What turns a stored batch (uint8) into what the model reads, on the device."""
+    settings = AugmentConfig.from_dict(config.augment.to_dict())
+    method = config.normalize
+
+    def inputs(batch: Batch, keys: jax.Array | None) -> Batch:
+        if keys is None:
+            images = batch["image"].astype(jnp.float32) / 255.0
+        else:
+            images = augment(batch["image"], keys, settings)
+        return batch | {"image": normalize(images, method)}
+
+    return inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything compiled or counted once per run.
+
+    Attributes:
+      total_steps: optimizer updates of the whole run.
+      train_flops, eval_flops: counted FLOPs of one step on a full batch.
+    """
+
+    config: ConfigDict
+    facts: Facts
+    parallel: Parallel
+    task: Task
+    optimizer: optax.GradientTransformation
+    total_steps: int
+    train_flops: int
+    eval_flops: int
+    train_step: Any
+    eval_step: Any
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between evaluations."""
+        per_epoch = self.facts.train_images / self.config.batch_size
+        return max(round(self.config.evaluate_every * per_epoch), 1)
+
+
+def build_run(
+    config: ConfigDict, facts: Facts, devices: Sequence[jax.Device] | None = None
+) -> Run:
+    """Builds task, optimizer and steps; nothing is compiled yet.
+
+    Args:
+      config: a checked config.
+      facts: of the training data.
+      devices: the devices to run on, all by default.
+
+    Raises:
+      InputError: a config value that the parts cannot accept.
+    """
+    parallel = Parallel(config.parallel, devices)
+    parallel.check_batch("batch_size", config.batch_size, config.accumulate)
+    parallel.check_batch("eval_batch_size", config.eval_batch_size)
+    total_steps = config.steps or math.ceil(
+        config.epochs * facts.train_images / config.batch_size
+    )
+    inputs = make_inputs(config)
+    task = make_task(config, facts, parallel.axis_name)
+    optimizer = make_optimizer(config.optimizer, total_steps)
+    options = {"ema_decay": float(config.ema_decay), "accumulate": config.accumulate}
+
+    # FLOPs are counted on the whole batch by the same step without a device axis.
+    counted = make_task(config, facts, None)
+    shapes = jax.eval_shape(lambda: fresh_state(config, facts, counted, optimizer))
+    train_flops = count_flops(
+        make_train_step(counted, optimizer, inputs, **options),
+        shapes,
+        counted.metrics_type.empty(),
+        batch_shapes(config.batch_size, facts, counted),
+    )
+    variables = {"params": shapes.params, "batch_stats": shapes.batch_stats}
+    eval_flops = count_flops(
+        make_eval_step(counted, inputs, flips=config.test_flips),
+        variables,
+        batch_shapes(config.eval_batch_size, facts, counted),
+    )
+    axis = parallel.axis_name
+    return Run(
+        config=config,
+        facts=facts,
+        parallel=parallel,
+        task=task,
+        optimizer=optimizer,
+        total_steps=total_steps,
+        train_flops=train_flops,
+        eval_flops=eval_flops,
+        train_step=parallel.train_step(
+            make_train_step(
+                task, optimizer, inputs, flops_per_step=train_flops, axis_name=axis, **options
+            )
+        ),
+        eval_step=parallel.eval_step(
+            make_eval_step(task, inputs, flips=config.test_flips, axis_name=axis)
+        ),
+    )
+
+
+def fresh_state(
+    config: ConfigDict, facts: Facts, task: Task, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state before the first step, the same on any number of devices."""
+    root = jax.random.key(config.seed)
+    variables = task.init(jax.random.fold_in(root, 0), (facts.image_size, facts.image_size, 1))
+    params: Tree = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables["batch_stats"],
+        # A copy: the state is donated to the step, and no buffer may be donated twice.
+        ema_params=jax.tree.map(jnp.copy, params) if config.ema_decay else {},
+        opt_state=optimizer.init(params),
+        rng=jax.random.key_data(jax.random.fold_in(root, 1)),
+        flops_spent=jnp.zeros((2,), jnp.uint32),
+    )
+
+
+def batch_shapes(size: int, facts: Facts, task: Task) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a global batch of `size` images."""
+    side = facts.image_size
+    shapes = {
+        "image": jax.ShapeDtypeStruct((size, side, side, 1), np.uint8),
+        "weight": jax.ShapeDtypeStruct((size,), np.float32),
+        "draw": jax.ShapeDtypeStruct((size,), np.uint32),
+    }
+    dtypes = {"bone_age": np.float32, "male": np.int32}
+    return shapes | {k: jax.ShapeDtypeStruct((size,), dtypes[k]) for k in task.labels}

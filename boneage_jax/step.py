@@ -1,0 +1,150 @@
+"""ONE train step and ONE eval step, pure, shared by every task.
+
+A task hands in its model, loss and metrics (see `boneage_jax.tasks`). The steps know nothing of
+devices: `boneage_jax.parallel` runs them on one or many. `axis_name` names the device axis under
+pmap and is None under jit, where the batch is one global array.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import clu.metrics
+import jax
+import jax.numpy as jnp
+import optax
+
+from boneage_jax.state import TrainState, Tree, add_flops
+from boneage_jax.tasks.task import Task
+
+Batch = dict[str, jax.Array]
+Metrics = clu.metrics.Collection
+TrainStep = Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics]]
+Inputs = Callable[[Batch, jax.Array | None], Batch]
+EvalStep = Callable[[Tree, Batch], tuple[Metrics, Batch]]
+
+
+def make_train_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    inputs: Inputs,
+    *,
+    ema_decay: float = 0.0,
+    accumulate: int = 1,
+    flops_per_step: int = 0,
+    axis_name: str | None = None,
+) -> TrainStep:
+    """Builds `(state, metrics, batch) -> (state, metrics)`.
+
+    The batch holds `image` uint8 [B, H, W, 1], `draw` uint32 [B] (the running number of each
+    image in the whole run, the seed of its augmentation and dropout), `weight` float32 [B] and
+    the labels of the task. Metrics stay on the device and are merged there: no host sync.
+
+    Args:
+      task: model, loss and metrics.
+      inputs: turns the stored uint8 images into what the model reads; draws augmentations where
+        keys ([B]) are given.
+      optimizer: optax transformation, applied after the gradient mean over devices.
+      ema_decay: decay of the moving average of parameters, 0 for none. The first steps use
+        (1 + step) / (10 + step) where that is smaller, so that the start is forgotten.
+      accumulate: number of micro-batches, run one after the other by a scan; B must divide.
+      flops_per_step: counted FLOPs of one step on the whole batch.
+      axis_name: device axis to reduce over, or None.
+    """
+
+    def loss_fn(params: Tree, batch_stats: Tree, batch: Batch, keys: jax.Array) -> Any:
+        augment_keys, model_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        batch = inputs(batch, augment_keys)
+        outputs, batch_stats = task.apply(
+            {"params": params, "batch_stats": batch_stats}, batch, train=True, keys=model_keys
+        )
+        per_image, parts = task.loss(outputs, batch)
+        # The weighted mean over the global batch, written as a local sum whose mean over devices
+        # is that global mean: uneven weights on the devices stay exact.
+        total_weight = _mean(batch["weight"].sum(), axis_name)
+        loss = (per_image * batch["weight"]).sum() / jnp.maximum(total_weight, 1e-6)
+        return loss, (batch_stats, task.metrics(per_image, parts, outputs, batch))
+
+    def gradients(state: TrainState, batch: Batch) -> Any:
+        root = jax.random.wrap_key_data(state.rng)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, batch["draw"])
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        if accumulate == 1:
+            (_, (stats, metrics)), grads = grad_fn(state.params, state.batch_stats, batch, keys)
+            return grads, stats, metrics
+
+        def micro(carry: Any, part: Any) -> Any:
+            grads, stats, metrics = carry
+            (_, (stats, new)), more = grad_fn(state.params, stats, *part)
+            return (jax.tree.map(jnp.add, grads, more), stats, metrics.merge(new)), None
+
+        # Micro-batch m takes the images m, m + k, m + 2k ...: the same ones on any number of
+        # devices, since each device holds a contiguous part of the batch.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (batch, keys)
+        )
+        start = (
+            jax.tree.map(jnp.zeros_like, state.params),
+            state.batch_stats,
+            task.metrics_type.empty(),
+        )
+        (grads, stats, metrics), _ = jax.lax.scan(micro, start, parts)
+        return jax.tree.map(lambda g: g / accumulate, grads), stats, metrics
+
+    def train_step(state: TrainState, metrics: Metrics, batch: Batch) -> Any:
+        grads, batch_stats, new = gradients(state, batch)
+        # One reduction for all: gradients, statistics (equal already where BatchNorm is synced).
+        grads, batch_stats = _mean((grads, batch_stats), axis_name)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema_params
+        if ema_decay:
+            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            ema = optax.incremental_update(params, ema, 1.0 - decay)
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            ema_params=ema,
+            opt_state=opt_state,
+            flops_spent=add_flops(state.flops_spent, flops_per_step),
+        )
+        return state, metrics.merge(_sum(new, axis_name))
+
+    return train_step
+
+
+def make_eval_step(
+    task: Task, inputs: Inputs, *, flips: bool = False, axis_name: str | None = None
+) -> EvalStep:
+    """Builds `(variables, batch) -> (metrics, predictions)`.
+
+    `variables` is {'params', 'batch_stats'}; predictions are arrays with a leading batch axis.
+    Images of weight 0 (the padding of the last batch) count for nothing in the metrics.
+
+    Args:
+      task: model, loss and metrics.
+      inputs: see `make_train_step`; called without keys.
+      flips: average the outputs over the image and its mirror image (twice the compute).
+      axis_name: device axis to reduce the metrics over, or None.
+    """
+
+    def eval_step(variables: Tree, batch: Batch) -> tuple[Metrics, Batch]:
+        batch = inputs(batch, None)
+        outputs, _ = task.apply(variables, batch, train=False, keys=None)
+        if flips:
+            mirrored = batch | {"image": batch["image"][:, :, ::-1]}
+            others, _ = task.apply(variables, mirrored, train=False, keys=None)
+            outputs = jax.tree.map(lambda a, b: (a + b) / 2, outputs, others)
+        per_image, parts = task.loss(outputs, batch)
+        metrics = task.metrics(per_image, parts, outputs, batch)
+        return _sum(metrics, axis_name), task.predictions(outputs)
+
+    return eval_step
+
+
+def _mean(tree: Tree, axis_name: str | None) -> Tree:
+    return jax.lax.pmean(tree, axis_name) if axis_name else tree
+
+
+def _sum(metrics: Metrics, axis_name: str | None) -> Metrics:
+    return jax.lax.all_gather(metrics, axis_name).reduce() if axis_name else metrics

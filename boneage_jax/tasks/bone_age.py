@@ -1,0 +1,167 @@
+"""Bone age in months and sex, read from one radiograph."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import clu.metrics
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from boneage_jax.metrics import age_summary, sex_summary
+from boneage_jax.tasks.task import Arrays, Task, Tree
+
+LOSSES = ("l1", "huber", "mse")
+_HEAD_LAYER = 10_000  # folded into the keys of the head's dropout, beyond any backbone layer
+
+
+class BoneAgeNet(nn.Module):
+    """A backbone with an age head and a sex head.
+
+    The sex head reads the image features alone; the embedded sex joins only the age head, behind
+    that branch, so the sex head cannot read its own label.
+
+    Attributes:
+      backbone: maps images [B, H, W, C] to pooled features [B, F].
+      sex_input: give the age head the sex. Where it is unknown (-1) the network's own estimate
+        stands in, so that such a model also reads images of unknown sex.
+      hidden: width of a dense layer before the age, 0 for none.
+      dropout: rate on the features, drawn per image.
+    """
+
+    backbone: nn.Module
+    sex_input: bool = False
+    hidden: int = 0
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        male: jax.Array,
+        *,
+        train: bool = False,
+        image_keys: jax.Array | None = None,
+    ) -> Arrays:
+        """Reads images [B, H, W, C] and male int [B] (1, 0, -1 for unknown).
+
+        Returns `age` (standardised) and `sex_logit` (male positive), float32 [B], and the
+        `features` [B, F] they were read from.
+        """
+        features = self.backbone(images, train=train, image_keys=image_keys)
+        features = features.astype(jnp.float32)
+        x = features
+        if train and self.dropout:
+            keys = jax.vmap(jax.random.fold_in, (0, None))(image_keys, _HEAD_LAYER)
+            draw = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.dropout, x.shape[1:]))
+            x = jnp.where(draw(keys), x / (1 - self.dropout), 0.0)
+        sex_logit = nn.Dense(1, name="sex")(x)[:, 0]
+        if self.sex_input:
+            guess = jax.nn.sigmoid(jax.lax.stop_gradient(sex_logit))
+            p_male = jnp.where(male < 0, guess, male.astype(jnp.float32))
+            sexes = jnp.stack([p_male, 1 - p_male], axis=-1)
+            x = jnp.concatenate([x, nn.Dense(32, name="sex_embedding")(sexes)], axis=-1)
+        if self.hidden:
+            x = nn.relu(nn.Dense(self.hidden, name="age_hidden")(x))
+        age = nn.Dense(1, name="age")(x)[:, 0]
+        return {"age": age, "sex_logit": sex_logit, "features": features}
+
+
+@flax.struct.dataclass
+class BoneAgeMetrics(clu.metrics.Collection):
+    """Averages over images: loss, absolute error in months, sex accuracy (known sexes only)."""
+
+    loss: clu.metrics.Average.from_output("loss")  # type: ignore[valid-type]
+    mae: clu.metrics.Average.from_output("error")  # type: ignore[valid-type]
+    sex_accuracy: clu.metrics.Average.from_fun(  # type: ignore[valid-type]
+        lambda sex_correct, sex_mask, **_: {"values": sex_correct, "mask": sex_mask}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class BoneAge(Task):
+    """The bone-age task.
+
+    Attributes:
+      model: see `BoneAgeNet`.
+      age_mean, age_std: months, of the training split; the network learns (age - mean) / std.
+      loss_name: l1 | huber | mse, on the standardised age.
+      sex_weight: weight of the sex head's binary cross-entropy.
+    """
+
+    model: BoneAgeNet
+    age_mean: float
+    age_std: float
+    loss_name: str = "l1"
+    sex_weight: float = 0.1
+
+    name: ClassVar[str] = "bone_age"
+    metrics_type: ClassVar[type[clu.metrics.Collection]] = BoneAgeMetrics
+    metric: ClassVar[str] = "mae"
+    labels: ClassVar[tuple[str, ...]] = ("bone_age", "male")
+
+    def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> Tree:
+        images = jnp.zeros((1, *image_shape), jnp.float32)
+        init = jax.jit(lambda k: self.model.init(k, images, jnp.zeros((1,), jnp.int32)))
+        return init(key)
+
+    def apply(
+        self, variables: Tree, batch: Arrays, *, train: bool, keys: jax.Array | None
+    ) -> tuple[Arrays, Tree]:
+        args = (variables, batch["image"], batch["male"])
+        if not train:
+            return self.model.apply(*args, train=False), variables["batch_stats"]
+        outputs, updated = self.model.apply(
+            *args, train=True, image_keys=keys, mutable=["batch_stats"]
+        )
+        return outputs, updated["batch_stats"]
+
+    def loss(self, outputs: Arrays, batch: Arrays) -> tuple[jax.Array, Arrays]:
+        difference = outputs["age"] - (batch["bone_age"] - self.age_mean) / self.age_std
+        match self.loss_name:
+            case "l1":
+                age_loss = jnp.abs(difference)
+            case "huber":
+                age_loss = optax.huber_loss(difference, delta=1.0)
+            case _:
+                age_loss = jnp.square(difference)
+        known = batch["male"] >= 0
+        male = batch["male"] == 1
+        cross_entropy = optax.sigmoid_binary_cross_entropy(
+            outputs["sex_logit"], male.astype(jnp.float32)
+        )
+        parts = {
+            "error": jnp.abs(difference) * self.age_std,
+            "sex_correct": (outputs["sex_logit"] > 0) == male,
+            "sex_known": known,
+        }
+        return age_loss + self.sex_weight * jnp.where(known, cross_entropy, 0.0), parts
+
+    def metrics(
+        self, per_image: jax.Array, parts: Arrays, outputs: Arrays, batch: Arrays
+    ) -> clu.metrics.Collection:
+        counts = batch["weight"] > 0
+        return BoneAgeMetrics.single_from_model_output(
+            loss=per_image,
+            error=parts["error"],
+            sex_correct=parts["sex_correct"].astype(jnp.float32),
+            sex_mask=parts["sex_known"] & counts,
+            mask=counts,
+        )
+
+    def predictions(self, outputs: Arrays) -> Arrays:
+        return {
+            "predicted_age": outputs["age"] * self.age_std + self.age_mean,
+            "p_male": jax.nn.sigmoid(outputs["sex_logit"]),
+            "features": outputs["features"],
+        }
+
+    def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
+        age = age_summary(rows["predicted_age"], rows["true_age"], rows["male"], self.age_mean)
+        groups: dict[str, Any] = {"age": age}
+        if (rows["male"] >= 0).any():
+            groups["sex"] = sex_summary(rows["p_male"], rows["male"])
+        return groups

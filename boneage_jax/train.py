@@ -1,0 +1,264 @@
+"""The loop, from top to bottom: data, step, evaluate, checkpoint, report.
+
+The host never waits for the step it has just started: it stays two steps ahead, and the metrics
+of a log line are fetched one line later.
+"""
+
+import collections
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from boneage_jax.calibration import Calibration
+from boneage_jax.checkpoint import Checkpoints
+from boneage_jax.config import check_config
+from boneage_jax.data.loader import train_batches
+from boneage_jax.data.source import Split, describe, open_dataset
+from boneage_jax.errors import InputError
+from boneage_jax.evaluation import evaluate_split, with_labels
+from boneage_jax.optimizer import make_schedule
+from boneage_jax.parallel import process
+from boneage_jax.recipe import Facts, Run, build_run, fresh_state
+from boneage_jax.report.write import write_report
+from boneage_jax.report.writer import MetricWriter, read_metrics
+from boneage_jax.state import TrainState
+from boneage_jax.summary import make_report
+from boneage_jax.workdir import claim_workdir
+
+_RUN_AHEAD = 2  # steps queued on the device; more only holds more batches in memory
+
+
+def train(
+    config: ConfigDict, workdir: str | Path, *, devices: Sequence[jax.Device] | None = None
+) -> dict[str, Any]:
+    """Trains a network, or goes on with the run that `workdir` holds.
+
+    Args:
+      config: see `boneage_jax.config.base_config`; recipes lie in `configs/`.
+      workdir: receives config.json, metrics.jsonl, checkpoints/, tensorboard/, report.json,
+        report.html, figures/ and predictions.csv.
+      devices: the devices to use, all by default.
+
+    Returns:
+      The content of report.json.
+
+    Raises:
+      InputError: a wrong config or damaged data, in one line.
+    """
+    config, workdir = check_config(config), Path(workdir)
+    index, count = process()
+
+    # ----- data
+    dataset = open_dataset(config.data)
+    train_split = dataset.split(config.data.train_split)
+    eval_split = dataset.split(config.data.eval_split)
+    facts = Facts.of(dataset, train_split)
+    claim_workdir(workdir, config, facts, writes=index == 0)
+    _say(*describe(dataset))
+
+    # ----- model and steps
+    run = build_run(config, facts, devices)
+    checkpoints = Checkpoints(workdir, run.task.metric)
+    start = checkpoints.latest_step()
+    if start == run.total_steps and (workdir / "report.json").exists():
+        _say(f"{workdir} holds this run, finished at step {start}; nothing is left to do")
+        checkpoints.close()
+        return json.loads((workdir / "report.json").read_text())
+    state = fresh_state(config, facts, run.task, run.optimizer)
+    _describe_model(run, state, workdir)
+    state = run.parallel.put_state(state)
+    batches = train_batches(
+        train_split,
+        run.task.labels,
+        config.batch_size,
+        seed=config.seed,
+        put=run.parallel.put_batch,
+        process=(index, count),
+        threads=config.data.threads,
+        buffer=config.data.buffer,
+    )
+    if start is not None:
+        state = checkpoints.restore(start, state, batches)
+        _say(f"going on from the checkpoint of step {start}")
+
+    # ----- loop
+    with MetricWriter(workdir, resume_step=start) as writer:
+        loop = _Loop(run, writer, checkpoints, eval_split, start or 0)
+        state = loop.run_steps(state, batches)
+    checkpoints.wait()
+
+    # ----- report
+    step = checkpoints.step_to_use(config.select)
+    if step != run.total_steps:
+        state = checkpoints.restore(step, state)
+    checkpoints.close()
+    keys = ("predicted_age", "p_male", "features")
+    _, rows = evaluate_split(run, state, eval_split, keys=keys)
+    rows = with_labels(rows, eval_split)
+    features = rows.pop("features")
+    history = read_metrics(workdir)
+    report = make_report(run, state, dataset, config.data.eval_split, rows, history)
+    if index == 0:
+        Calibration.fit(rows["predicted_age"], rows["true_age"], features).save(
+            workdir / "calibration.npz"
+        )
+        write_report(workdir, report, rows, f"{config.model.name} on {dataset.name}")
+    if any(traces != 1 for traces in run.parallel.compilations.values()):
+        raise RuntimeError(f"a step was compiled more than once: {run.parallel.compilations}")
+    return report
+
+
+class _Loop:
+    """The running part of a training: what is logged, evaluated and saved when."""
+
+    def __init__(
+        self,
+        run: Run,
+        writer: MetricWriter,
+        checkpoints: Checkpoints,
+        eval_split: Split,
+        start: int,
+    ):
+        self._run, self._writer, self._checkpoints = run, writer, checkpoints
+        self._eval_split, self._step = eval_split, start
+        # All learning rates at once: asking the schedule at each step would sync the host.
+        schedule = make_schedule(run.config.optimizer, run.total_steps)
+        self._rates = np.asarray(jax.vmap(schedule)(np.arange(run.total_steps + 1)))
+        history = writer.last_row or {}
+        self._seconds_before = float(history.get("seconds", 0.0))
+        self._began = time.monotonic()
+        self._pending: dict[str, Any] | None = None
+        self._window = (start, 0.0)  # where the measured stretch of steps began; 0 is not yet
+
+    def run_steps(self, state: TrainState, batches: Any) -> TrainState:
+        """Steps from where the run stands to its end."""
+        run, config = self._run, self._run.config
+        metrics = empty = run.parallel.put_state(run.task.metrics_type.empty())
+        queue: collections.deque[Any] = collections.deque()
+        ahead = 0 if _shares_cores(run) else _RUN_AHEAD
+        first = self._step
+        with tqdm(
+            total=run.total_steps,
+            initial=first,
+            unit="step",
+            desc="compiling",
+            mininterval=0.2 if sys.stderr.isatty() else 20.0,
+            dynamic_ncols=True,
+            disable=process()[0] != 0,
+        ) as bar:
+            while self._step < run.total_steps:
+                state, metrics = run.train_step(state, metrics, next(batches))
+                self._step += 1
+                queue.append(metrics.loss)
+                while len(queue) > ahead or (queue and self._step == first + 1):
+                    jax.block_until_ready(queue.popleft())
+                bar.update()
+                if self._step == first + 1:  # the clock starts after compilation
+                    self._window = (self._step, time.monotonic())
+                    bar.set_description_str("training")
+                    bar.unpause()
+                evaluate = (
+                    self._step % run.evaluate_every == 0 or self._step == run.total_steps
+                )
+                save = bool(config.checkpoint_every) and (
+                    self._step % config.checkpoint_every == 0
+                )
+                if self._step % config.log_every == 0 or evaluate or save:
+                    self._log(metrics, bar)
+                    metrics = empty
+                if evaluate or save:
+                    self._flush(bar)
+                    values = self._evaluate(state, bar) if evaluate else None
+                    self._checkpoints.save(self._step, state, batches, values)
+                    self._window = (self._step, time.monotonic())
+        return state
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._began
+
+    def _log(self, metrics: Any, bar: tqdm) -> None:
+        """Notes the metrics of the last steps, and writes those noted before."""
+        self._flush(bar)
+        began, clock = self._window
+        now = time.monotonic()
+        steps = self._step - began
+        self._pending = {
+            "metrics": metrics,
+            "step": self._step,
+            "learning_rate": float(self._rates[self._step - 1]),
+            "flops": self._step * self._run.train_flops,
+            "seconds": self._seconds(),
+        }
+        if steps and clock:
+            self._pending["images_per_second"] = (
+                steps * self._run.config.batch_size / max(now - clock, 1e-9)
+            )
+        self._window = (self._step, now)
+
+    def _flush(self, bar: tqdm) -> None:
+        if self._pending is None:
+            return
+        row, self._pending = self._pending, None
+        metrics, step = row.pop("metrics"), row.pop("step")
+        values = {key: float(value) for key, value in metrics.compute().items()}
+        if not math.isfinite(values["loss"]):
+            raise InputError(
+                f"the loss is {values['loss']} at step {step}; lower optimizer.learning_rate "
+                f"(now {self._run.config.optimizer.learning_rate}) or optimizer.clip_norm"
+            )
+        known = {key: value for key, value in values.items() if math.isfinite(value)}
+        if process()[0] == 0:
+            self._writer.write(step, {f"train/{k}": v for k, v in known.items()} | row)
+        shown = {"loss": f"{values['loss']:.3f}"}
+        if "images_per_second" in row:
+            shown["images/s"] = f"{row['images_per_second']:.1f}"
+        bar.set_postfix(shown, refresh=False)
+
+    def _evaluate(self, state: TrainState, bar: tqdm) -> dict[str, float]:
+        values, _ = evaluate_split(self._run, state, self._eval_split)
+        known = {key: value for key, value in values.items() if math.isfinite(value)}
+        row = {f"validation/{key}": value for key, value in known.items()}
+        row |= {"flops": self._step * self._run.train_flops, "seconds": self._seconds()}
+        if process()[0] == 0:
+            self._writer.write(self._step, row)
+            shown = ", ".join(f"{key} {value:.3f}" for key, value in known.items())
+            bar.write(f"step {self._step}: validation {shown}", file=sys.stderr)
+        return known
+
+
+def _shares_cores(run: Run) -> bool:
+    """Simulated CPU devices share the host's cores: queued steps can miss XLA's rendezvous."""
+    return run.parallel.devices[0].platform == "cpu" and run.parallel.device_count > 1
+
+
+def _describe_model(run: Run, state: TrainState, workdir: Path) -> None:
+    if process()[0] != 0:
+        return
+    params = {"params": state.params}
+    overview = parameter_overview.get_parameter_overview(params, include_stats=False)
+    (workdir / "parameters.txt").write_text(overview + "\n")
+    short = parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=8)
+    config = run.config
+    _say(
+        short,
+        f"{config.model.name}: all parameters in {workdir / 'parameters.txt'}",
+        f"{run.total_steps} steps of {config.batch_size} images on {run.parallel.device_count} "
+        f"{run.parallel.devices[0].platform} device(s) by {config.parallel}; "
+        f"{run.train_flops / config.batch_size / 1e9:.3g} GFLOP per image trained, "
+        f"{run.total_steps * run.train_flops / 1e12:.3g} TFLOP in all",
+    )
+
+
+def _say(*lines: str) -> None:
+    if process()[0] == 0:
+        print(*lines, sep="\n", file=sys.stderr, flush=True)

@@ -1,0 +1,123 @@
+"""The folder of one run: claimed by one config, read back by evaluation and prediction."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from boneage_jax.calibration import Calibration
+from boneage_jax.checkpoint import Checkpoints
+from boneage_jax.config import check_config, differences, load_config, save_config
+from boneage_jax.errors import InputError
+from boneage_jax.recipe import Facts, Run, build_run, fresh_state
+from boneage_jax.state import TrainState
+
+
+def claim_workdir(folder: Path, config: ConfigDict, facts: Facts, *, writes: bool = True) -> None:
+    """Makes `folder` the workdir of this config, or checks that it already is.
+
+    Args:
+      folder: created where missing.
+      config: a checked config, written to config.json.
+      facts: of the training data, written to facts.json.
+      writes: whether this process writes (one of a job does; all check).
+
+    Raises:
+      InputError: the folder cannot be written, or holds a run of another config or other data.
+    """
+    if (folder / "config.json").exists():
+        changed = differences(load_config(folder / "config.json"), config)
+        if changed:
+            raise InputError(
+                f"{folder} holds a run of another config ({'; '.join(changed[:3])}"
+                f"{' ...' if len(changed) > 3 else ''}); choose another --workdir or remove it"
+            )
+    if (folder / "facts.json").exists():
+        old = load_facts(folder)
+        if old != facts:
+            raise InputError(
+                f"the training data changed since the run in {folder} began ({old} then, {facts} "
+                "now); choose another --workdir"
+            )
+    if not writes:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "facts.json", json.dumps(dataclasses.asdict(facts)) + "\n")
+        if not (folder / "config.json").exists():
+            save_config(folder / "config.json", config)
+    except OSError as error:
+        raise InputError(
+            f"--workdir={folder} cannot be written ({error.strerror}); choose a writable folder"
+        ) from error
+
+
+def load_facts(folder: Path) -> Facts:
+    """The facts.json of a workdir.
+
+    Raises:
+      InputError: it is missing or damaged.
+    """
+    path = folder / "facts.json"
+    try:
+        return Facts(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is missing or damaged ({error}); train again") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained network read back from its workdir."""
+
+    run: Run
+    state: TrainState
+    step: int
+    folder: Path
+
+    def calibration(self) -> Calibration:
+        """What the end of training measured on the validation split."""
+        return Calibration.load(self.folder / "calibration.npz")
+
+
+def load_trained(
+    folder: str | os.PathLike[str], *, task: str = "", eval_batch_size: int = 0
+) -> Trained:
+    """Reads the network that a run selected.
+
+    Args:
+      folder: the workdir of a training.
+      task: refuse a run of any other task, where given.
+      eval_batch_size: images per evaluation step instead of the config's, where not 0.
+
+    Raises:
+      InputError: no run there, another task, no checkpoint, or a damaged one.
+    """
+    folder = Path(folder)
+    stored = load_config(folder / "config.json")
+    config = check_config(stored)
+    if task and config.task != task:
+        raise InputError(f"{folder} holds a run of task {config.task!r}, not {task!r}")
+    if eval_batch_size:
+        with config.unlocked():
+            config.eval_batch_size = eval_batch_size
+    facts = load_facts(folder)
+    if not (folder / "checkpoints").is_dir():
+        raise InputError(f"{folder} holds no checkpoints; train first or name its workdir")
+    run = build_run(config, facts)
+    checkpoints = Checkpoints(folder, run.task.metric, read_only=True)
+    step = checkpoints.step_to_use(config.select)
+    like = run.parallel.state_shapes(
+        lambda: fresh_state(config, facts, run.task, run.optimizer)
+    )
+    state = checkpoints.restore(step, like)
+    checkpoints.close()
+    return Trained(run, state, step, folder)
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file in one piece: a kill leaves the old one or the new one."""
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)

@@ -1,0 +1,49 @@
+"""Bone age and sex. Presets:
+
+  configs/cls.py        the embedded run: EfficientNet-B4 on phantom hands at low resolution.
+  configs/cls.py:rsna   EfficientNet-B4 on the RSNA 2017 radiographs at 512 px, for GPU or TPU.
+  configs/cls.py:small  EfficientNet-B0 from scratch on a small set of radiographs, for 2 cores.
+"""
+
+from ml_collections import ConfigDict
+
+from boneage_jax.config import base_config
+from boneage_jax.errors import InputError
+
+
+def get_config(preset: str = "") -> ConfigDict:
+    """The recipe called `preset`, or the embedded run."""
+    presets = {"": phantom, "rsna": rsna, "small": small}
+    if preset not in presets:
+        raise InputError(f"configs/cls.py has no preset {preset!r}; choose rsna or small, or none")
+    return presets[preset]()
+
+
+def phantom() -> ConfigDict:
+    """python -m boneage_jax.main --config=configs/cls.py"""
+    return base_config()
+
+
+def rsna() -> ConfigDict:
+    """python -m boneage_jax.main --config=configs/cls.py:rsna [--config.data.raw_dir=DIR]"""
+    config = base_config()
+    config.data.name = "rsna_bone_age"
+    config.data.config = "512"
+    config.batch_size = 128
+    config.eval_batch_size = 128
+    config.epochs = 60.0
+    config.ema_decay = 0.999
+    config.select = "best"
+    config.model.dtype = "bfloat16"
+    config.model.sex_input = True
+    return config
+
+
+def small() -> ConfigDict:
+    """python -m boneage_jax.main --config=configs/cls.py:small --config.data.raw_dir=DIR"""
+    config = base_config()
+    config.data.name = "rsna_bone_age"
+    config.data.config = "256"
+    config.model.name = "efficientnet_b0"
+    config.model.sex_input = True
+    return config

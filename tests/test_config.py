@@ -1,0 +1,90 @@
+import pytest
+from ml_collections import ConfigDict
+
+from boneage_jax.config import base_config, check_config, differences, load_config, save_config
+from boneage_jax.errors import InputError
+from configs import cls
+
+
+@pytest.mark.parametrize("preset", ["", "rsna", "small"])
+def test_every_recipe_passes_its_own_checks(preset):
+    assert check_config(cls.get_config(preset)).is_locked
+
+
+def test_unknown_preset_lists_the_known_ones():
+    with pytest.raises(InputError, match="rsna"):
+        cls.get_config("mnist")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("batch_size", 0, "batch_size"),
+        ("epochs", -1.0, "epochs"),
+        ("ema_decay", 1.0, "ema_decay"),
+        ("parallel", "tpu", "parallel"),
+        ("select", "newest", "select"),
+        ("loss.age", "l3", "loss.age"),
+        ("optimizer.learning_rate", "fast", "learning_rate"),
+    ],
+)
+def test_a_value_out_of_range_is_named(key, value, word):
+    config = base_config()
+    section, _, name = key.rpartition(".")
+    target = config[section] if section else config
+    with target.ignore_type():
+        target[name] = value
+    with pytest.raises(InputError, match=word):
+        check_config(config)
+
+
+def test_unknown_and_missing_keys_are_named():
+    config = base_config()
+    config.batchsize = 3
+    with pytest.raises(InputError, match="batchsize"):
+        check_config(config)
+    config = base_config()
+    del config.optimizer.name
+    with pytest.raises(InputError, match=r"optimizer\.name"):
+        check_config(config)
+
+
+def test_per_device_statistics_need_pmap():
+    config = base_config()
+    config.model.bn_sync = False
+    with pytest.raises(InputError, match="pmap"):
+        check_config(config)
+
+
+def test_json_round_trip_changes_nothing(tmp_path):
+    config = base_config()
+    save_config(tmp_path / "config.json", config)
+    loaded = load_config(tmp_path / "config.json")
+    assert differences(config, loaded) == []
+    assert check_config(loaded).to_dict() == config.to_dict()
+
+
+def test_differences_name_the_key_but_not_runtime_keys():
+    old, new = base_config(), base_config()
+    new.log_every, new.model.name = 99, "efficientnet_b0"
+    assert differences(old, new) == ["model.name: 'efficientnet_b4' -> 'efficientnet_b0'"]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{"])
+def test_a_damaged_config_is_one_clear_line(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"config\.json"):
+        load_config(path)
+
+
+def test_a_folder_without_run_is_named(tmp_path):
+    with pytest.raises(InputError, match="holds no run"):
+        load_config(tmp_path / "config.json")
+
+
+def test_check_config_copies():
+    config = base_config()
+    checked = check_config(config)
+    config.batch_size = 1
+    assert checked.batch_size != 1 and isinstance(checked, ConfigDict)
