@@ -65,6 +65,23 @@ def stratified_split(
     return {name: np.flatnonzero(part_of_row == part) for part, name in enumerate(fractions)}
 
 
+def parse_fractions(value: str | Mapping[str, float]) -> dict[str, float]:
+    """Reads `train=0.8,test=0.2`, the way a command line gives fractions; a mapping stays.
+
+    Raises:
+      InputError: the text has another form.
+    """
+    if not isinstance(value, str):
+        return dict(value)
+    try:
+        pairs = [item.split("=") for item in value.split(",") if item.strip()]
+        return {name.strip(): float(share) for name, share in pairs}
+    except ValueError:
+        raise InputError(
+            f"fractions is {value!r}; write it as train=0.8,validation=0.1,test=0.1"
+        ) from None
+
+
 def _check_fractions(fractions: Mapping[str, float]) -> None:
     if not fractions:
         raise InputError("fractions names no part; give e.g. {'train': 0.8, 'validation': 0.2}")

@@ -1,0 +1,219 @@
+"""Radiographs on disk: finds them, reads them as grey uint8, fits them into a square."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from boneage_jax.data.dicom import read_dicom
+from boneage_jax.data.headers import check, sniff
+from boneage_jax.errors import InputError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom"})
+
+_FORMATS = "PNG, JPEG, TIFF or DICOM"
+_TAIL = 0.1  # percent of pixels clipped at each end when 16 bits become 8
+_MAX_BYTES = 1 << 30
+
+# Everything OpenCV would print about a broken file is raised as an exception here.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+class UnreadableImage(InputError):
+    """A file is not a whole, readable image; `name` says which, `reason` why."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def read_grey(source: Path | bytes, name: str = "") -> np.ndarray:
+    """Reads a radiograph as 8-bit grey.
+
+    The format is told from the content, not from the name. Colour becomes luma (BT.601), with
+    transparency over black. EXIF rotation of a JPEG is applied. Eight-bit values are kept as they
+    are, also inside a 16-bit file (maximum <= 255). Deeper ones are scaled linearly: from the
+    window of a DICOM file where it names one that shows something, else from the 0.1th
+    percentile (0) to the 99.9th (255), so that a few burnt-in white pixels cannot darken the hand.
+
+    Args:
+      source: the file, or its content.
+      name: how errors call it; the path if empty.
+
+    Returns:
+      uint8 [H, W].
+
+    Raises:
+      UnreadableImage: missing, empty, cut short, damaged, no image, several DICOM frames, or more
+        than 100 million pixels.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "image")
+    try:
+        data = _read_bytes(source) if isinstance(source, Path) else source
+        if not data:
+            raise ValueError("the file is empty")
+        form = sniff(data)
+        if not form and Path(name).suffix.lower() in (".dcm", ".dicom"):
+            form = "dicom"  # old files lack the 128-byte preamble
+        if not form:
+            raise ValueError(f"the content is not {_FORMATS}")
+        return _decode_dicom(data) if form == "dicom" else _decode(data, form)
+    except ValueError as error:
+        raise UnreadableImage(name, str(error)) from error
+    except OSError as error:
+        raise UnreadableImage(name, error.strerror or str(error)) from error
+    except cv2.error as error:
+        raise UnreadableImage(name, f"the image is damaged: {error.err}") from error
+    except MemoryError as error:
+        raise UnreadableImage(name, "not enough memory to decode it") from error
+
+
+def fit_square(image: np.ndarray, size: int) -> np.ndarray:
+    """Fits an image into a square: aspect ratio kept, centred, the rest filled.
+
+    Shrinking averages areas, enlarging is bilinear. The fill is the median of the image's border
+    on the two sides that are padded: radiographs come with black and with white backgrounds, and
+    black bars beside a bright one would look like the edges of a collimator.
+
+    Args:
+      image: uint8 [H, W].
+      size: side of the square, pixels.
+
+    Returns:
+      uint8 [size, size].
+    """
+    if image.ndim != 2 or image.dtype != np.uint8 or not image.size or size < 1:
+        raise ValueError(
+            f"need uint8 [H, W] and size >= 1, got {image.dtype} {image.shape}, {size}"
+        )
+    height, width = image.shape
+    scale = size / max(height, width)
+    new_height = min(size, max(1, round(height * scale)))
+    new_width = min(size, max(1, round(width * scale)))
+    if (new_height, new_width) != (height, width):
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        image = cv2.resize(image, (new_width, new_height), interpolation=method)
+    if new_height == new_width:
+        return np.ascontiguousarray(image)
+    edges = image[[0, -1], :] if new_height < size else image[:, [0, -1]]
+    square = np.full((size, size), np.uint8(np.median(edges)))
+    top, left = (size - new_height) // 2, (size - new_width) // 2
+    square[top : top + new_height, left : left + new_width] = image
+    return square
+
+
+def find_images(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Finds image files.
+
+    Args:
+      patterns: files (taken whatever their suffix), folders (searched with their subfolders) and
+        globs (`**` crosses folders); of folders and globs only files with `IMAGE_SUFFIXES` count,
+        hidden ones never.
+
+    Returns:
+      The paths, sorted, each once.
+
+    Raises:
+      InputError: a path that does not exist, or a pattern that leads to no image.
+    """
+    found: set[Path] = set()
+    for pattern in (os.fspath(pattern) for pattern in patterns):
+        images = set(_find(pattern))
+        if not images:
+            raise InputError(
+                f"{pattern}: no image found there ({', '.join(sorted(IMAGE_SUFFIXES))})"
+            )
+        found |= images
+    if not found:
+        raise InputError("no image given: name files, folders or globs")
+    return sorted(found)
+
+
+def _find(pattern: str) -> Iterator[Path]:
+    path = Path(pattern)
+    if path.is_file():
+        yield path
+        return
+    if path.is_dir():
+        yield from _walk(path)
+        return
+    if not glob.has_magic(pattern):
+        raise InputError(f"{pattern}: no such file or folder")
+    for match in map(Path, glob.iglob(pattern, recursive=True)):
+        if match.is_dir():
+            yield from _walk(match)
+        elif match.suffix.lower() in IMAGE_SUFFIXES:
+            yield match
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        # "._7.png" and __MACOSX are what macOS leaves in archives: not images.
+        folders[:] = [name for name in folders if name[0] != "." and name != "__MACOSX"]
+        for name in files:
+            if name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                yield Path(parent, name)
+
+
+def _read_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > _MAX_BYTES:
+            raise ValueError("the file is larger than 1 GiB")
+        return file.read()
+
+
+def _decode(data: bytes, form: str) -> np.ndarray:
+    check(data, form)
+    # UNCHANGED keeps alpha and depth, and ignores EXIF rotation, which only photographs carry.
+    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if form == "jpeg" else cv2.IMREAD_UNCHANGED
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if image is None or not image.size:
+        raise ValueError(f"the {form.upper()} file is damaged")
+    if image.ndim == 2:
+        return _to_8_bit(image)
+    alpha = image[..., -1] if image.shape[-1] in (2, 4) else None
+    colours = _to_8_bit(image[..., :3] if image.shape[-1] > 2 else image[..., :1])
+    grey = cv2.cvtColor(colours, cv2.COLOR_BGR2GRAY) if colours.shape[-1] == 3 else colours[..., 0]
+    if alpha is None:
+        return grey
+    opacity = alpha.astype(np.float32) / {"uint8": 255, "uint16": 65535}.get(alpha.dtype.name, 1)
+    return np.rint(grey * opacity).astype(np.uint8)
+
+
+def _decode_dicom(data: bytes) -> np.ndarray:
+    values, window = read_dicom(data)
+    if values.ndim == 3:
+        return cv2.cvtColor(_to_8_bit(values), cv2.COLOR_RGB2GRAY)
+    if window:
+        image = _scale(values, *window)
+        if image.min() < image.max():
+            return image
+    return _to_8_bit(values)
+
+
+def _to_8_bit(image: np.ndarray) -> np.ndarray:
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(image)
+    if not np.isfinite(image).all():
+        raise ValueError("it holds values that are not finite")
+    low, high = image.min(), image.max()
+    if low >= 0 and high <= 255 and (image.dtype.kind in "iu" or high > 1):
+        return image.astype(np.uint8)
+    black, white = np.percentile(image, (_TAIL, 100 - _TAIL))
+    if black == white:
+        black, white = float(low), float(high)
+    return _scale(image, black, white)
+
+
+def _scale(image: np.ndarray, black: float, white: float) -> np.ndarray:
+    """Maps black..white to 0..255, clipped and rounded; a flat image becomes 0."""
+    scaled = (image.astype(np.float32) - np.float32(black)) * np.float32(
+        255 / max(white - black, 1e-6)
+    )
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

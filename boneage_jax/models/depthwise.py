@@ -1,0 +1,155 @@
+"""Depthwise convolution, by the implementation that is fast where it runs.
+
+XLA's CPU backend runs a depthwise `conv_general_dilated` 30-40 times slower than the same sum of
+shifted products, and its gradients worse; on GPU and TPU the native convolution wins, since
+shifted products read the input k*k times from memory.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+IMPLEMENTATIONS = ("auto", "lax", "shift")
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+def depthwise_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int = 1,
+    padding: str | Sequence[tuple[int, int]] = "SAME",
+    implementation: str = "auto",
+) -> jax.Array:
+    """Convolves each channel with its own kernel.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [k, k, 1, C], of the dtype of `x`.
+      stride: of both axes.
+      padding: 'SAME' (TensorFlow's rule), 'VALID', or ((top, bottom), (left, right)) in pixels.
+      implementation: 'lax', 'shift', or 'auto': shifted products on CPU, lax elsewhere. The
+        choice is made while tracing, by the default backend.
+
+    Returns:
+      [B, H', W', C] of the dtype of `x`.
+
+    Raises:
+      ValueError: unknown implementation.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation={implementation!r}; choose one of {IMPLEMENTATIONS}")
+    if implementation == "auto":
+        implementation = "shift" if jax.default_backend() == "cpu" else "lax"
+    if isinstance(padding, str):
+        size, window = x.shape[1:3], kernel.shape[:2]
+        pads = lax.padtype_to_pads(size, window, (stride, stride), padding)
+    else:
+        pads = padding
+    exact: Padding = tuple((int(low), int(high)) for low, high in pads)  # type: ignore[assignment]
+    if implementation == "shift":
+        return _shift_conv(x, kernel, stride, exact)
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        exact,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _shift_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    return depthwise_shift_forward(x, kernel, stride, padding)
+
+
+def _shift_fwd(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return depthwise_shift_forward(x, kernel, stride, padding), (x, kernel)
+
+
+def _shift_bwd(
+    stride: int, padding: Padding, saved: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    return (
+        depthwise_shift_input_grad(grad, kernel, stride, padding, x.shape[1:3]),
+        depthwise_shift_kernel_grad(x, grad, stride, padding, kernel.shape[0]),
+    )
+
+
+_shift_conv.defvjp(_shift_fwd, _shift_bwd)
+
+
+# The three functions below are jitted under their own names: equal shapes are traced and lowered
+# once, and `boneage_jax.flops` knows them by name, since it does not count bare products.
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def depthwise_shift_forward(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> jax.Array:
+    """Sum over the k*k taps of a shifted (and strided) view of `x` times one weight."""
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    size = kernel.shape[0]
+    high, wide = ((n - size) // stride + 1 for n in padded.shape[1:3])
+    return _sum_of_taps(padded, kernel[:, :, 0], stride, high, wide)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def depthwise_shift_input_grad(
+    grad: jax.Array, kernel: jax.Array, stride: int, padding: Padding, shape: tuple[int, int]
+) -> jax.Array:
+    """The gradient spread out by the stride, under the flipped kernel."""
+    size = kernel.shape[0]
+    config = [(0, 0, 0)]
+    for axis, ((low, _), length) in enumerate(zip(padding, shape, strict=True), start=1):
+        spread = (grad.shape[axis] - 1) * stride + 1
+        before = size - 1 - low
+        config.append((before, length + size - 1 - before - spread, stride - 1))
+    config.append((0, 0, 0))
+    spread_grad = lax.pad(grad, jnp.zeros((), grad.dtype), config)
+    return _sum_of_taps(spread_grad, kernel[::-1, ::-1, 0], 1, *shape)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def depthwise_shift_kernel_grad(
+    x: jax.Array, grad: jax.Array, stride: int, padding: Padding, size: int
+) -> jax.Array:
+    """For each tap the sum over batch and space of a shifted view times the gradient.
+
+    One tap after the other in a loop: unrolled, XLA fuses the taps into one scalar reduction.
+    Measured on 2 cores at [8, 64, 64, 192], k=3: 52 ms in the loop, 120 ms unrolled.
+    """
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    batch, high, wide, channels = grad.shape
+    window = (batch, (high - 1) * stride + 1, (wide - 1) * stride + 1, channels)
+
+    def tap(corner: jax.Array) -> jax.Array:
+        view = lax.dynamic_slice(padded, (0, corner[0], corner[1], 0), window)
+        product = view[:, ::stride, ::stride] * grad
+        return product.astype(jnp.float32).sum((0, 1, 2))
+
+    corners = jnp.stack(jnp.meshgrid(*[jnp.arange(size)] * 2, indexing="ij"), -1).reshape(-1, 2)
+    taps = lax.map(tap, corners)
+    return taps.reshape(size, size, 1, channels).astype(grad.dtype)
+
+
+def _sum_of_taps(
+    padded: jax.Array, kernel: jax.Array, stride: int, high: int, wide: int
+) -> jax.Array:
+    """[B, high, wide, C]; all taps fuse into one pass over memory."""
+    batch, channels = padded.shape[0], padded.shape[-1]
+    total = None
+    for i in range(kernel.shape[0]):
+        for j in range(kernel.shape[1]):
+            end = (batch, i + (high - 1) * stride + 1, j + (wide - 1) * stride + 1, channels)
+            view = lax.slice(padded, (0, i, j, 0), end, (1, stride, stride, 1))
+            total = view * kernel[i, j] if total is None else total + view * kernel[i, j]
+    assert total is not None
+    return total

@@ -1,0 +1,299 @@
+"""EfficientNet (Tan & Le 2019, arXiv:1905.11946) and EfficientNet-Lite in Flax Linen.
+
+Submodules carry the names of `keras.applications`: stem_conv, block1a_dwconv, top_bn ... The
+Lite variants (github.com/tensorflow/tpu, efficientnet/lite) drop squeeze-and-excite, use ReLU6,
+and scale neither stem nor head nor the depth of the first and last stage.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from boneage_jax.models.depthwise import depthwise_conv
+
+Array = jax.Array
+Module = Callable[..., Any]
+
+
+class Variant(NamedTuple):
+    """Scaling of one member of the family; `resolution` in pixels is what it was made for."""
+
+    width: float
+    depth: float
+    resolution: int
+    dropout: float
+    lite: bool = False
+
+
+VARIANTS = {
+    "efficientnet_b0": Variant(1.0, 1.0, 224, 0.2),
+    "efficientnet_b1": Variant(1.0, 1.1, 240, 0.2),
+    "efficientnet_b2": Variant(1.1, 1.2, 260, 0.3),
+    "efficientnet_b3": Variant(1.2, 1.4, 300, 0.3),
+    "efficientnet_b4": Variant(1.4, 1.8, 380, 0.4),
+    "efficientnet_b5": Variant(1.6, 2.2, 456, 0.4),
+    "efficientnet_b6": Variant(1.8, 2.6, 528, 0.5),
+    "efficientnet_b7": Variant(2.0, 3.1, 600, 0.5),
+    "efficientnet_lite0": Variant(1.0, 1.0, 224, 0.2, lite=True),
+    "efficientnet_lite1": Variant(1.0, 1.1, 240, 0.2, lite=True),
+    "efficientnet_lite2": Variant(1.1, 1.2, 260, 0.3, lite=True),
+    "efficientnet_lite3": Variant(1.2, 1.4, 280, 0.3, lite=True),
+    "efficientnet_lite4": Variant(1.4, 1.8, 300, 0.3, lite=True),
+}
+
+
+class Stage(NamedTuple):
+    """One stage of B0: its blocks before scaling."""
+
+    kernel: int
+    repeats: int
+    filters: int
+    expand: int
+    stride: int
+
+
+STAGES = (
+    Stage(3, 1, 16, 1, 1),
+    Stage(3, 2, 24, 6, 2),
+    Stage(5, 2, 40, 6, 2),
+    Stage(3, 3, 80, 6, 2),
+    Stage(5, 3, 112, 6, 1),
+    Stage(5, 4, 192, 6, 2),
+    Stage(3, 1, 320, 6, 1),
+)
+
+# Variance scaling of the paper's TPU code: normal, fan out, so that depth does not shrink signals.
+_conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+_dense_init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+
+
+def round_filters(filters: int, width: float) -> int:
+    """Scales a channel count to a multiple of 8, never below 90 % of what was asked."""
+    scaled = filters * width
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return int(rounded + 8 if rounded < 0.9 * scaled else rounded)
+
+
+class Conv(nn.Module):
+    """A convolution without bias: dense k x k, or 1x1 as the matrix product that it is.
+
+    Attributes:
+      padding: 'same' (TensorFlow's rule, uneven at stride 2) or 'symmetric' (PyTorch's).
+    """
+
+    features: int
+    kernel: int = 1
+    stride: int = 1
+    padding: str = "same"
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        weights = self.param("kernel", _conv_init, shape).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if self.kernel == 1 and self.stride == 1:
+            x = jnp.einsum("bhwi,io->bhwo", x, weights[0, 0])
+        else:
+            x = jax.lax.conv_general_dilated(
+                x,
+                weights,
+                (self.stride, self.stride),
+                pads(self.padding, self.kernel),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+        if self.use_bias:
+            x += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return x
+
+
+class DepthwiseConv(nn.Module):
+    """One kernel per channel; see `boneage_jax.models.depthwise`. Parameter kernel [k, k, 1, C]."""
+
+    kernel: int
+    stride: int = 1
+    padding: str = "same"
+    implementation: str = "auto"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (self.kernel, self.kernel, 1, x.shape[-1])
+        weights = self.param("kernel", _conv_init, shape).astype(self.dtype)
+        return depthwise_conv(
+            x.astype(self.dtype),
+            weights,
+            stride=self.stride,
+            padding=pads(self.padding, self.kernel),
+            implementation=self.implementation,
+        )
+
+
+def pads(padding: str, kernel: int) -> Any:
+    """The lax padding argument for 'same' or 'symmetric'."""
+    return "SAME" if padding == "same" else ((kernel // 2, kernel // 2),) * 2
+
+
+class EfficientNet(nn.Module):
+    """The network, up to pooled features or class logits.
+
+    Attributes:
+      variant: a key of `VARIANTS`.
+      num_classes: 0 for pooled features.
+      dtype: of the computation; parameters and statistics are float32.
+      padding: 'same' or 'symmetric', see `Conv`.
+      bn_momentum, bn_epsilon: of BatchNorm; momentum is the share of the old statistics.
+      bn_axis_name: device axis over which batch statistics are averaged, or None.
+      dropout: before the classes; None is the variant's own.
+      drop_path_rate: stochastic depth (arXiv:1603.09382) of the last block, rising linearly.
+      depthwise: implementation, see `boneage_jax.models.depthwise`.
+    """
+
+    variant: str
+    num_classes: int = 0
+    dtype: Any = jnp.float32
+    padding: str = "same"
+    bn_momentum: float = 0.99
+    bn_epsilon: float = 1e-3
+    bn_axis_name: str | None = None
+    dropout: float | None = None
+    drop_path_rate: float = 0.2
+    depthwise: str = "auto"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        *,
+        train: bool = False,
+        image_keys: Array | None = None,
+        endpoints: bool = False,
+    ) -> Any:
+        """Runs the network.
+
+        Args:
+          x: normalised images [B, H, W, C], any C (1 for radiographs).
+          train: batch statistics, dropout and stochastic depth on.
+          image_keys: [B] typed keys, one per image, so that random draws do not depend on which
+            device an image is on. Needed in training with a rate above 0.
+          endpoints: also return the features of each stage.
+
+        Returns:
+          Pooled features [B, F] or logits [B, num_classes], of `dtype`; with `endpoints`, a pair
+          with a dict of 'stem', 'block1' ... 'block7', 'top' [B, H', W', C'] and 'pooled' [B, F].
+
+        Raises:
+          ValueError: training with random depth or dropout, but no keys.
+        """
+        spec = VARIANTS[self.variant]
+        dropout = spec.dropout if self.dropout is None else self.dropout
+        act: Callable[[Array], Array] = nn.relu6 if spec.lite else nn.swish
+        conv = functools.partial(Conv, padding=self.padding, dtype=self.dtype)
+        depthwise = functools.partial(
+            DepthwiseConv,
+            padding=self.padding,
+            implementation=self.depthwise,
+            dtype=self.dtype,
+        )
+        norm = functools.partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=self.bn_momentum,
+            epsilon=self.bn_epsilon,
+            axis_name=self.bn_axis_name if train else None,
+            dtype=self.dtype,
+        )
+        width = functools.partial(round_filters, width=spec.width)
+        fixed = (lambda filters: filters) if spec.lite else width
+        repeats = [
+            stage.repeats
+            if spec.lite and number in (0, len(STAGES) - 1)
+            else math.ceil(stage.repeats * spec.depth)
+            for number, stage in enumerate(STAGES)
+        ]
+        blocks = sum(repeats)
+        drops: Array | None = None
+        if train and (self.drop_path_rate or (dropout and self.num_classes)):
+            if image_keys is None:
+                raise ValueError("image_keys is None: training with dropout needs a key per image")
+            drops = jax.vmap(lambda key: jax.random.uniform(key, (blocks,)))(image_keys)
+
+        seen: dict[str, Array] = {}
+        x = conv(fixed(32), 3, 2, name="stem_conv")(x)
+        x = seen["stem"] = act(norm(name="stem_bn")(x))
+        index = 0
+        for number, stage in enumerate(STAGES, start=1):
+            for repeat in range(repeats[number - 1]):
+                rate = self.drop_path_rate * index / blocks
+                x = self._block(
+                    x,
+                    f"block{number}{chr(ord('a') + repeat)}",
+                    stage,
+                    first=repeat == 0,
+                    filters=width(stage.filters),
+                    # float32 uniform in [0, 1): an image keeps its branch where draw >= rate.
+                    keep=None if drops is None or not rate else drops[:, index] >= rate,
+                    rate=rate,
+                    act=act,
+                    lite=spec.lite,
+                    conv=conv,
+                    depthwise=depthwise,
+                    norm=norm,
+                )
+                index += 1
+            seen[f"block{number}"] = x
+        x = conv(fixed(1280), name="top_conv")(x)
+        x = seen["top"] = act(norm(name="top_bn")(x))
+        x = seen["pooled"] = x.mean((1, 2))  # [B, F]
+        if self.num_classes:
+            if train and dropout:
+                keys = jax.vmap(jax.random.fold_in, (0, None))(image_keys, blocks)
+                kept = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - dropout, x.shape[1:]))(keys)
+                x = jnp.where(kept, x / (1 - dropout), 0)
+            x = nn.Dense(
+                self.num_classes, dtype=self.dtype, kernel_init=_dense_init, name="predictions"
+            )(x)
+        return (x, seen) if endpoints else x
+
+    def _block(
+        self,
+        x: Array,
+        name: str,
+        stage: Stage,
+        *,
+        first: bool,
+        filters: int,
+        keep: Array | None,
+        rate: float,
+        act: Callable[[Array], Array],
+        lite: bool,
+        conv: Module,
+        depthwise: Module,
+        norm: Module,
+    ) -> Array:
+        """One inverted bottleneck: expand, depthwise, squeeze-and-excite, project, add."""
+        inputs, channels = x, x.shape[-1]
+        if stage.expand != 1:
+            x = conv(channels * stage.expand, name=f"{name}_expand_conv")(x)
+            x = act(norm(name=f"{name}_expand_bn")(x))
+        stride = stage.stride if first else 1
+        x = depthwise(stage.kernel, stride, name=f"{name}_dwconv")(x)
+        x = act(norm(name=f"{name}_bn")(x))
+        if not lite:
+            reduced = max(1, channels // 4)
+            gate = x.mean((1, 2), keepdims=True)  # [B, 1, 1, C]
+            gate = act(conv(reduced, use_bias=True, name=f"{name}_se_reduce")(gate))
+            gate = conv(x.shape[-1], use_bias=True, name=f"{name}_se_expand")(gate)
+            x = x * nn.sigmoid(gate)
+        x = norm(name=f"{name}_project_bn")(conv(filters, name=f"{name}_project_conv")(x))
+        if stride != 1 or channels != filters:
+            return x
+        if keep is not None:
+            x = x * (keep / (1 - rate)).astype(x.dtype)[:, None, None, None]
+        return inputs + x

@@ -1,0 +1,223 @@
+"""Figures of a report, as PNG files; drawn without pyplot, so no global state is touched."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.transforms
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, MultipleLocator
+
+from boneage_jax.report.page import in_unit
+from boneage_jax.report.statistics import BAND
+
+DPI = 150
+# Okabe and Ito's palette, told apart with any colour vision; sexes differ in their mark, too.
+_INK, _GREY, _LIGHT = "#222222", "#7A7A7A", "#DDDDDD"
+_BLUE, _VERMILLION = "#0072B2", "#D55E00"
+_SEXES = (("female", 0, _VERMILLION, "^"), ("male", 1, _BLUE, "o"), ("unknown", -1, _GREY, "s"))
+
+Rows = dict[str, np.ndarray]
+
+
+def draw_figures(
+    folder: Path, predictions: Rows, report: dict[str, Any], title: str = ""
+) -> list[Path]:
+    """Draws those figures that the predictions and the report have data for.
+
+    Args:
+      folder: created where missing; files of the same name are replaced.
+      predictions: `true_age`, `predicted_age` in months and `male` (1, 0, -1 unknown), each [n].
+      report: the content of report.json: `age`, `sex` and `curve` are read.
+      title: written small above each figure.
+
+    Returns:
+      The paths, in the order of reading: age_scatter.png, bland_altman.png, error_by_age.png,
+      sex_confusion.png, learning_curve.png.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    drawings: dict[str, Callable[[], Figure]] = {}
+    if {"true_age", "predicted_age"} <= predictions.keys() and len(predictions["true_age"]):
+        drawings["age_scatter"] = lambda: _age_scatter(predictions, report)
+        drawings["bland_altman"] = lambda: _bland_altman(predictions)
+        drawings["error_by_age"] = lambda: _error_by_age(predictions)
+    if "sex" in report:
+        drawings["sex_confusion"] = lambda: _sex_confusion(report["sex"])
+    if report.get("curve"):
+        drawings["learning_curve"] = lambda: _learning_curve(report)
+    paths = []
+    for name, draw in drawings.items():
+        figure = draw()
+        if title:
+            figure.suptitle(title, fontsize=9, color=_GREY)
+        path = folder / f"{name}.png"
+        partial = path.with_suffix(".partial")
+        FigureCanvasAgg(figure).print_png(partial, metadata={"Software": None})
+        partial.replace(path)
+        paths.append(path)
+    return paths
+
+
+def _age_scatter(rows: Rows, report: dict[str, Any]) -> Figure:
+    figure, axes = _new(5.6, 5.6)
+    true, predicted = _ages(rows)
+    low = 12 * np.floor(min(true.min(), predicted.min(), 0) / 12)
+    high = 12 * np.ceil(max(true.max(), predicted.max()) / 12 + 0.2)
+    axes.plot([low, high], [low, high], color=_INK, linewidth=1, label="identity")
+    _scatter_by_sex(axes, rows, true, predicted)
+    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    axes.set(xlabel="true bone age (months)", ylabel="predicted bone age (months)")
+    axes.xaxis.set_major_locator(MultipleLocator(24))
+    axes.yaxis.set_major_locator(MultipleLocator(24))
+    axes.legend(loc="lower right", **_LEGEND)
+    text = f"MAE {np.abs(predicted - true).mean():.2f} months, n = {len(true)}"
+    if "age" in report:
+        text += f"\n95 % interval {report['age']['mae_low']:.2f} to {report['age']['mae_high']:.2f}"
+    axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize=10, bbox=_BOX)
+    return figure
+
+
+def _bland_altman(rows: Rows) -> Figure:
+    """Differences over means, Bland and Altman, Lancet 1986;327:307-310."""
+    figure, axes = _new(6.8, 4.4)
+    true, predicted = _ages(rows)
+    difference = predicted - true
+    _scatter_by_sex(axes, rows, (true + predicted) / 2, difference)
+    bias, spread = difference.mean(), 1.96 * difference.std(ddof=min(1, len(difference) - 1))
+    beside = matplotlib.transforms.blended_transform_factory(axes.transAxes, axes.transData)
+    reach = max(float(np.abs(difference).max()), abs(bias) + spread, 1.0) * 1.15
+    apart = 0.075 * 2 * reach  # between labels, in months
+    for value, name, style, offset in (
+        (bias + spread, "+1.96 SD", "--", apart),
+        (bias, "bias", "-", 0.0),
+        (bias - spread, "−1.96 SD", "--", -apart),
+    ):
+        axes.axhline(value, color=_INK, linewidth=1, linestyle=style)
+        height = value if spread > apart else bias + offset
+        label = f"{name}\n{value:+.1f}"
+        axes.text(1.015, height, label, transform=beside, va="center", fontsize=9)
+    axes.set_ylim(-reach, reach)
+    axes.set(xlabel="mean of true and predicted bone age (months)")
+    axes.set(ylabel="predicted − true (months)")
+    axes.xaxis.set_major_locator(MultipleLocator(24))
+    axes.legend(loc="lower left", ncols=3, **_LEGEND)
+    return figure
+
+
+def _error_by_age(rows: Rows) -> Figure:
+    figure, axes = _new(6.8, 4.4)
+    true, predicted = _ages(rows)
+    male = rows.get("male", np.full(len(true), -1))
+    error = np.abs(predicted - true)
+    bands = np.floor(true / BAND).astype(int)
+    present = [sex for sex in _SEXES if (male == sex[1]).any()]
+    width = 0.8 / len(present)
+    for place, (name, value, colour, _) in enumerate(present):
+        shift = (place - (len(present) - 1) / 2) * width
+        for band in np.unique(bands[male == value]):
+            values = error[(bands == band) & (male == value)]
+            x = band + shift
+            axes.bar(x, values.mean(), width * 0.92, color=colour, alpha=0.85, zorder=2)
+            if len(values) > 1:
+                half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+                axes.errorbar(x, values.mean(), half, color=_INK, linewidth=1, capsize=2, zorder=3)
+        label = f"{name} (n = {(male == value).sum()})"
+        axes.bar(0, 0, 0, color=colour, alpha=0.85, label=label)
+    axes.axhline(error.mean(), color=_INK, linewidth=1, linestyle="--", label="all images")
+    ticks = np.arange(bands.min(), bands.max() + 1)
+    names = [f"{b * BAND}–{(b + 1) * BAND}\nn = {(bands == b).sum()}" for b in ticks]
+    axes.set_xticks(ticks, names, fontsize=7.5)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.18)  # room for the legend
+    axes.set(xlabel="true bone age (months)", ylabel="mean absolute error (months)")
+    axes.grid(visible=False, axis="x")
+    axes.legend(loc="upper center", ncols=len(present) + 1, **_LEGEND)
+    return figure
+
+
+def _sex_confusion(sex: dict[str, Any]) -> Figure:
+    figure, axes = _new(4.6, 4.2)
+    counts = np.array(sex["confusion_matrix"])
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        share = shares[row, column]
+        colour = "white" if share > 0.55 else _INK
+        text = f"{count}\n{share:.1%}"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=13)
+    axes.set_xticks([0, 1], ["female", "male"])
+    axes.set_yticks([0, 1], ["female", "male"])
+    axes.set(xlabel="predicted sex", ylabel="true sex")
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    auc = f", AUC {sex['auc']:.3f}" if "auc" in sex else ""
+    axes.set_title(f"accuracy {sex['accuracy']:.3f}{auc}", fontsize=10)
+    return figure
+
+
+def _learning_curve(report: dict[str, Any]) -> Figure:
+    figure, axes = _new(6.8, 4.2)
+    curve = report["curve"]
+    metric = next(name for name in curve[0] if name not in ("step", "flops"))
+    flops = np.array([point["flops"] for point in curve], float)
+    values = np.array([point[metric] for point in curve], float)
+    factor, unit = in_unit(flops.max())
+    months = metric == "mae"
+    axes.plot(flops / factor, values, "o-", color=_BLUE, markersize=4, linewidth=1.5)
+    best = int(values.argmin() if months else values.argmax())
+    axes.plot(flops[best] / factor, values[best], "o", color=_VERMILLION, markersize=8)
+    axes.plot([], [], "o", color=_VERMILLION, markersize=8, label=f"best: {values[best]:.2f}")
+    baseline = report.get("age", {}).get("baseline_mae")
+    if months and baseline:
+        label = f"predicting the training mean: {baseline:.1f}"
+        axes.axhline(baseline, color=_GREY, linewidth=1, linestyle="--", label=label)
+    axes.set(xlabel=f"training compute ({unit})")
+    axes.set(ylabel="validation MAE (months)" if months else f"validation {metric}")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.legend(loc="best", **_LEGEND)
+    return figure
+
+
+_LEGEND: dict[str, Any] = {"frameon": True, "framealpha": 0.9, "edgecolor": _LIGHT, "fontsize": 9}
+_BOX = {"facecolor": "white", "edgecolor": _LIGHT, "alpha": 0.9, "boxstyle": "round,pad=0.4"}
+
+
+def _new(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure of this size in inches, in the common style."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    axes.grid(color=_LIGHT, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_GREY)
+    axes.tick_params(color=_GREY, labelcolor=_INK, labelsize=9)
+    axes.xaxis.label.set_size(10)
+    axes.yaxis.label.set_size(10)
+    return figure, axes
+
+
+def _ages(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(rows["true_age"], float), np.asarray(rows["predicted_age"], float)
+
+
+def _scatter_by_sex(axes: Axes, rows: Rows, x: np.ndarray, y: np.ndarray) -> None:
+    male = rows.get("male", np.full(len(x), -1))
+    crowd = min(max(len(x) / 200, 1.0), 8.0)  # many points are drawn smaller and paler
+    for name, value, colour, marker in _SEXES:
+        if (male == value).any():
+            here = male == value
+            label = f"{name} ({here.sum()})"
+            axes.scatter(
+                x[here],
+                y[here],
+                s=26 / np.sqrt(crowd),
+                marker=marker,
+                color=colour,
+                alpha=max(0.75 / np.sqrt(crowd), 0.3),
+                linewidths=0,
+                label=label,
+            )

@@ -1,0 +1,149 @@
+"""Decodes and resizes many radiographs with all cores, in order, in bounded memory."""
+
+import itertools
+import os
+import sys
+import threading
+import time
+import zipfile
+import zlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from boneage_jax.data.files import UnreadableImage, fit_square, read_grey
+from boneage_jax.errors import InputError
+
+_LISTED = 20  # names in an error message; the rest is counted
+_AHEAD = 4  # images in flight per thread
+
+
+class ZipMember(NamedTuple):
+    """A file inside a zip archive."""
+
+    archive: Path
+    member: str
+
+    def __str__(self) -> str:
+        return f"{self.archive}:{self.member}"
+
+
+class Item(NamedTuple):
+    """One image to decode; `key` names it in the data set."""
+
+    key: str
+    source: Path | ZipMember
+
+
+class Decoded(NamedTuple):
+    """A decoded image, uint8 [S, S] or [H, W], with its height and width before resizing."""
+
+    key: str
+    image: np.ndarray
+    height: int
+    width: int
+
+
+def decode_all(
+    items: Sequence[Item], size: int | None, *, skip_unreadable: bool, description: str
+) -> Iterator[Decoded]:
+    """Decodes images, each to a grey square; the order is that of `items`.
+
+    Threads, not processes: OpenCV and zlib release the GIL, so that an image costs the same as
+    in a process of its own, without the start-up and the copies between processes.
+
+    Args:
+      items: what to decode.
+      size: side of the square in pixels (see `fit_square`), None to keep each image's own size.
+      skip_unreadable: leave unreadable images out and list them on standard error, instead of
+        raising after the last image.
+      description: of the progress bar, on standard error.
+
+    Yields:
+      One `Decoded` per readable image.
+
+    Raises:
+      InputError: after the last image, naming every unreadable one (the first 20, and how many).
+    """
+    started, workers = time.perf_counter(), _cores()
+    bar = tqdm(total=len(items), desc=description, unit="image", mininterval=0.5, disable=None)
+    unreadable: list[UnreadableImage] = []
+    with _Decoder(size) as decode, bar, ThreadPoolExecutor(workers) as pool:
+        sources = iter(items)
+        flying: deque[Future[Decoded | UnreadableImage]] = deque(
+            pool.submit(decode, item) for item in itertools.islice(sources, _AHEAD * workers)
+        )
+        try:
+            while flying:
+                decoded = flying.popleft().result()
+                flying.extend(pool.submit(decode, item) for item in itertools.islice(sources, 1))
+                bar.update()
+                if isinstance(decoded, UnreadableImage):
+                    unreadable.append(decoded)
+                else:
+                    yield decoded
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    if bar.disable:
+        seconds = time.perf_counter() - started
+        print(
+            f"{description}: {len(items)} images in {seconds:.1f} s "
+            f"({len(items) / max(seconds, 1e-9):.0f} images/s)",
+            file=sys.stderr,
+        )
+    if unreadable:
+        listing = _list_unreadable(unreadable, len(items))
+        if not skip_unreadable:
+            raise InputError(f"{listing}; mend them, or leave them out with --skip_unreadable")
+        print(f"{description}: left out {listing}", file=sys.stderr)
+
+
+class _Decoder:
+    """Decodes one item; each thread keeps its own handle of every archive."""
+
+    def __init__(self, size: int | None):
+        self._size, self._open, self._local = size, ExitStack(), threading.local()
+
+    def __enter__(self) -> "_Decoder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def __call__(self, item: Item) -> Decoded | UnreadableImage:
+        try:
+            image = read_grey(self._fetch(item.source), name=str(item.source))
+        except UnreadableImage as error:
+            return error
+        height, width = image.shape
+        return Decoded(
+            item.key, image if self._size is None else fit_square(image, self._size), height, width
+        )
+
+    def _fetch(self, source: Path | ZipMember) -> Path | bytes:
+        if isinstance(source, Path):
+            return source
+        archives = self._local.__dict__.setdefault("archives", {})
+        try:
+            if source.archive not in archives:
+                archives[source.archive] = self._open.enter_context(zipfile.ZipFile(source.archive))
+            return archives[source.archive].read(source.member)
+        except (OSError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            raise UnreadableImage(str(source), f"damaged in its archive: {error}") from error
+
+
+def _list_unreadable(errors: Sequence[UnreadableImage], total: int) -> str:
+    names = "; ".join(f"{error.name} ({error.reason})" for error in errors[:_LISTED])
+    more = f"; and {len(errors) - _LISTED} more" if len(errors) > _LISTED else ""
+    return f"{len(errors)} of {total} images unreadable: {names}{more}"
+
+
+def _cores() -> int:
+    """Cores this process may use, which a scheduler can limit below those of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,218 @@
+"""Hand masks from a COCO JSON file: polygons and run lengths, plain or compressed."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boneage_jax.errors import InputError
+
+_OUTSIDE = 1.0  # pixels that drawing tools may overshoot the border; clipped
+
+
+@dataclasses.dataclass(frozen=True)
+class CocoImage:
+    """An annotated image: its name in the file, its size, and (annotation, segmentation) pairs."""
+
+    file_name: str
+    height: int
+    width: int
+    segments: tuple[tuple[str, Any], ...]
+
+
+def read_coco(path: Path, category: str = "") -> tuple[list[CocoImage], int]:
+    """Reads the annotated images of a COCO file, Label Studio's exports included.
+
+    Args:
+      path: the JSON file.
+      category: name of the one to use; needed only if annotations of several occur.
+
+    Returns:
+      The images with at least one annotation, and the number of those without.
+
+    Raises:
+      InputError: no JSON, no COCO structure, an annotation of an unknown image, an image listed
+        twice, or several categories and none chosen.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path} as JSON: {error}") from error
+    images = _records(content, "images", path)
+    annotations = _records(content, "annotations", path)
+    names = {
+        str(record.get("id")): str(record.get("name", record.get("id")))
+        for record in (_records(content, "categories", path) if "categories" in content else [])
+    }
+    chosen = _of_category(annotations, names, category, path)
+
+    segments: dict[str, list[tuple[str, Any]]] = {}
+    for number, record in enumerate(images):
+        key = str(_field(record, "id", f"{path} image {number}"))
+        if key in segments:
+            raise InputError(f"{path} lists image id {key} twice")
+        segments[key] = []
+    for number, record in enumerate(chosen):
+        place = f"{path} annotation {record.get('id', number)}"
+        key = str(_field(record, "image_id", place))
+        if key not in segments:
+            raise InputError(f"{place} belongs to image {key}, which the file does not list")
+        segments[key].append((place, _field(record, "segmentation", place)))
+
+    found = []
+    for record in images:
+        key = str(record["id"])
+        place = f"{path} image {key}"
+        if segments[key]:
+            height, width = (_size(record, side, place) for side in ("height", "width"))
+            name = str(_field(record, "file_name", place))
+            found.append(CocoImage(name, height, width, tuple(segments[key])))
+    return found, len(images) - len(found)
+
+
+def draw_segments(image: CocoImage) -> np.ndarray:
+    """The union of all segmentations of an image, bool [height, width].
+
+    Raises:
+      InputError: a polygon or run-length code that is malformed or does not fit the image.
+    """
+    mask = np.zeros((image.height, image.width), bool)
+    for place, segmentation in image.segments:
+        if isinstance(segmentation, dict):
+            mask |= _draw_runs(segmentation, mask.shape, place)
+        elif isinstance(segmentation, list) and segmentation:
+            for polygon in segmentation:
+                mask |= _draw_polygon(_vertices(polygon, mask.shape, place), mask.shape)
+        else:
+            raise InputError(f"{place} has an empty segmentation; draw the hand or remove it")
+    return mask
+
+
+def decode_counts(text: str) -> list[int]:
+    """Run lengths from COCO's compressed string.
+
+    A variable-length code of 5 bits per character (offset 48, bit 5 continues, bit 4 of the last
+    one is the sign), where each run after the third is stored as the difference to the one two
+    before. Source: `rleFrString` in maskApi.c, github.com/cocodataset/cocoapi (Piotr Dollár).
+
+    Raises:
+      ValueError: a character outside the code, or the end within a number.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64:
+            raise ValueError(f"character {character!r} does not occur in run lengths")
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+        value = shift = 0
+    if shift:
+        raise ValueError("the string ends within a number")
+    return counts
+
+
+def _draw_runs(segmentation: dict[str, Any], shape: tuple[int, ...], place: str) -> np.ndarray:
+    """Runs alternate background and hand, down the columns."""
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if size != list(shape):
+        raise InputError(f"{place} has run lengths of size {size}, its image is {list(shape)}")
+    if isinstance(counts, str):
+        try:
+            counts = decode_counts(counts)
+        except ValueError as error:
+            raise InputError(f"{place} has damaged run lengths: {error}") from error
+    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
+        raise InputError(f"{place} has run lengths that are not whole numbers from 0 up")
+    if sum(counts) != math.prod(shape):
+        raise InputError(
+            f"{place} has run lengths of {sum(counts)} pixels, its image has {math.prod(shape)}"
+        )
+    flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return flat.reshape(shape, order="F")
+
+
+def _vertices(polygon: Any, shape: tuple[int, ...], place: str) -> np.ndarray:
+    """Checked corners of a polygon, float64 [N, 2] of (x, y) in pixels from the top left corner."""
+    try:
+        numbers = np.asarray(polygon, np.float64)
+    except (TypeError, ValueError):
+        numbers = np.empty((0, 0))
+    if numbers.ndim != 1 or not np.isfinite(numbers).all():
+        raise InputError(f"{place} has a polygon that is not a flat list [x, y, x, y, ...]")
+    if len(numbers) % 2:
+        raise InputError(f"{place} has a polygon of {len(numbers)} coordinates, an odd number")
+    if len(numbers) < 6:
+        raise InputError(f"{place} has a polygon of {len(numbers) // 2} corners; it needs 3")
+    corners = numbers.reshape(-1, 2)
+    limit = np.array([shape[1], shape[0]], np.float64)
+    outside = ((corners < -_OUTSIDE) | (corners > limit + _OUTSIDE)).any(axis=1)
+    if outside.any():
+        x, y = corners[outside][0]
+        raise InputError(
+            f"{place} has a corner at ({x:g}, {y:g}), outside its {shape[1]}x{shape[0]} image"
+        )
+    return np.clip(corners, 0, limit)
+
+
+def _draw_polygon(corners: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Pixels whose centre lies inside by the even-odd rule, bool [H, W]."""
+    height, width = shape
+    crossings = np.zeros((height, width + 1), np.int32)
+    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        if y0 == y1:
+            continue
+        # Rows whose centre y + 0.5 lies within the edge, its upper end included.
+        low, high = math.ceil(min(y0, y1) - 0.5), math.ceil(max(y0, y1) - 0.5)
+        rows = np.arange(low, high)
+        x = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
+        crossings[rows, np.ceil(x - 0.5).astype(int).clip(0, width)] += 1
+    return (np.cumsum(crossings, axis=1) % 2 == 1)[:, :width]
+
+
+def _of_category(
+    annotations: list[dict[str, Any]], names: dict[str, str], category: str, path: Path
+) -> list[dict[str, Any]]:
+    labels = [
+        names.get(str(record.get("category_id")), str(record.get("category_id")))
+        for record in annotations
+    ]
+    used = sorted(set(labels))
+    if category and category not in used:
+        raise InputError(
+            f"{path} has no annotation of category {category!r}; it has {', '.join(used) or 'none'}"
+        )
+    if not category and len(used) > 1:
+        raise InputError(
+            f"{path} has annotations of {', '.join(used)}; choose one with category=NAME"
+        )
+    pairs = zip(annotations, labels, strict=True)
+    return [record for record, label in pairs if label == (category or label)]
+
+
+def _records(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
+    records = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise InputError(f"{path} is no COCO file: it has no list {key!r} of objects")
+    return records
+
+
+def _field(record: dict[str, Any], key: str, place: str) -> Any:
+    if record.get(key) is None:
+        raise InputError(f"{place} has no {key!r}")
+    return record[key]
+
+
+def _size(record: dict[str, Any], key: str, place: str) -> int:
+    value = _field(record, key, place)
+    if type(value) is not int or not 0 < value <= 65535:
+        raise InputError(f"{place} has {key} {value!r}; it must be 1 to 65535 pixels")
+    return value

@@ -1,0 +1,148 @@
+"""TFDS builder: radiographs with a mask of the hand."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from boneage_jax.data.splits import parse_fractions, stratified_split
+from boneage_jax.errors import InputError
+from tfds_rsna.decode import Decoded, Item, decode_all
+from tfds_rsna.hand_mask.pairs import Pair, find_pairs, fit_mask
+
+_SIZES = ("256", "384", "512", "original", "64", "128")
+_FRACTIONS = {"train": 0.8, "validation": 0.2}
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Grey squares with a mask of the hand (1 hand, 0 background), from PNG masks or COCO JSON.
+
+    Splits are by id and happen here, so before any augmentation: no flipped or turned copy of a
+    training image can reach the validation split.
+
+    Args (all beyond TFDS's own are needed for preparing only):
+      raw_dir: folder with the images and the masks.
+      images, masks, coco, category: see `tfds_rsna.hand_mask.pairs.find_pairs`.
+      fractions: of the splits: a mapping or `train=0.8,validation=0.2`.
+      seed: of the splits.
+      skip_unreadable: leave out unreadable images instead of stopping.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
+    BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [
+        tfds.core.BuilderConfig(
+            name=size,
+            description="Each image at its own size."
+            if size == "original"
+            else f"Squares of {size} pixels, aspect ratio kept, padded.",
+        )
+        for size in _SIZES
+    ]
+    OPTIONS: ClassVar[dict[str, str]] = {
+        "images": "folder of the images in raw_dir (default: all of raw_dir)",
+        "masks": "folder of PNG masks in raw_dir (default: the one named *mask or *masks)",
+        "coco": "COCO JSON file in raw_dir, in place of masks (default: the only JSON file)",
+        "category": "COCO category of the hand (default: the only one)",
+        "fractions": "of the splits (train=0.8,validation=0.2)",
+        "seed": "of the splits, a whole number (0)",
+    }
+
+    def __init__(
+        self,
+        *,
+        raw_dir: str | Path | None = None,
+        images: str = "",
+        masks: str = "",
+        coco: str = "",
+        category: str = "",
+        fractions: str | Mapping[str, float] = "",
+        seed: int | str = 0,
+        skip_unreadable: bool = False,
+        **tfds_options: Any,
+    ):
+        self._raw_dir = Path(raw_dir) if raw_dir else None
+        self._places = {"images": images, "masks": masks, "coco": coco, "category": category}
+        self._fractions = parse_fractions(fractions) or _FRACTIONS
+        try:
+            self._seed = int(seed)
+        except ValueError:
+            raise InputError(f"seed is {seed!r}; give a whole number") from None
+        self._skip_unreadable = skip_unreadable
+        super().__init__(**tfds_options)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        pixels = tfds.features.Tensor(
+            shape=(self._size, self._size, 1), dtype=np.uint8, encoding="bytes"
+        )
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": pixels,
+                    "mask": pixels,
+                    "id": tfds.features.Text(),
+                    "height": tfds.features.Scalar(dtype=np.int32),
+                    "width": tfds.features.Scalar(dtype=np.int32),
+                }
+            ),
+        )
+
+    @property
+    def _size(self) -> int | None:
+        name = self.builder_config.name
+        return None if name == "original" else int(name)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict]]]:
+        del dl_manager  # nothing is downloaded
+        if self._raw_dir is None:
+            raise InputError("hand_mask needs raw_dir=DIR, the folder of images and masks")
+        pairs, found = find_pairs(self._raw_dir, **self._places)
+        print("; ".join(found), file=sys.stderr)
+        parts = stratified_split(
+            [pair.id for pair in pairs], None, None, self._fractions, self._seed
+        )
+        return {
+            name: self._generate_examples(name, [pairs[i] for i in part])
+            for name, part in parts.items()
+        }
+
+    def _generate_examples(
+        self, split: str, pairs: Sequence[Pair]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        by_id = {pair.id: pair for pair in pairs}
+        for decoded in decode_all(
+            [Item(pair.id, pair.image) for pair in pairs],
+            self._size,
+            skip_unreadable=self._skip_unreadable,
+            description=f"hand_mask/{self.builder_config.name} {split}",
+        ):
+            mask = self._mask(by_id[decoded.key], decoded)
+            yield (
+                decoded.key,
+                {
+                    "image": decoded.image[..., None],
+                    "mask": mask.astype(np.uint8)[..., None],
+                    "id": decoded.key,
+                    "height": decoded.height,
+                    "width": decoded.width,
+                },
+            )
+
+    def _mask(self, pair: Pair, decoded: Decoded) -> np.ndarray:
+        """The checked mask of an image, bool, in the geometry of `decoded.image`."""
+        mask = pair.read_mask()
+        if mask.shape != (decoded.height, decoded.width):
+            raise InputError(
+                f"{pair.mask_name} is {mask.shape[1]}x{mask.shape[0]} pixels, its image "
+                f"{pair.image} {decoded.width}x{decoded.height}; export the mask at image size"
+            )
+        if mask.all():
+            raise InputError(f"{pair.mask_name} covers the whole image; redraw or remove it")
+        fitted = mask if self._size is None else fit_mask(mask, self._size)
+        if not fitted.any():
+            what = f"vanishes at {self._size} pixels" if mask.any() else "shows no hand"
+            raise InputError(f"{pair.mask_name} {what}; redraw or remove it")
+        return fitted

@@ -1,0 +1,201 @@
+"""Finds which mask belongs to which image, and reads the masks."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from boneage_jax.data.files import find_images, read_grey
+from boneage_jax.errors import InputError
+from tfds_rsna.hand_mask.coco import CocoImage, draw_segments, read_coco
+
+# Label Studio puts eight hex digits before the name of an uploaded file; a date is no such prefix.
+_UPLOAD_PREFIX = re.compile(r"^(?!(?:19|20)\d{6}-)[0-9a-f]{8}-(?=.)")
+
+
+class Pair(NamedTuple):
+    """An image and its mask: `read_mask()` gives bool [H, W]; `mask_name` is for messages."""
+
+    id: str
+    image: Path
+    mask_name: str
+    read_mask: Callable[[], np.ndarray]
+
+
+def image_id(stem: str) -> str:
+    """The id in a file stem: without the upload prefix that Label Studio adds."""
+    return _UPLOAD_PREFIX.sub("", stem)
+
+
+def find_pairs(
+    raw_dir: Path, *, images: str = "", masks: str = "", coco: str = "", category: str = ""
+) -> tuple[list[Pair], list[str]]:
+    """Pairs masks with images by file stem.
+
+    Args:
+      raw_dir: holds images, and masks or a COCO file.
+      images: folder of the images below `raw_dir`, "" to search all of it.
+      masks: folder of the PNG masks, "" for the one whose name ends in `mask` or `masks`.
+      coco: the JSON file, "" for the only one there if there is no folder of masks.
+      category: see `read_coco`.
+
+    Returns:
+      The pairs sorted by id, and lines that say what was found.
+
+    Raises:
+      InputError: folders missing or ambiguous, a mask without image, two masks or images of one
+        id, or a damaged COCO file.
+    """
+    if not raw_dir.is_dir():
+        raise InputError(f"raw_dir {raw_dir} is not a folder")
+    if masks and coco:
+        raise InputError("give either masks (a folder) or coco (a JSON file), not both")
+    folder = None if coco else _mask_folder(raw_dir, masks)
+    if folder is not None:
+        readers, source = _png_masks(folder), folder
+    else:
+        source = _coco_file(raw_dir, coco)
+        readers = _coco_masks(source, category)
+    paths = _find_images(_inside(raw_dir, images, "images"), folder, readers)
+    pairs = [
+        Pair(name, paths[name], mask_name, read)
+        for name, (mask_name, _, read) in sorted(readers.items())
+    ]
+    shown = os.path.commonpath([pair.image.parent for pair in pairs])
+    return pairs, [f"{len(pairs)} masks from {source}", f"their images from {shown}"]
+
+
+def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """Moves a mask, bool [H, W], as `fit_square` moves its image; padding is no hand.
+
+    A pixel is hand where more than half of its area is.
+
+    Returns:
+      bool [size, size].
+    """
+    height, width = mask.shape
+    scale = size / max(height, width)
+    new_height = min(size, max(1, round(height * scale)))
+    new_width = min(size, max(1, round(width * scale)))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    pixels = cv2.resize(mask.astype(np.float32), (new_width, new_height), interpolation=method)
+    square = np.zeros((size, size), bool)
+    top, left = (size - new_height) // 2, (size - new_width) // 2
+    square[top : top + new_height, left : left + new_width] = pixels > 0.5
+    return square
+
+
+class _Mask(NamedTuple):
+    name: str
+    file_name: str  # of the image, where the source tells it
+    read: Callable[[], np.ndarray]
+
+
+def _png_masks(folder: Path) -> dict[str, _Mask]:
+    masks: dict[str, _Mask] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() == ".png" and not path.name.startswith("."):
+            _add(masks, image_id(path.stem), _Mask(str(path), "", lambda path=path: _read(path)))
+    if not masks:
+        raise InputError(f"{folder} holds no PNG mask")
+    return masks
+
+
+def _coco_masks(path: Path, category: str) -> dict[str, _Mask]:
+    masks: dict[str, _Mask] = {}
+    found, _ = read_coco(path, category)
+    for image in found:
+        name = image.file_name.replace("\\", "/")
+        stem = image_id(PurePosixPath(name).stem)
+        reader = _Mask(
+            f"{path} ({image.file_name})", name, lambda image=image: draw_segments(image)
+        )
+        _add(masks, stem, reader)
+    if not masks:
+        raise InputError(f"{path} has no annotation")
+    return masks
+
+
+def _add(masks: dict[str, _Mask], name: str, mask: _Mask) -> None:
+    if name in masks:
+        raise InputError(f"id {name!r} has two masks: {masks[name].name} and {mask.name}")
+    masks[name] = mask
+
+
+def _read(path: Path) -> np.ndarray:
+    values = read_grey(path)
+    return values > (127 if values.max() > 1 else 0)
+
+
+def _mask_folder(raw_dir: Path, name: str) -> Path | None:
+    if name:
+        return _inside(raw_dir, name, "masks")
+    found = sorted(
+        path
+        for path in raw_dir.iterdir()
+        if path.is_dir() and path.name.lower().endswith(("mask", "masks"))
+    )
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise InputError(f"{raw_dir} holds several mask folders: {names}; name one with masks=NAME")
+    return found[0] if found else None
+
+
+def _coco_file(raw_dir: Path, name: str) -> Path:
+    if name:
+        return _inside(raw_dir, name, "coco")
+    found = sorted(path for path in raw_dir.glob("*.json") if not path.name.startswith("."))
+    if len(found) != 1:
+        seen = ", ".join(path.name for path in found) or "none"
+        raise InputError(
+            f"{raw_dir} holds no folder of masks and not one JSON file (found {seen}); "
+            "name the masks with masks=FOLDER or coco=FILE"
+        )
+    return found[0]
+
+
+def _inside(raw_dir: Path, name: str, option: str) -> Path:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(f"{option}={name!r} leaves raw_dir; give a path below {raw_dir}")
+    if not (raw_dir / path).exists():
+        raise InputError(f"{option}={name!r}: {raw_dir / path} does not exist")
+    return raw_dir / path
+
+
+def _find_images(root: Path, masks: Path | None, wanted: dict[str, _Mask]) -> dict[str, Path]:
+    """The image of each id; where folders hold copies, the one folder that holds all of them."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in find_images([root]):
+        stem = image_id(path.stem)
+        if stem in wanted and (masks is None or masks not in path.parents):
+            found[stem].append(path)
+    absent = [mask.name for name, mask in wanted.items() if name not in found]
+    if absent:
+        raise InputError(
+            f"{len(absent)} of {len(wanted)} masks have no image of that name below {root}, "
+            f"first {absent[0]}; add it, or name the folder with images=FOLDER"
+        )
+    for name, mask in wanted.items():
+        exact = [path for path in found[name] if mask.file_name and path == root / mask.file_name]
+        found[name] = exact or found[name]
+    if all(len(paths) == 1 for paths in found.values()):
+        return {name: paths[0] for name, paths in found.items()}
+    folders_of = [{path.parent for path in paths} for paths in found.values()]
+    complete = sorted(set.intersection(*folders_of))
+    if len(complete) == 1:
+        chosen = {
+            name: [path for path in paths if path.parent == complete[0]]
+            for name, paths in found.items()
+        }
+        if all(len(paths) == 1 for paths in chosen.values()):
+            return {name: paths[0] for name, paths in chosen.items()}
+    twice = next(paths for paths in found.values() if len(paths) > 1)
+    raise InputError(
+        f"{twice[0]} and {twice[1]} have the same id; remove one, or name images=FOLDER"
+    )
