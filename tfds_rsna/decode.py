@@ -22,6 +22,7 @@ from boneage_jax.errors import InputError
 
 _LISTED = 20  # names in an error message; the rest is counted
 _AHEAD = 4  # images in flight per thread
+_MAX_BYTES = 1 << 30
 
 
 class ZipMember(NamedTuple):
@@ -133,7 +134,10 @@ class _Decoder:
         try:
             if source.archive not in archives:
                 archives[source.archive] = self._open.enter_context(zipfile.ZipFile(source.archive))
-            return archives[source.archive].read(source.member)
+            info = archives[source.archive].getinfo(source.member)
+            if info.file_size > _MAX_BYTES:
+                raise UnreadableImage(str(source), "larger than 1 GiB")
+            return archives[source.archive].read(info)
         except (OSError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise UnreadableImage(str(source), f"damaged in its archive: {error}") from error
 

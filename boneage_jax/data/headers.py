@@ -105,6 +105,7 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
         tag, kind, number = struct.unpack_from(f"{order}HHI", data, at + 2 + 12 * entry)
         if tag in (256, 257, 273, 279, 324, 325):
             tags[tag] = list(_tiff_values(data, order, kind, number, at + 10 + 12 * entry))
+    struct.unpack_from(f"{order}I", data, at + 2 + 12 * count)  # address of the next image, or 0
     if not (tags.get(256) and tags.get(257)):
         raise ValueError("the TIFF file is damaged: it names no size")
     offsets, lengths = tags.get(273, tags.get(324)), tags.get(279, tags.get(325))

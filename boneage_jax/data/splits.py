@@ -69,17 +69,22 @@ def parse_fractions(value: str | Mapping[str, float]) -> dict[str, float]:
     """Reads `train=0.8,test=0.2`, the way a command line gives fractions; a mapping stays.
 
     Raises:
-      InputError: the text has another form.
+      InputError: the text has another form, or a part is not train, validation or test.
     """
-    if not isinstance(value, str):
-        return dict(value)
     try:
-        pairs = [item.split("=") for item in value.split(",") if item.strip()]
-        return {name.strip(): float(share) for name, share in pairs}
+        fractions = _parse_pairs(value) if isinstance(value, str) else dict(value)
+        if fractions.keys() <= {"train", "validation", "test"}:
+            return fractions
     except ValueError:
-        raise InputError(
-            f"fractions is {value!r}; write it as train=0.8,validation=0.1,test=0.1"
-        ) from None
+        pass
+    raise InputError(
+        f"fractions is {value!r}; write it as train=0.8,validation=0.1,test=0.1 (or some of these)"
+    )
+
+
+def _parse_pairs(text: str) -> dict[str, float]:
+    pairs = [item.split("=") for item in text.split(",") if item.strip()]
+    return {name.strip(): float(share) for name, share in pairs}
 
 
 def _check_fractions(fractions: Mapping[str, float]) -> None:

@@ -8,7 +8,9 @@ import matplotlib.transforms
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from boneage_jax.report.page import in_unit
@@ -62,7 +64,7 @@ def draw_figures(
 
 
 def _age_scatter(rows: Rows, report: dict[str, Any]) -> Figure:
-    figure, axes = _new(5.6, 5.6)
+    figure, axes = _new(5.8)
     true, predicted = _ages(rows)
     low = 12 * np.floor(min(true.min(), predicted.min(), 0) / 12)
     high = 12 * np.ceil(max(true.max(), predicted.max()) / 12 + 0.2)
@@ -72,7 +74,7 @@ def _age_scatter(rows: Rows, report: dict[str, Any]) -> Figure:
     axes.set(xlabel="true bone age (months)", ylabel="predicted bone age (months)")
     axes.xaxis.set_major_locator(MultipleLocator(24))
     axes.yaxis.set_major_locator(MultipleLocator(24))
-    axes.legend(loc="lower right", **_LEGEND)
+    _opaque(axes.legend(loc="lower right", **_LEGEND))
     text = f"MAE {np.abs(predicted - true).mean():.2f} months, n = {len(true)}"
     if "age" in report:
         text += f"\n95 % interval {report['age']['mae_low']:.2f} to {report['age']['mae_high']:.2f}"
@@ -82,7 +84,7 @@ def _age_scatter(rows: Rows, report: dict[str, Any]) -> Figure:
 
 def _bland_altman(rows: Rows) -> Figure:
     """Differences over means, Bland and Altman, Lancet 1986;327:307-310."""
-    figure, axes = _new(6.8, 4.4)
+    figure, axes = _new()
     true, predicted = _ages(rows)
     difference = predicted - true
     _scatter_by_sex(axes, rows, (true + predicted) / 2, difference)
@@ -97,18 +99,18 @@ def _bland_altman(rows: Rows) -> Figure:
     ):
         axes.axhline(value, color=_INK, linewidth=1, linestyle=style)
         height = value if spread > apart else bias + offset
-        label = f"{name}\n{value:+.1f}"
+        label = f"{name}\n{value:+.1f}".replace("-", "−")
         axes.text(1.015, height, label, transform=beside, va="center", fontsize=9)
     axes.set_ylim(-reach, reach)
     axes.set(xlabel="mean of true and predicted bone age (months)")
     axes.set(ylabel="predicted − true (months)")
     axes.xaxis.set_major_locator(MultipleLocator(24))
-    axes.legend(loc="lower left", ncols=3, **_LEGEND)
+    _legend_above(axes)
     return figure
 
 
 def _error_by_age(rows: Rows) -> Figure:
-    figure, axes = _new(6.8, 4.4)
+    figure, axes = _new()
     true, predicted = _ages(rows)
     male = rows.get("male", np.full(len(true), -1))
     error = np.abs(predicted - true)
@@ -121,7 +123,7 @@ def _error_by_age(rows: Rows) -> Figure:
             values = error[(bands == band) & (male == value)]
             x = band + shift
             axes.bar(x, values.mean(), width * 0.92, color=colour, alpha=0.85, zorder=2)
-            if len(values) > 1:
+            if len(values) >= 5:  # fewer say little of their spread
                 half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
                 axes.errorbar(x, values.mean(), half, color=_INK, linewidth=1, capsize=2, zorder=3)
         label = f"{name} (n = {(male == value).sum()})"
@@ -130,15 +132,15 @@ def _error_by_age(rows: Rows) -> Figure:
     ticks = np.arange(bands.min(), bands.max() + 1)
     names = [f"{b * BAND}–{(b + 1) * BAND}\nn = {(bands == b).sum()}" for b in ticks]
     axes.set_xticks(ticks, names, fontsize=7.5)
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.18)  # room for the legend
+    axes.set_ylim(bottom=0)
     axes.set(xlabel="true bone age (months)", ylabel="mean absolute error (months)")
     axes.grid(visible=False, axis="x")
-    axes.legend(loc="upper center", ncols=len(present) + 1, **_LEGEND)
+    _legend_above(axes)
     return figure
 
 
 def _sex_confusion(sex: dict[str, Any]) -> Figure:
-    figure, axes = _new(4.6, 4.2)
+    figure, axes = _new()
     counts = np.array(sex["confusion_matrix"])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -158,7 +160,7 @@ def _sex_confusion(sex: dict[str, Any]) -> Figure:
 
 
 def _learning_curve(report: dict[str, Any]) -> Figure:
-    figure, axes = _new(6.8, 4.2)
+    figure, axes = _new()
     curve = report["curve"]
     metric = next(name for name in curve[0] if name not in ("step", "flops"))
     flops = np.array([point["flops"] for point in curve], float)
@@ -186,18 +188,36 @@ _LEGEND: dict[str, Any] = {"frameon": True, "framealpha": 0.9, "edgecolor": _LIG
 _BOX = {"facecolor": "white", "edgecolor": _LIGHT, "alpha": 0.9, "boxstyle": "round,pad=0.4"}
 
 
-def _new(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty figure of this size in inches, in the common style."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+def _new(height: float = 4.6) -> tuple[Figure, Axes]:
+    """An empty figure, 6.4 inches wide, in the common style."""
+    figure = Figure(figsize=(6.4, height), dpi=DPI, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     axes.grid(color=_LIGHT, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_GREY)
     axes.tick_params(color=_GREY, labelcolor=_INK, labelsize=9)
-    axes.xaxis.label.set_size(10)
-    axes.yaxis.label.set_size(10)
+    axes.xaxis.label.set_fontsize(10)
+    axes.yaxis.label.set_fontsize(10)
     return figure, axes
+
+
+def _legend_above(axes: Axes) -> None:
+    """One line above the frame, where no point can lie below it."""
+    place: dict[str, Any] = {
+        "loc": "lower left",
+        "bbox_to_anchor": (0.0, 1.0),
+        "borderaxespad": 0.2,
+    }
+    _opaque(axes.legend(ncols=4, frameon=False, fontsize=9, handletextpad=0.4, **place))
+
+
+def _opaque(legend: Legend) -> None:
+    """Marks of a legend are read, not counted: full colour, one size."""
+    for handle in legend.legend_handles:
+        if isinstance(handle, PathCollection):
+            handle.set_alpha(1.0)
+            handle.set_sizes([30.0])
 
 
 def _ages(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
@@ -206,7 +226,7 @@ def _ages(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
 
 def _scatter_by_sex(axes: Axes, rows: Rows, x: np.ndarray, y: np.ndarray) -> None:
     male = rows.get("male", np.full(len(x), -1))
-    crowd = min(max(len(x) / 200, 1.0), 8.0)  # many points are drawn smaller and paler
+    crowd = np.sqrt(min(max(len(x) / 200, 1.0), 16.0))  # many points: smaller and paler
     for name, value, colour, marker in _SEXES:
         if (male == value).any():
             here = male == value
@@ -214,10 +234,10 @@ def _scatter_by_sex(axes: Axes, rows: Rows, x: np.ndarray, y: np.ndarray) -> Non
             axes.scatter(
                 x[here],
                 y[here],
-                s=26 / np.sqrt(crowd),
+                s=28 / crowd,
                 marker=marker,
                 color=colour,
-                alpha=max(0.75 / np.sqrt(crowd), 0.3),
+                alpha=max(0.8 / np.sqrt(crowd), 0.4),
                 linewidths=0,
                 label=label,
             )

@@ -64,7 +64,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         skip_unreadable: bool = False,
         **tfds_options: Any,
     ):
-        self._raw_dir = Path(raw_dir) if raw_dir else None
+        self._raw_dir = Path(raw_dir).expanduser() if raw_dir else None
         self._places = {"images": images, "masks": masks, "coco": coco, "category": category}
         self._fractions = parse_fractions(fractions) or _FRACTIONS
         try:
@@ -72,7 +72,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         except ValueError:
             raise InputError(f"seed is {seed!r}; give a whole number") from None
         self._skip_unreadable = skip_unreadable
-        super().__init__(**tfds_options)
+        super().__init__(**{"file_format": "array_record"} | tfds_options)
+
+    @property
+    def _size(self) -> int | None:
+        assert self.builder_config is not None
+        name = self.builder_config.name
+        return None if name == "original" else int(name)
 
     def _info(self) -> tfds.core.DatasetInfo:
         pixels = tfds.features.Tensor(
@@ -84,21 +90,17 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     "image": pixels,
                     "mask": pixels,
                     "id": tfds.features.Text(),
-                    "height": tfds.features.Scalar(dtype=np.int32),
-                    "width": tfds.features.Scalar(dtype=np.int32),
+                    "height": tfds.features.Scalar(np.int32),
+                    "width": tfds.features.Scalar(np.int32),
                 }
             ),
+            supervised_keys=("image", "mask"),
         )
 
-    @property
-    def _size(self) -> int | None:
-        name = self.builder_config.name
-        return None if name == "original" else int(name)
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict]]]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # nothing is downloaded
         if self._raw_dir is None:
-            raise InputError("hand_mask needs raw_dir=DIR, the folder of images and masks")
+            raise InputError("hand_mask needs --raw_dir=DIR, the folder of images and masks")
         pairs, found = find_pairs(self._raw_dir, **self._places)
         print("; ".join(found), file=sys.stderr)
         parts = stratified_split(
@@ -117,7 +119,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             [Item(pair.id, pair.image) for pair in pairs],
             self._size,
             skip_unreadable=self._skip_unreadable,
-            description=f"hand_mask/{self.builder_config.name} {split}",
+            description=f"{self.name} {split}",
         ):
             mask = self._mask(by_id[decoded.key], decoded)
             yield (

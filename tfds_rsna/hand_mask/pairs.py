@@ -4,6 +4,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from boneage_jax.data.files import find_images, read_grey
 from boneage_jax.errors import InputError
-from tfds_rsna.hand_mask.coco import CocoImage, draw_segments, read_coco
+from tfds_rsna.hand_mask.coco import draw_segments, read_coco
 
 # Label Studio puts eight hex digits before the name of an uploaded file; a date is no such prefix.
 _UPLOAD_PREFIX = re.compile(r"^(?!(?:19|20)\d{6}-)[0-9a-f]{8}-(?=.)")
@@ -100,7 +101,7 @@ def _png_masks(folder: Path) -> dict[str, _Mask]:
     masks: dict[str, _Mask] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() == ".png" and not path.name.startswith("."):
-            _add(masks, image_id(path.stem), _Mask(str(path), "", lambda path=path: _read(path)))
+            _add(masks, image_id(path.stem), _Mask(str(path), "", partial(_read, path)))
     if not masks:
         raise InputError(f"{folder} holds no PNG mask")
     return masks
@@ -112,9 +113,7 @@ def _coco_masks(path: Path, category: str) -> dict[str, _Mask]:
     for image in found:
         name = image.file_name.replace("\\", "/")
         stem = image_id(PurePosixPath(name).stem)
-        reader = _Mask(
-            f"{path} ({image.file_name})", name, lambda image=image: draw_segments(image)
-        )
+        reader = _Mask(f"{path} ({image.file_name})", name, partial(draw_segments, image))
         _add(masks, stem, reader)
     if not masks:
         raise InputError(f"{path} has no annotation")

@@ -70,7 +70,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         skip_unreadable: bool = False,
         **tfds_options: Any,
     ):
-        self._raw_dir = Path(raw_dir) if raw_dir else None
+        self._raw_dir = Path(raw_dir).expanduser() if raw_dir else None
         self._csv = csv
         self._columns = Columns(
             file=file_column,
@@ -83,43 +83,44 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self._fractions = parse_fractions(fractions) or _FRACTIONS
         self._seed = _whole_number(seed)
         self._skip_unreadable = skip_unreadable
-        super().__init__(**tfds_options)
+        super().__init__(**{"file_format": "array_record"} | tfds_options)
+
+    @property
+    def _size(self) -> int | None:
+        assert self.builder_config is not None
+        name = self.builder_config.name
+        return None if name == "original" else int(name)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        size = self._size
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Tensor(
-                        shape=(size, size, 1), dtype=np.uint8, encoding="bytes"
+                        shape=(self._size, self._size, 1), dtype=np.uint8, encoding="bytes"
                     ),
                     "id": tfds.features.Text(),
-                    "bone_age": tfds.features.Scalar(dtype=np.float32),
-                    "male": tfds.features.Scalar(dtype=np.int64),
-                    "height": tfds.features.Scalar(dtype=np.int32),
-                    "width": tfds.features.Scalar(dtype=np.int32),
+                    "bone_age": tfds.features.Scalar(np.float32),
+                    "male": tfds.features.Scalar(np.int64),
+                    "height": tfds.features.Scalar(np.int32),
+                    "width": tfds.features.Scalar(np.int32),
                 }
             ),
+            supervised_keys=("image", "bone_age"),
         )
 
-    @property
-    def _size(self) -> int | None:
-        name = self.builder_config.name
-        return None if name == "original" else int(name)
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict]]]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # nothing is downloaded
         if self._raw_dir is None:
-            raise InputError("radiograph_folder needs raw_dir=DIR, the folder of CSV and images")
+            raise InputError("radiograph_folder needs --raw_dir=DIR, the folder of CSV and images")
         path = find_csv(self._raw_dir, self._csv)
         rows, columns = read_table(path, self._raw_dir, self._columns)
         print(_describe(path, rows, columns), file=sys.stderr)
         return {
             name: self._generate_examples(name, part)
-            for name, part in self._split(rows, bool(columns.split)).items()
+            for name, part in self._cut(rows, bool(columns.split)).items()
         }
 
-    def _split(self, rows: Sequence[Radiograph], given: bool) -> dict[str, list[Radiograph]]:
+    def _cut(self, rows: Sequence[Radiograph], given: bool) -> dict[str, list[Radiograph]]:
         if given:
             names = [n for n in ("train", "validation", "test") if any(r.split == n for r in rows)]
             return {name: [row for row in rows if row.split == name] for name in names}
@@ -140,7 +141,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             [Item(row.key, row.path) for row in rows],
             self._size,
             skip_unreadable=self._skip_unreadable,
-            description=f"radiograph_folder/{self.builder_config.name} {split}",
+            description=f"{self.name} {split}",
         ):
             row = by_key[decoded.key]
             yield (

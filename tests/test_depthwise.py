@@ -1,0 +1,57 @@
+"""Depthwise convolution: each implementation against lax in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from boneage_jax.models.depthwise import depthwise_conv
+
+
+def both(implementation, x, kernel, grad, **options):
+    """Output, input gradient, kernel gradient."""
+    out, pull = jax.vjp(
+        lambda x, k: depthwise_conv(x, k, implementation=implementation, **options), x, kernel
+    )
+    return (out, *pull(grad(out.shape)))
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(9, 9), (8, 11), (5, 6)])
+@pytest.mark.parametrize("padding", ["SAME", "symmetric"])
+def test_shifted_products_are_the_convolution(kernel, stride, shape, padding):
+    rng = np.random.default_rng(0)
+    pads = padding if padding == "SAME" else ((kernel // 2,) * 2,) * 2
+    with jax.enable_x64(True):
+        x = jnp.asarray(rng.normal(size=(2, *shape, 3)))
+        weights = jnp.asarray(rng.normal(size=(kernel, kernel, 1, 3)))
+        options = {"stride": stride, "padding": pads}
+
+        def grad(shape):
+            return jnp.asarray(np.random.default_rng(1).normal(size=shape))
+
+        expected = both("lax", x, weights, grad, **options)
+        for ours, theirs in zip(both("shift", x, weights, grad, **options), expected, strict=True):
+            assert ours.dtype == theirs.dtype
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_bfloat16_stays_close_to_float32():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 12, 12, 8)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(3, 3, 1, 8)), jnp.float32)
+
+    def grad(shape):
+        return jnp.ones(shape, jnp.bfloat16)
+
+    low = both("shift", x.astype(jnp.bfloat16), weights.astype(jnp.bfloat16), grad)
+    high = both("lax", x, weights, lambda shape: jnp.ones(shape))
+    for a, b in zip(low, high, strict=True):
+        assert a.dtype == jnp.bfloat16
+        assert np.abs(a.astype(jnp.float32) - b).max() < 0.03 * np.abs(b).max()
+
+
+def test_unknown_implementation_is_refused():
+    with pytest.raises(ValueError, match="shift"):
+        depthwise_conv(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)), implementation="fft")

@@ -1,0 +1,197 @@
+"""EfficientNet against keras.applications, published counts, and its own invariances."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from boneage_jax.errors import InputError
+from boneage_jax.models.efficientnet import Conv, EfficientNet
+from boneage_jax.models.pretrained import from_keras
+from boneage_jax.models.registry import NAMES, create_model
+
+# Trainable and moving parameters with 1000 classes and 3 channels: keras.io/api/applications less
+# Keras's 7 input-normalisation values; Lite: timm's results table.
+PARAMETERS = {
+    "efficientnet_b0": 5_330_571 - 7,
+    "efficientnet_b1": 7_856_239 - 7,
+    "efficientnet_b2": 9_177_569 - 7,
+    "efficientnet_b3": 12_320_535 - 7,
+    "efficientnet_b4": 19_466_823 - 7,
+    "efficientnet_b5": 30_562_527 - 7,
+    "efficientnet_b6": 43_265_143 - 7,
+    "efficientnet_b7": 66_658_687 - 7,
+}
+LITE_TRAINABLE = {"efficientnet_lite0": 4_652_008, "efficientnet_lite4": 13_006_568}
+
+
+def shapes(name, **options):
+    model = create_model(name, **options)
+    images = jnp.zeros((1, 32, 32, 3))
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+
+
+def size(tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_are_as_many_as_keras_documents(name):
+    assert size(shapes(name, num_classes=1000)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", LITE_TRAINABLE)
+def test_lite_parameters_are_as_many_as_timm_lists(name):
+    assert size(shapes(name, num_classes=1000)["params"]) == LITE_TRAINABLE[name]
+
+
+@pytest.fixture(scope="module", params=[96, 67])
+def keras_b4(request):
+    """Keras's B4 for one image size with random weights and statistics, and the same in ours."""
+    keras = pytest.importorskip("keras")
+    side = request.param
+    source = keras.applications.EfficientNetB4(
+        weights=None, classes=5, classifier_activation=None, input_shape=(side, side, 3)
+    )
+    for layer in source.layers:  # no dropout: training mode then only means batch statistics
+        if isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.0
+    rng = np.random.default_rng(0)
+    for weight in source.weights:
+        if weight.path.startswith("normalization"):
+            continue
+        if weight.path.endswith(("gamma", "moving_variance")):
+            weight.assign(rng.uniform(0.6, 1.4, weight.shape))
+        elif weight.path.endswith(("beta", "moving_mean", "bias")):
+            weight.assign(rng.normal(0, 0.1, weight.shape))
+    arrays = {w.path: np.asarray(w) for w in source.weights}
+    variables = from_keras(arrays, shapes("efficientnet_b4", num_classes=5))
+    return side, source, arrays, variables
+
+
+def relative_error(ours, theirs) -> float:
+    theirs = np.asarray(theirs)
+    return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
+
+
+def test_b4_gives_the_outputs_of_keras(keras_b4):
+    """In inference and in training mode, statistics included."""
+    side, source, _, variables = keras_b4
+    images = np.random.default_rng(1).uniform(size=(4, side, side, 3)).astype(np.float32)
+    model = create_model("efficientnet_b4", num_classes=5, dropout=0.0, drop_path_rate=0.0)
+
+    ours = jax.jit(model.apply)(variables, images)
+    trainable = [v.value for v in source.trainable_variables]
+    fixed = [v.value for v in source.non_trainable_variables]
+    # Keras rescales by 1/255 inside.
+    theirs, _ = jax.jit(source.stateless_call)(trainable, fixed, images * 255.0)
+    assert relative_error(ours, theirs) < 1e-4
+
+    train = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
+    ours, updated = train(variables, images)
+    theirs, after = jax.jit(
+        lambda t, f, x: source.stateless_call(t, f, x, training=True)
+    )(trainable, fixed, images * 255.0)
+    assert relative_error(ours, theirs) < 1e-4
+    paths = [v.path for v in source.non_trainable_variables]
+    moved = dict(zip(paths, after, strict=True))
+    for layer in ("stem_bn", "block3b_expand_bn", "top_bn"):
+        stats = updated["batch_stats"][layer]
+        assert relative_error(stats["mean"], moved[f"{layer}/moving_mean"]) < 1e-4
+        assert relative_error(stats["var"], moved[f"{layer}/moving_variance"]) < 1e-4
+
+
+def test_weights_of_another_network_are_refused(keras_b4):
+    _, _, arrays, _ = keras_b4
+    with pytest.raises(InputError, match="shape"):
+        from_keras(arrays, shapes("efficientnet_b3", num_classes=5))
+    fewer = {k: v for k, v in arrays.items() if not k.startswith("block2b_bn")}
+    with pytest.raises(InputError, match="block2b_bn"):
+        from_keras(fewer, shapes("efficientnet_b4", num_classes=5))
+
+
+@pytest.fixture(scope="module")
+def b0():
+    model = EfficientNet("efficientnet_b0", drop_path_rate=0.5)
+    images = jax.random.normal(jax.random.key(1), (4, 40, 40, 1))
+    rng = np.random.default_rng(0)  # compiling 200 random initialisers would take 20 s
+    like = jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = jax.tree.map(lambda x: rng.uniform(0.01, 0.1, x.shape).astype(x.dtype), like)
+    return model, variables, images
+
+
+def test_endpoints_name_the_features_of_each_stage(b0):
+    model, variables, images = b0
+    pooled, seen = jax.eval_shape(lambda: model.apply(variables, images, endpoints=True))
+    assert pooled.shape == (4, 1280)
+    sides = {name: value.shape[1] for name, value in seen.items() if value.ndim == 4}
+    assert sides == {
+        **{"stem": 20, "block1": 20, "block2": 10, "block3": 5, "block4": 3},
+        **{"block5": 3, "block6": 2, "block7": 2, "top": 2},
+    }
+
+
+def test_random_depth_follows_the_image_not_its_place_in_the_batch(b0):
+    """With frozen statistics, an image's training output depends on the image and its key only."""
+    model, variables, images = b0
+    frozen = EfficientNet("efficientnet_b0", drop_path_rate=0.5, bn_momentum=1.0)
+    keys = jax.random.split(jax.random.key(7), 4)
+    order = jnp.array([2, 0, 3, 1])
+
+    @jax.jit
+    def run(images, keys):
+        # Every image beside copies of the same batch: equal batch statistics in any order.
+        return frozen.apply(variables, images, train=True, image_keys=keys, mutable="batch_stats")[0]
+
+    straight, permuted = run(images, keys), run(images[order], keys[order])
+    np.testing.assert_allclose(permuted, straight[order], rtol=2e-3, atol=2e-3)
+    others = run(images, jax.random.split(jax.random.key(8), 4))
+    assert np.abs(others - straight).max() > 0.05
+
+
+def test_training_without_keys_is_refused(b0):
+    model, variables, images = b0
+    with pytest.raises(ValueError, match="image_keys"):
+        model.apply(variables, images, train=True, mutable="batch_stats")
+
+
+def test_bfloat16_computes_low_and_keeps_parameters_high():
+    model = create_model("efficientnet_lite0", dtype=jnp.bfloat16)
+    images = jnp.zeros((2, 32, 32, 1))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    keys = jax.random.split(jax.random.key(0), 2)
+    out, updated = jax.eval_shape(
+        lambda v: model.apply(v, images, train=True, image_keys=keys, mutable="batch_stats"),
+        variables,
+    )
+    assert out.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(updated)} == {jnp.dtype("float32")}
+
+
+def test_paddings_at_stride_two_read_the_pixels_of_their_framework():
+    """A 3x3 kernel that copies its centre: TensorFlow pads an even side (0, 1), PyTorch (1, 1)."""
+    image = jnp.arange(36.0).reshape(1, 6, 6, 1)
+    centre = {"params": {"kernel": jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)}}
+    same = Conv(1, 3, 2, padding="same").apply(centre, image)
+    symmetric = Conv(1, 3, 2, padding="symmetric").apply(centre, image)
+    np.testing.assert_array_equal(same, image[:, 1::2, 1::2])
+    np.testing.assert_array_equal(symmetric, image[:, 0::2, 0::2])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_variant_reads_one_and_three_channels(name):
+    model = create_model(name)
+    for channels in (1, 3):
+        images = jnp.zeros((1, 32, 32, channels))
+        variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
+        assert variables["params"]["stem_conv"]["kernel"].shape[2] == channels
+        if channels == 1:
+            assert jax.eval_shape(model.apply, variables, images).ndim == 2
+
+
+def test_unknown_names_and_options_are_explained():
+    with pytest.raises(InputError, match="efficientnet_b4"):
+        create_model("efficientnet-b4")
+    with pytest.raises(InputError, match="drop_path_rate"):
+        create_model("efficientnet_b0", drop_path=0.1)

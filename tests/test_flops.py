@@ -1,0 +1,86 @@
+"""The FLOP counter against closed forms and published counts."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from boneage_jax.flops import count_flops
+from boneage_jax.models.registry import create_model
+
+
+def test_a_product_a_convolution_and_a_scan():
+    a, b = jnp.ones((3, 5)), jnp.ones((5, 7))
+    assert count_flops(jnp.dot, a, b) == 2 * 3 * 5 * 7
+    assert count_flops(jax.jit(lambda a, b: jnp.dot(a, b) + 1), a, b) == 2 * 3 * 5 * 7
+
+    image, kernel = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 6))
+    conv = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=(2, 2),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    assert count_flops(conv, image, kernel) == 2 * (2 * 4 * 4 * 6) * (3 * 3 * 4)
+
+    def loop(x, w):
+        return lax.scan(lambda c, _: (c @ w, None), x, None, length=11)[0]
+
+    assert count_flops(loop, jnp.ones((2, 4)), jnp.ones((4, 4))) == 11 * 2 * 2 * 4 * 4
+
+
+def test_the_dearest_branch_counts_and_an_endless_loop_is_refused():
+    a = jnp.ones((4, 4))
+
+    def branches(a):
+        return lax.cond(a[0, 0] > 0, lambda a: a @ a @ a, lambda a: a, a)
+
+    assert count_flops(branches, a) == 2 * 2 * 4**3
+    assert count_flops(lambda a: lax.while_loop(lambda a: a[0, 0] < 9, lambda a: a + 1, a), a) == 0
+    with pytest.raises(ValueError, match="while"):
+        count_flops(lambda a: lax.while_loop(lambda a: a[0, 0] < 9, lambda a: a @ a, a), a)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("implementation", ["lax", "shift"])
+def test_depthwise_layers_count_the_same_however_they_run(stride, implementation):
+    from boneage_jax.models.depthwise import depthwise_conv
+
+    x, kernel = jnp.ones((2, 12, 12, 3)), jnp.ones((5, 5, 1, 3))
+
+    def forward(x, kernel):
+        return depthwise_conv(x, kernel, stride=stride, implementation=implementation).sum()
+
+    out = 2 * (12 // stride) ** 2 * 3
+    assert count_flops(forward, x, kernel) == 2 * 25 * out
+    both = count_flops(jax.grad(forward, argnums=(0, 1)), x, kernel)
+    # lax counts the zeros of a strided input gradient; nobody is worse than a dense one.
+    assert 3 * 2 * 25 * out <= both <= 2 * 25 * out * (2 + stride**2)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "giga"),
+    [("efficientnet_b4", 256, 3.921), ("efficientnet_b4", 380, 8.784),
+     ("efficientnet_lite0", 256, 1.003)],
+)
+def test_networks_cost_what_torch_counts(name, side, giga):
+    """Forward counts of torch's FlopCounterMode on timm's networks."""
+    model = create_model(name, num_classes=1000)
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
+    assert count_flops(model.apply, variables, images) == pytest.approx(giga * 1e9, rel=0.005)
+
+
+def test_a_training_step_costs_three_forward_passes():
+    model = create_model("efficientnet_lite0", num_classes=10)
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
+
+    def loss(params, stats, x):
+        return model.apply({"params": params, "batch_stats": stats}, x).sum()
+
+    args = (variables["params"], variables["batch_stats"], images)
+    # The first layer needs no input gradient: slightly below three.
+    assert 2.8 < count_flops(jax.grad(loss), *args) / count_flops(loss, *args) <= 3.0

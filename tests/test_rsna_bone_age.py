@@ -1,0 +1,371 @@
+"""The RSNA data in every layout it comes in, made small; and everything wrong with a folder."""
+
+import csv
+import hashlib
+import http.server
+import io
+import threading
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import openpyxl
+import pytest
+import tensorflow_datasets as tfds
+
+import tfds_rsna  # noqa: F401  # registers the builders
+from boneage_jax.data.files import read_grey
+from boneage_jax.errors import InputError
+from tfds_rsna.decode import Item, decode_all
+from tfds_rsna.download import download
+from tfds_rsna.rsna_bone_age.labels import read_table
+from tfds_rsna.rsna_bone_age.layouts import find_splits
+
+TRAIN = {1377: (180, True), 1378: (12, False), 1379: (94, False)}
+VALIDATION = {1386: (168, True), 1392: (69, False)}
+TEST = {4360: (168.93, "M"), 4361: (169.85, "F")}
+EXPECTED = {
+    "train": {k: (age, int(male)) for k, (age, male) in TRAIN.items()},
+    "validation": {k: (age, int(male)) for k, (age, male) in VALIDATION.items()},
+    "test": {k: (age, int(sex == "M")) for k, (age, sex) in TEST.items()},
+}
+
+TRAIN_CSV = "id,boneage,male\n" + "".join(f"{k},{a},{m}\n" for k, (a, m) in TRAIN.items())
+VALIDATION_CSV = "Image ID,male,Bone Age (months)\n" + "".join(
+    f"{k},{str(m).upper()},{a}\n" for k, (a, m) in VALIDATION.items()
+)
+
+
+def png(key: int) -> bytes:
+    """An image that only this id has: 12 x 9 or so, filled with a grey level of its own."""
+    image = np.full((12 + key % 3, 9), key % 251, np.uint8)
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
+def truth_xlsx() -> bytes:
+    book = openpyxl.Workbook()
+    sheet = book.active
+    sheet.append(["Case ID", "Sex", "Ground truth bone age (months)"])
+    for key, (age, sex) in TEST.items():
+        sheet.append([key, sex, age])
+    file = io.BytesIO()
+    book.save(file)
+    return file.getvalue()
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def images(folder: str, keys) -> dict[str, bytes]:
+    return {f"{folder}/{key}.png": png(key) for key in keys}
+
+
+TRAIN_SET = images("boneage-training-dataset", TRAIN)
+NESTED = {  # the validation images lie in two zips inside the zip
+    "Bone Age Validation Set/Validation Dataset.csv": VALIDATION_CSV.encode(),
+    "Bone Age Validation Set/boneage-validation-dataset-1.zip": zipped(
+        images("boneage-validation-dataset-1", [1386])
+        | {"__MACOSX/boneage-validation-dataset-1/._1386.png": b"\0\5\x16\7"}
+    ),
+    "Bone Age Validation Set/boneage-validation-dataset-2.zip": zipped(
+        images("boneage-validation-dataset-2", [1392])
+    ),
+}
+TEST_SET = images("Test Set Images", TEST) | {"Bone age ground truth.xlsx": truth_xlsx()}
+RSNA_ZIPS = {
+    "Bone+Age+Training+Set.zip": zipped(TRAIN_SET),
+    "Bone+Age+Training+Set+Annotations.zip": zipped({"train.csv": TRAIN_CSV.encode()}),
+    "Bone+Age+Validation+Set.zip": zipped(NESTED),
+    "Bone+Age+Test+Set.zip": zipped(TEST_SET),
+}
+KAGGLE = (
+    images("boneage-training-dataset/boneage-training-dataset", TRAIN)
+    | images("boneage-test-dataset/boneage-test-dataset", TEST)
+    | {
+        "boneage-training-dataset.csv": TRAIN_CSV.encode(),
+        "boneage-test-dataset.csv": b"Case ID,Sex\n4360,M\n4361,F\n",
+    }
+)
+UNPACKED = TRAIN_SET | {"train.csv": TRAIN_CSV.encode()} | NESTED | TEST_SET
+FULLY_UNPACKED = {
+    **{f"Bone Age Training Set/{name}": data for name, data in TRAIN_SET.items()},
+    "Bone Age Training Set Annotations/train.csv": TRAIN_CSV.encode(),
+    **images("Bone Age Validation Set/boneage-validation-dataset-1", [1386]),
+    **images("Bone Age Validation Set/boneage-validation-dataset-2", [1392]),
+    "Bone Age Validation Set/Validation Dataset.csv": VALIDATION_CSV.encode(),
+    **{f"Bone Age Test Set/{name}": data for name, data in TEST_SET.items()},
+}
+FLAT = {
+    **{f"data/rsna/all/{Path(name).name}": data for name, data in TRAIN_SET.items()},
+    "data/rsna/all/labels.csv": TRAIN_CSV.encode(),
+}
+
+ALL = ("train", "validation", "test")
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+@pytest.fixture
+def raw(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    return tmp_path / "raw"
+
+
+def find(raw: Path):
+    return find_splits(raw, raw.parent / "scratch")
+
+
+@pytest.mark.parametrize(
+    ("files", "splits"),
+    [
+        (RSNA_ZIPS, ALL),
+        (UNPACKED, ALL),
+        (FULLY_UNPACKED, ALL),
+        (RSNA_ZIPS | FULLY_UNPACKED, ALL),  # archives kept beside what was unpacked
+        (KAGGLE, ("train",)),
+        ({"archive.zip": zipped(KAGGLE)}, ("train",)),
+        (KAGGLE | {"Bone age ground truth.xlsx": truth_xlsx()}, ("train", "test")),
+        (FLAT, ("train",)),
+        (NESTED, ("validation",)),
+    ],
+    ids=["zips", "unpacked", "nested unpacked", "both", "kaggle", "kaggle zip", "kaggle + truth",
+         "flat", "validation only"],
+)  # fmt: skip
+def test_layout(raw, files, splits):
+    found = find(write(raw, files))
+    assert tuple(found) == splits
+    for split, radiographs in found.items():
+        assert {r.id: (r.bone_age, r.male) for r in radiographs} == EXPECTED[split]
+        assert [r.id for r in radiographs] == sorted(r.id for r in radiographs)
+        items = [Item(str(r.id), r.source) for r in radiographs]
+        for decoded in decode_all(items, None, skip_unreadable=False, description=split):
+            np.testing.assert_array_equal(decoded.image, read_grey(png(int(decoded.key))))
+
+
+def test_kaggle_says_why_there_is_no_test_split(raw, capsys):
+    find(write(raw, KAGGLE))
+    notes = capsys.readouterr().err
+    assert "has no ages" in notes and "2 test images without ages" in notes
+
+
+def test_a_part_of_the_data_is_taken(raw, capsys):
+    find(write(raw, {name: data for name, data in KAGGLE.items() if "1378" not in name}))
+    assert "train: 2 of 3 labelled images found" in capsys.readouterr().err
+
+
+def test_equal_ids_are_told_apart_by_folder(raw):
+    files = {
+        "train.csv": TRAIN_CSV.encode(),
+        "Validation Dataset.csv": b"Image ID,male,Bone Age (months)\n1377,False,24\n",
+        **images("training", TRAIN),
+        **images("validation", [1377]),
+    }
+    found = find(write(raw, files))
+    assert found["train"][0].bone_age == 180 and found["validation"][0].bone_age == 24
+    (raw / "validation").rename(raw / "more")
+    with pytest.raises(InputError, match="id 1377 is in the tables of train and validation"):
+        find(raw)
+
+
+def wrong_test_csv() -> bytes:
+    return b"id,boneage,male\n" + b"".join(b"%d,164,True\n" % key for key in range(4360, 4560))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train/9.png": png(9), "train/8.png": png(8)}, "ids without label: 8, 9"),
+        ({"train/hand.png": png(9)}, "ids without label: train/hand.png"),
+        ({"train/1377.png": png(1377), "x/1377.jpg": png(1377)}, "two images of id 1377"),
+        ({"test.csv": wrong_test_csv()}, "test.csv: .*not the published ground truth"),
+        ({"other.csv": b"id,boneage,male\n1377,1,True\n"}, "two different train tables"),
+        ({"train.csv": b"id,boneage,male\n"}, "train.csv: no rows"),
+        ({"train.csv": b""}, "train.csv: expected the columns .*found nothing"),
+        ({"train.csv": b"id,age,male\n1,2,True\n"}, "found the columns id,age,male"),
+        ({"train.csv": b"id,boneage,male\n\n1377,241,True\n"}, "row 3: boneage '241'"),
+        ({"train.csv": b"id,boneage,male\n1377,-1,True\n"}, "row 2: boneage '-1'"),
+        ({"train.csv": b"id,boneage,male\n1377,nan,True\n"}, "row 2: boneage 'nan'"),
+        ({"train.csv": b"id,boneage,male\n1377,ten,True\n"}, "row 2: boneage 'ten'"),
+        ({"train.csv": b"id,boneage,male\n1377,9,maybe\n"}, "row 2: male 'maybe'"),
+        ({"train.csv": b"id,boneage,male\n1377\n"}, "row 2: boneage ''"),
+        ({"train.csv": b"id,boneage,male\nx1,9,True\n"}, "row 2: id 'x1'"),
+        ({"train.csv": b"id,boneage,male\n7,9,True\n7,9,True\n"}, "row 3: id 7 appears twice"),
+        ({"train.csv": b"\xff\xfe\0"}, "train.csv: not a readable CSV"),
+        ({"Bone age ground truth.xlsx": b"PK\3\4"}, "truth.xlsx: not a readable XLSX"),
+        ({"more.zip": zipped(KAGGLE)[:-30]}, "more.zip: not a whole zip"),
+    ],
+)
+def test_wrong_data_is_refused(raw, change, message):
+    base = {"train.csv": TRAIN_CSV.encode(), **images("train", TRAIN)}
+    with pytest.raises(InputError, match=message) as caught:
+        find(write(raw, base | change))
+    assert "\n" not in str(caught.value)
+
+
+def test_folder_without_data_is_refused(raw):
+    raw.mkdir()
+    with pytest.raises(InputError, match="no label table found; expected the columns"):
+        find(raw)
+    with pytest.raises(InputError, match=r"other tables there: notes\.csv"):
+        find(write(raw, {"notes.csv": b"a,b\n1,2\n"}))
+    with pytest.raises(InputError, match="none of their images"):
+        find(write(raw, {"train.csv": TRAIN_CSV.encode()}))
+
+
+def test_rounded_test_ages_are_refused_in_any_form():
+    rows = b"".join(b"%d,M,164\n" % key for key in range(4360, 4560))
+    with pytest.raises(InputError, match="not the published"):
+        read_table(b"Case ID,Sex,Ground truth bone age (months)\n" + rows, "truth.csv")
+
+
+def test_table_spellings():
+    text = "\ufeffID, BoneAge ,Male,comment\r\n7.png,12.0,1,x\r\n8,24,f,\r\n"
+    table = read_table(text.encode(), "any.csv")
+    assert table is not None and table.split == "train"
+    assert table.labels == {7: (12, 1), 8: (24, 0)}
+
+
+def test_prepared_records(raw, tmp_path):
+    write(raw, RSNA_ZIPS)
+    options = {"data_dir": tmp_path / "prepared", "raw_dir": raw}
+    builder = tfds.builder("rsna_bone_age/256", **options)
+    builder.download_and_prepare()
+    assert not list((tmp_path / "prepared").rglob("unpacked*"))
+    reader = tfds.builder("rsna_bone_age/256", data_dir=tmp_path / "prepared")
+    assert "Halabi" in reader.info.citation and "test" in reader.info.description
+    for split, labels in EXPECTED.items():
+        source = reader.as_data_source(split)
+        assert len(source) == len(labels)
+        for record in source:
+            key = record["id"]
+            assert (record["bone_age"], record["male"]) == (
+                np.float32(labels[key][0]),
+                labels[key][1],
+            )
+            assert (record["height"], record["width"]) == (12 + key % 3, 9)
+            assert record["image"].shape == (256, 256, 1) and record["image"].dtype == np.uint8
+            assert (record["image"] == key % 251).all()
+
+
+def test_original_size(raw, tmp_path):
+    write(raw, KAGGLE)
+    builder = tfds.builder("rsna_bone_age/original", data_dir=tmp_path / "out", raw_dir=raw)
+    builder.download_and_prepare()
+    for record in builder.as_data_source("train"):
+        np.testing.assert_array_equal(record["image"][..., 0], read_grey(png(record["id"])))
+
+
+def test_unreadable_images_stop_the_preparation_unless_skipped(raw, tmp_path, capsys):
+    write(raw, KAGGLE)
+    bad = raw / "boneage-training-dataset/boneage-training-dataset/1378.png"
+    bad.write_bytes(png(1378)[:-20])
+    options = {"data_dir": tmp_path / "out", "raw_dir": raw}
+    with pytest.raises(InputError, match=r"1 of 3 images unreadable: .*1378\.png"):
+        tfds.builder("rsna_bone_age/256", **options).download_and_prepare()
+    assert not list((tmp_path / "out/rsna_bone_age/256").iterdir())  # nothing half-done
+    builder = tfds.builder("rsna_bone_age/256", skip_unreadable=True, **options)
+    builder.download_and_prepare()
+    assert builder.info.splits["train"].num_examples == 2
+    assert "1378.png" in capsys.readouterr().err
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves `RSNA_ZIPS` with ranges; breaks off after `limit` bytes while that is set."""
+
+    limit: int | None = None
+    requests: list[str | None]
+
+    def do_GET(self) -> None:
+        data = RSNA_ZIPS.get(self.path.lstrip("/"))
+        if data is None:
+            self.send_error(404)
+            return
+        span = self.headers["Range"]
+        type(self).requests.append(span)
+        start = int(span.removeprefix("bytes=").rstrip("-")) if span else 0
+        self.send_response(206 if span else 200)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        self.wfile.write(data[start : self.limit])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server():
+    handler = type("Handler", (Server,), {"requests": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield handler, f"http://127.0.0.1:{running.server_port}/"
+        running.shutdown()
+        thread.join()
+
+
+CHECKSUMS = {name: hashlib.sha256(data).hexdigest() for name, data in RSNA_ZIPS.items()}
+
+
+def test_download_and_prepare(server, tmp_path):
+    handler, url = server
+    options = {"data_dir": tmp_path, "base_url": url, "checksums": CHECKSUMS}
+    for size in ("256", "384"):
+        builder = tfds.builder(f"rsna_bone_age/{size}", **options)
+        builder.download_and_prepare()
+        assert {k: s.num_examples for k, s in builder.info.splits.items()} == {
+            "train": 3, "validation": 2, "test": 2,
+        }  # fmt: skip
+    assert len(handler.requests) == 4  # the second config takes what is there
+
+
+def test_download_of_a_changed_archive_is_refused(server, tmp_path):
+    _, url = server
+    checksums = CHECKSUMS | {"Bone+Age+Validation+Set.zip": "0" * 64}
+    builder = tfds.builder(
+        "rsna_bone_age/256", data_dir=tmp_path, base_url=url, checksums=checksums
+    )
+    with pytest.raises(InputError, match=r"sha256 .* is not the expected 0000.*--raw_dir"):
+        builder.download_and_prepare()
+    assert not list(tmp_path.rglob("*Validation*"))
+
+
+def test_download_goes_on_where_it_was_cut_off(server, tmp_path):
+    handler, url = server
+    name = "Bone+Age+Test+Set.zip"
+    handler.limit = 100
+    with pytest.raises(InputError, match="cut off after 100 of"):
+        download(url + name, tmp_path / "set.zip", CHECKSUMS[name])
+    assert not (tmp_path / "set.zip").exists()
+    handler.limit = None
+    download(url + name, tmp_path / "set.zip", CHECKSUMS[name])
+    assert handler.requests == [None, "bytes=100-"]
+    assert (tmp_path / "set.zip").read_bytes() == RSNA_ZIPS[name]
+
+
+def test_no_network_names_the_manual_way(server, tmp_path):
+    handler, url = server
+    for base, reason in ((url + "moved/", "HTTP 404"), ("http://127.0.0.1:9/", "refused")):
+        builder = tfds.builder("rsna_bone_age/256", data_dir=tmp_path, base_url=base)
+        with pytest.raises(InputError, match=rf"{reason}.*--raw_dir=DIR"):
+            builder.download_and_prepare()
+    assert handler.requests == []
+
+
+def test_column_order_of_the_real_tables_is_free():
+    rows = io.StringIO()
+    writer = csv.writer(rows)
+    writer.writerows([["male", "id", "boneage"], ["False", 5, 60]])
+    table = read_table(rows.getvalue().encode(), "train.csv")
+    assert table is not None and table.labels == {5: (60, 0)}

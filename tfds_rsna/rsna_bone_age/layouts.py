@@ -1,0 +1,220 @@
+"""Finds the RSNA bone age data in a folder, however it was downloaded and unpacked.
+
+Accepted, alone or together: the Kaggle copy, RSNA's zips as they are, their unpacked trees (the
+validation images are in two zips inside the zip), and flattened variants. Nothing depends on
+folder names except which split an image of an ambiguous id belongs to: a table is known by its
+columns, an image by its name, `<id>.png`.
+"""
+
+import os
+import re
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from boneage_jax.data.files import IMAGE_SUFFIXES
+from boneage_jax.errors import InputError
+from tfds_rsna.decode import ZipMember
+from tfds_rsna.rsna_bone_age.labels import EXPECTED, Table, is_test_id, merge_tables, read_table
+
+_DEPTH = 6  # folders below raw_dir
+_LISTED = 20  # ids in a message
+_MAX_TABLE_BYTES = 50_000_000
+_SPLIT_WORD = re.compile(r"(?<![a-z])(train|val|test)")
+_SPLITS = {"train": "train", "val": "validation", "test": "test"}
+
+Source = Path | ZipMember
+
+
+class Radiograph(NamedTuple):
+    """One labelled image: age in months, sex 1 male, 0 female."""
+
+    id: int
+    bone_age: float
+    male: int
+    source: Source
+
+
+class _Entry(NamedTuple):
+    """A file, and the path below `raw_dir` that it has or would have once unpacked."""
+
+    path: PurePosixPath
+    source: Source
+
+
+def find_splits(raw_dir: Path, scratch: Path) -> dict[str, list[Radiograph]]:
+    """Finds images and labels and matches them.
+
+    What is left out is printed on standard error: a split without ages, labels without image.
+
+    Args:
+      raw_dir: the folder.
+      scratch: where zips inside zips are unpacked to (1.1 GB for the validation images).
+
+    Returns:
+      For `train`, `validation`, `test`, those present: radiographs sorted by id.
+
+    Raises:
+      InputError: no table or no image, images without label, one id twice, a damaged archive or
+        table (see `read_table`).
+    """
+    entries = list(_entries(raw_dir, scratch))
+    tables, all_tables = _read_tables(entries, raw_dir)
+    images: dict[tuple[str, int], Source] = {}
+    unlabelled: list[str] = []
+    left_out = 0
+    for entry in entries:
+        if entry.path.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        key = int(entry.path.stem) if entry.path.stem.isdecimal() else -1
+        split = _split_of(entry, key, tables, all_tables)
+        if split in tables and key in tables[split].labels:
+            _add(images, (split, key), entry.source)
+        elif "test" not in tables and (
+            is_test_id(key) or (split == "test" and split in all_tables)
+        ):
+            left_out += 1
+        else:
+            unlabelled.append(str(entry.path) if key < 0 else str(key))
+    if unlabelled:
+        more = f" and {len(unlabelled) - _LISTED} more" if len(unlabelled) > _LISTED else ""
+        raise InputError(
+            f"{raw_dir}: ids without label: {', '.join(sorted(unlabelled)[:_LISTED])}{more}; add "
+            f"the table that holds them, or remove the images (tables found: "
+            f"{', '.join(table.name for table in tables.values()) or 'none with ages'})"
+        )
+    if left_out:
+        _note(f"{left_out} test images without ages are left out")
+    splits = {}
+    for split in [name for name in _SPLITS.values() if name in tables]:
+        labels = tables[split].labels
+        found = [
+            Radiograph(k, *labels[k], images[split, k]) for k in labels if (split, k) in images
+        ]
+        if len(found) < len(labels):
+            _note(f"{split}: {len(found)} of {len(labels)} labelled images found")
+        if found:
+            splits[split] = sorted(found, key=lambda radiograph: radiograph.id)
+    if not splits:
+        raise InputError(f"{raw_dir}: labels, but none of their images (<id>.png) found")
+    return splits
+
+
+def _read_tables(entries: Sequence[_Entry], raw_dir: Path) -> tuple[dict[str, Table], set[str]]:
+    """The tables with ages by split, and all splits that have a table."""
+    tables, others = [], []
+    for entry in entries:
+        if entry.path.suffix.lower() not in (".csv", ".xlsx"):
+            continue
+        table = read_table(_read(entry.source), str(entry.source))
+        if table:
+            tables.append(table)
+        else:
+            others.append(str(entry.path))
+    if not tables:
+        seen = f"; other tables there: {', '.join(sorted(others)[:_LISTED])}" if others else ""
+        raise InputError(f"{raw_dir}: no label table found; expected the columns {EXPECTED}{seen}")
+    for name in others:
+        _note(f"{name} is not one of the label tables; ignored")
+    return merge_tables(tables), {table.split for table in tables}
+
+
+def _split_of(entry: _Entry, key: int, tables: dict[str, Table], all_tables: set[str]) -> str:
+    """Split of an image: what its folders say, where that split has a table; else its id."""
+    holding = [split for split, table in tables.items() if key in table.labels]
+    named = ""
+    for folder in reversed(entry.path.parts[:-1]):
+        words = {_SPLITS[word] for word in _SPLIT_WORD.findall(folder.lower())}
+        if len(words) == 1:
+            (named,) = words
+            break
+    if named and (named in all_tables or len(holding) != 1):
+        return named
+    if len(holding) > 1:
+        raise InputError(
+            f"{entry.path}: id {key} is in the tables of {' and '.join(sorted(holding))}, and the folder "
+            "name does not tell which is meant; name it train, validation or test"
+        )
+    return holding[0] if holding else named
+
+
+def _add(images: dict[tuple[str, int], Source], at: tuple[str, int], source: Source) -> None:
+    """Keeps one source per image; an unpacked file wins over its archive."""
+    first = images.setdefault(at, source)
+    if first is source:
+        return
+    if isinstance(first, Path) == isinstance(source, Path):
+        raise InputError(f"two images of id {at[1]}: {first} and {source}; remove one")
+    if isinstance(source, Path):
+        images[at] = source
+
+
+def _entries(raw_dir: Path, scratch: Path) -> Iterator[_Entry]:
+    """Every file below `raw_dir`, those inside archives included; hidden ones are not."""
+    for path in sorted(_walk(raw_dir, _DEPTH)):
+        inner = PurePosixPath(path.relative_to(raw_dir).as_posix())
+        if path.suffix.lower() == ".zip":
+            yield from _members(path, inner.with_suffix(""), scratch)
+        else:
+            yield _Entry(inner, path)
+
+
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    with os.scandir(folder) as found:
+        for item in found:
+            if _hidden(item.name):
+                continue
+            if item.is_file():
+                yield Path(item.path)
+            elif item.is_dir() and depth:
+                yield from _walk(Path(item.path), depth - 1)
+
+
+def _members(archive: Path, at: PurePosixPath, scratch: Path) -> Iterator[_Entry]:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for info in opened.infolist():
+                inner = PurePosixPath(info.filename)
+                if info.is_dir() or any(_hidden(part) for part in inner.parts):
+                    continue
+                if inner.suffix.lower() == ".zip":
+                    # Seeking in a compressed member reads it from its start each time.
+                    unpacked = scratch / f"{len(list(scratch.iterdir()))}-{inner.name}"
+                    with opened.open(info) as source, unpacked.open("wb") as target:
+                        shutil.copyfileobj(source, target, 1 << 20)
+                    yield from _members(unpacked, at / inner.with_suffix(""), scratch)
+                else:
+                    yield _Entry(at / inner, ZipMember(archive, info.filename))
+    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:
+        raise InputError(
+            f"{archive}: not a whole zip archive ({error}); download it again"
+        ) from error
+
+
+def _read(source: Source) -> bytes:
+    try:
+        if isinstance(source, Path):
+            size = source.stat().st_size
+        else:
+            with zipfile.ZipFile(source.archive) as opened:
+                size = opened.getinfo(source.member).file_size
+        if size > _MAX_TABLE_BYTES:
+            raise InputError(f"{source}: {size} bytes are too many for a label table")
+        if isinstance(source, Path):
+            return source.read_bytes()
+        with zipfile.ZipFile(source.archive) as opened:
+            return opened.read(source.member)
+    except (OSError, zipfile.BadZipFile, RuntimeError) as error:
+        raise InputError(f"{source} cannot be read: {error}") from error
+
+
+def _hidden(name: str) -> bool:
+    """Also what macOS leaves in archives: `__MACOSX/._7.png`."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _note(text: str) -> None:
+    print(f"rsna_bone_age: {text}", file=sys.stderr)

@@ -1,0 +1,147 @@
+"""TFDS builder: the RSNA Pediatric Bone Age Challenge 2017."""
+
+import tempfile
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from boneage_jax.errors import InputError
+from tfds_rsna.decode import Item, decode_all
+from tfds_rsna.download import download
+from tfds_rsna.rsna_bone_age.layouts import Radiograph, find_splits
+
+_SIZES = ("256", "384", "512", "640", "original")
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Grey squares with bone age in months and sex.
+
+    Args (all beyond TFDS's own are needed for preparing only):
+      raw_dir: folder with the data in any layout (see `layouts`); downloaded from RSNA if empty.
+      skip_unreadable: leave out unreadable images instead of stopping.
+      base_url, checksums: where to download from, and the SHA-256 of each archive there.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
+    BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [
+        tfds.core.BuilderConfig(
+            name=size,
+            description="Each radiograph at its own size."
+            if size == "original"
+            else f"Squares of {size} pixels, aspect ratio kept, padded.",
+        )
+        for size in _SIZES
+    ]
+    OPTIONS: ClassVar[dict[str, str]] = {"base_url": "where RSNA's archives are downloaded from"}
+    CAN_DOWNLOAD = True
+    BASE_URL = "https://s3.amazonaws.com/east1.public.rsna.org/AI/2017/"
+    # RSNA publishes none for the test set; these are of the files as they were in 2026.
+    CHECKSUMS: ClassVar[dict[str, str]] = {
+        "Bone+Age+Training+Set.zip": (
+            "9eab917f59bf520b4eb10803d33e7007ea3b3c2bd4df1c55aff45bc339b2736a"
+        ),
+        "Bone+Age+Training+Set+Annotations.zip": (
+            "f6373249b6ec85d182c62ab83f05fa76dff90ba03315e455dd6de332dffc7215"
+        ),
+        "Bone+Age+Validation+Set.zip": (
+            "683ea5398dd9d0730af883e673176a5c6817fd35a5a59331a500fa7affcd36f0"
+        ),
+        "Bone+Age+Test+Set.zip": "",
+    }
+
+    def __init__(
+        self,
+        *,
+        raw_dir: str | Path | None = None,
+        skip_unreadable: bool = False,
+        base_url: str = "",
+        checksums: Mapping[str, str] | None = None,
+        **tfds_options: Any,
+    ):
+        self._raw_dir = Path(raw_dir).expanduser() if raw_dir else None
+        self._skip_unreadable = skip_unreadable
+        self._base_url = base_url or self.BASE_URL
+        self._checksums = self.CHECKSUMS if checksums is None else checksums
+        super().__init__(**{"file_format": "array_record"} | tfds_options)
+
+    @property
+    def _size(self) -> int | None:
+        assert self.builder_config is not None
+        name = self.builder_config.name
+        return None if name == "original" else int(name)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    # Bytes, not PNG: read in a fifth of the time, and without TensorFlow.
+                    "image": tfds.features.Tensor(
+                        shape=(self._size, self._size, 1), dtype=np.uint8, encoding="bytes"
+                    ),
+                    "id": tfds.features.Scalar(np.int64),
+                    "bone_age": tfds.features.Scalar(np.float32),
+                    "male": tfds.features.Scalar(np.int64),
+                    "height": tfds.features.Scalar(np.int32),
+                    "width": tfds.features.Scalar(np.int32),
+                }
+            ),
+            supervised_keys=("image", "bone_age"),
+            homepage="https://www.rsna.org/rsnai/ai-image-challenge/RSNA-Pediatric-Bone-Age-Challenge-2017",
+            license="Academic research, education and other non-commercial use; see the README.",
+        )
+
+    def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
+        # Beside the records, where there is space for them: /tmp is often small.
+        with tempfile.TemporaryDirectory(dir=self.data_path, prefix="unpacked") as scratch:
+            self._scratch = Path(scratch)
+            super()._download_and_prepare(*args, **kwargs)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        del dl_manager  # it cannot resume; ours can
+        raw_dir = self._raw_dir or self._download()
+        if not raw_dir.is_dir():
+            raise InputError(f"raw_dir={raw_dir}: no such folder")
+        splits = find_splits(raw_dir, self._scratch)
+        return {name: self._generate_examples(found, name) for name, found in splits.items()}
+
+    def _generate_examples(
+        self, radiographs: Sequence[Radiograph], split: str
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        items = [Item(str(radiograph.id), radiograph.source) for radiograph in radiographs]
+        labels = {radiograph.id: radiograph for radiograph in radiographs}
+        for decoded in decode_all(
+            items,
+            self._size,
+            skip_unreadable=self._skip_unreadable,
+            description=f"{self.name} {split}",
+        ):
+            label = labels[int(decoded.key)]
+            yield (
+                label.id,
+                {
+                    "image": decoded.image[..., None],
+                    "id": label.id,
+                    "bone_age": label.bone_age,
+                    "male": label.male,
+                    "height": decoded.height,
+                    "width": decoded.width,
+                },
+            )
+
+    def _download(self) -> Path:
+        folder = Path(self.data_dir_root, "downloads", self.name)
+        for name, sha256 in self._checksums.items():
+            try:
+                target = folder / urllib.parse.unquote_plus(name)
+                download(urllib.parse.urljoin(self._base_url, name), target, sha256)
+            except InputError as error:
+                raise InputError(
+                    f"{error}; or download the data by other means and name its folder with "
+                    "--raw_dir=DIR"
+                ) from error
+        return folder
