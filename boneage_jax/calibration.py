@@ -74,4 +74,6 @@ class Calibration:
                 f"{path} is missing: the training in this workdir has not ended; start it again"
             ) from None
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path} is damaged ({error}); remove it and run main again") from error
+            raise InputError(
+                f"{path} is damaged ({error}); remove it and run main again"
+            ) from error

@@ -120,9 +120,7 @@ class Run:
         return max(round(self.config.evaluate_every * per_epoch), 1)
 
 
-def build_run(
-    config: ConfigDict, facts: Facts, devices: Sequence[jax.Device] | None = None
-) -> Run:
+def build_run(config: ConfigDict, facts: Facts, devices: Sequence[jax.Device] | None = None) -> Run:
     """Builds task, optimizer and steps; nothing is compiled yet.
 
     Args:
@@ -136,9 +134,7 @@ def build_run(
     parallel = Parallel(config.parallel, devices)
     parallel.check_batch("batch_size", config.batch_size, config.accumulate)
     parallel.check_batch("eval_batch_size", config.eval_batch_size)
-    total_steps = config.steps or math.ceil(
-        config.epochs * facts.train_images / config.batch_size
-    )
+    total_steps = config.steps or math.ceil(config.epochs * facts.train_images / config.batch_size)
     inputs = make_inputs(config)
     task = make_task(config, facts, parallel.axis_name)
     optimizer = make_optimizer(config.optimizer, total_steps)

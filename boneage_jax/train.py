@@ -167,31 +167,31 @@ class _Loop:
                     self._window = (self._step, time.monotonic())
                     bar.set_description_str("training")
                     bar.unpause()
-                evaluate = (
-                    self._step % run.evaluate_every == 0 or self._step == run.total_steps
-                )
-                save = bool(config.checkpoint_every) and (
-                    self._step % config.checkpoint_every == 0
-                )
+                evaluate = self._step % run.evaluate_every == 0 or self._step == run.total_steps
+                save = bool(config.checkpoint_every) and (self._step % config.checkpoint_every == 0)
                 if self._step % config.log_every == 0 or evaluate or save:
-                    self._log(metrics, bar)
+                    self._log(metrics, bar, done=self._step - len(queue))
                     metrics = empty
                 if evaluate or save:
                     self._flush(bar)
                     values = self._evaluate(state, bar) if evaluate else None
                     self._checkpoints.save(self._step, state, batches, values)
+                    queue.clear()  # saving has waited for the state
                     self._window = (self._step, time.monotonic())
         return state
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._began
 
-    def _log(self, metrics: Any, bar: tqdm) -> None:
-        """Notes the metrics of the last steps, and writes those noted before."""
+    def _log(self, metrics: Any, bar: tqdm, done: int) -> None:
+        """Notes the metrics of the last steps, and writes those noted before.
+
+        `done` is the last step known to have ended: speed counts ended steps only.
+        """
         self._flush(bar)
         began, clock = self._window
         now = time.monotonic()
-        steps = self._step - began
+        steps = done - began
         self._pending = {
             "metrics": metrics,
             "step": self._step,
@@ -199,11 +199,11 @@ class _Loop:
             "flops": self._step * self._run.train_flops,
             "seconds": self._seconds(),
         }
-        if steps and clock:
+        if steps > 0 and clock:
             self._pending["images_per_second"] = (
                 steps * self._run.config.batch_size / max(now - clock, 1e-9)
             )
-        self._window = (self._step, now)
+        self._window = (done, now)
 
     def _flush(self, bar: tqdm) -> None:
         if self._pending is None:

@@ -108,9 +108,7 @@ def load_trained(
     run = build_run(config, facts)
     checkpoints = Checkpoints(folder, run.task.metric, read_only=True)
     step = checkpoints.step_to_use(config.select)
-    like = run.parallel.state_shapes(
-        lambda: fresh_state(config, facts, run.task, run.optimizer)
-    )
+    like = run.parallel.state_shapes(lambda: fresh_state(config, facts, run.task, run.optimizer))
     state = checkpoints.restore(step, like)
     checkpoints.close()
     return Trained(run, state, step, folder)

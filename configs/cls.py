@@ -1,8 +1,8 @@
 """Bone age and sex. Presets:
 
-  configs/cls.py        the embedded run: EfficientNet-B4 on phantom hands at low resolution.
-  configs/cls.py:rsna   EfficientNet-B4 on the RSNA 2017 radiographs at 512 px, for GPU or TPU.
-  configs/cls.py:small  EfficientNet-B0 from scratch on a small set of radiographs, for 2 cores.
+configs/cls.py        the embedded run: EfficientNet-B4 on phantom hands at low resolution.
+configs/cls.py:rsna   EfficientNet-B4 on the RSNA 2017 radiographs at 512 px, for GPU or TPU.
+configs/cls.py:small  EfficientNet-B0 from scratch on a small set of radiographs, for 2 cores.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,15 @@ def get_config(preset: str = "") -> ConfigDict:
 
 def phantom() -> ConfigDict:
     """python -m boneage_jax.main --config=configs/cls.py"""
-    return base_config()
+    config = base_config()
+    config.batch_size = 32
+    config.epochs = 4.0
+    config.model.bn_momentum = 0.95
+    config.model.drop_path_rate = 0.1
+    config.model.dropout = 0.1
+    config.ema_decay = 0.99
+    config.optimizer.learning_rate = 2e-3
+    return config
 
 
 def rsna() -> ConfigDict:

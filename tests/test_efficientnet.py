@@ -89,9 +89,9 @@ def test_b4_gives_the_outputs_of_keras(keras_b4):
 
     train = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
     ours, updated = train(variables, images)
-    theirs, after = jax.jit(
-        lambda t, f, x: source.stateless_call(t, f, x, training=True)
-    )(trainable, fixed, images * 255.0)
+    theirs, after = jax.jit(lambda t, f, x: source.stateless_call(t, f, x, training=True))(
+        trainable, fixed, images * 255.0
+    )
     assert relative_error(ours, theirs) < 1e-4
     paths = [v.path for v in source.non_trainable_variables]
     moved = dict(zip(paths, after, strict=True))
@@ -141,7 +141,9 @@ def test_random_depth_follows_the_image_not_its_place_in_the_batch(b0):
     @jax.jit
     def run(images, keys):
         # Every image beside copies of the same batch: equal batch statistics in any order.
-        return frozen.apply(variables, images, train=True, image_keys=keys, mutable="batch_stats")[0]
+        return frozen.apply(variables, images, train=True, image_keys=keys, mutable="batch_stats")[
+            0
+        ]
 
     straight, permuted = run(images, keys), run(images[order], keys[order])
     np.testing.assert_allclose(permuted, straight[order], rtol=2e-3, atol=2e-3)

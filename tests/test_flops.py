@@ -62,8 +62,11 @@ def test_depthwise_layers_count_the_same_however_they_run(stride, implementation
 
 @pytest.mark.parametrize(
     ("name", "side", "giga"),
-    [("efficientnet_b4", 256, 3.921), ("efficientnet_b4", 380, 8.784),
-     ("efficientnet_lite0", 256, 1.003)],
+    [
+        ("efficientnet_b4", 256, 3.921),
+        ("efficientnet_b4", 380, 8.784),
+        ("efficientnet_lite0", 256, 1.003),
+    ],
 )
 def test_networks_cost_what_torch_counts(name, side, giga):
     """Forward counts of torch's FlopCounterMode on timm's networks."""

@@ -71,8 +71,9 @@ def test_one_step_is_the_textbook_step():
     def loss(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
         inputs = plain_inputs(batch, None)
-        outputs, _ = task.apply(variables, inputs, train=True, keys=jax.random.split(
-            jax.random.key(5), 8))
+        outputs, _ = task.apply(
+            variables, inputs, train=True, keys=jax.random.split(jax.random.key(5), 8)
+        )
         return np.float32(1 / 7) * (task.loss(outputs, batch)[0] * batch["weight"]).sum()
 
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, jax.grad(loss)(state.params))
@@ -103,9 +104,7 @@ def test_evaluation_ignores_padding_and_adds_up_over_devices():
     expected = None
     for mode, devices in [("jit", 1), ("jit", 4), ("pmap", 4)]:
         parallel = Parallel(mode, jax.devices()[:devices])
-        step = parallel.eval_step(
-            make_eval_step(task, plain_inputs, axis_name=parallel.axis_name)
-        )
+        step = parallel.eval_step(make_eval_step(task, plain_inputs, axis_name=parallel.axis_name))
         metrics, outputs = step(parallel.put_state(variables), parallel.put_batch(batch))
         rows = parallel.fetch(outputs)
         error = np.abs(rows["predicted_age"] - batch["bone_age"])[:5].mean()

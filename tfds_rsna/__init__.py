@@ -3,6 +3,6 @@
 Importing this package makes `tfds.builder("rsna_bone_age/512", data_dir=...)` and the others known.
 """
 
-from tfds_rsna import hand_mask, radiograph_folder, rsna_bone_age
+from tfds_rsna import hand_mask, hand_phantom, radiograph_folder, rsna_bone_age
 
-__all__ = ["hand_mask", "radiograph_folder", "rsna_bone_age"]
+__all__ = ["hand_mask", "hand_phantom", "radiograph_folder", "rsna_bone_age"]

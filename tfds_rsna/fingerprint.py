@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _FILE = "prepared_from.json"
+_DEPTH = 8  # folders below the raw folder
 
 
 class Fingerprint(NamedTuple):
@@ -77,6 +78,8 @@ def _files(path: Path, root: Path, excluded: str) -> Iterator[str]:
         if os.path.realpath(parent) == excluded:
             folders.clear()
             continue
+        if len(Path(parent).relative_to(path).parts) >= _DEPTH:  # a link may lead back up
+            folders.clear()
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             file = Path(parent, name)

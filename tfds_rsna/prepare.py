@@ -1,7 +1,5 @@
 """Prepares a data set: decodes and resizes its radiographs once, into array_record files.
 
-usage: python -m tfds_rsna.prepare NAME[/CONFIG] --raw_dir=DIR [--data_dir=DIR] [options]
-
 NAME: rsna_bone_age, radiograph_folder, hand_mask, hand_phantom; CONFIG: the image size, e.g. 512.
 The prepared data lies in --data_dir, else TFDS_DATA_DIR, else ~/tensorflow_datasets. A second call
 does nothing, unless the raw folder or the options have changed. TensorFlow is not needed.
@@ -14,7 +12,9 @@ import inspect
 import io
 import os
 import shutil
+import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -82,7 +82,7 @@ def prepare(
     label = f"{cls.name}/{config}" if config else cls.name
     try:
         wanted = fingerprint(raw_dir or None, settings, exclude=root)
-        reason = "--overwrite" if overwrite else _why_prepare(path, wanted)
+        reason = "--overwrite" if overwrite else _why_prepare(path, wanted, needs_raw_data(cls))
         if reason and needs_raw_data(cls) and not raw_dir:
             _check_can_download(cls, label, root, reason, download)
         if reason:
@@ -116,7 +116,7 @@ def _find_builder(name: str) -> tuple[BuilderClass, str]:
 
 
 def _check_options(cls: BuilderClass, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given, numbers parsed where the builder's default is a number."""
+    """The options that differ from the default; numbers parsed where the default is a number."""
     known = getattr(cls, "OPTIONS", {})
     parameters = inspect.signature(cls.__init__).parameters
     given: dict[str, Any] = {}
@@ -134,11 +134,12 @@ def _check_options(cls: BuilderClass, options: Mapping[str, Any]) -> dict[str, A
                 value = kind(value)
             except ValueError:
                 raise InputError(f"{key}={value!r} must be a number like {default}") from None
-        given[key] = value
+        if value != default:
+            given[key] = value
     return given
 
 
-def _why_prepare(path: Path, wanted: Fingerprint) -> str:
+def _why_prepare(path: Path, wanted: Fingerprint, needs_raw: bool) -> str:
     """Why the data must be prepared; empty if what is there will do."""
     if not path.is_dir():
         return "not prepared yet"
@@ -151,7 +152,7 @@ def _why_prepare(path: Path, wanted: Fingerprint) -> str:
     if not files or not all(os.path.exists(file) for file in files):
         return "what is there is incomplete"
     found = read_fingerprint(path)
-    if not wanted.raw:
+    if not wanted.raw and needs_raw:  # somebody who only reads takes what is there
         asked = {k: v for k, v in wanted.settings.items() if k != "skip_unreadable"}
         have = found.settings if found else {}
         differ = any(have.get(key) != value for key, value in asked.items())
@@ -171,7 +172,7 @@ def _check_can_download(
         return
     extra = "; without --raw_dir it is downloaded" if can else ""
     raise InputError(
-        f"{label} must be prepared in {root} ({reason}): "
+        f"{label} must be prepared in {root} ({reason}); name the raw data: "
         f"python -m tfds_rsna.prepare {label} --raw_dir=DIR --data_dir={root}{extra}"
     )
 
@@ -195,24 +196,21 @@ def _build(
     raw_dir: object,
     settings: Mapping[str, Any],
 ) -> None:
-    """Builds beside the old data, then swaps."""
+    """Builds in a folder beside, then swaps: the old data stays until the new is whole."""
     started = time.perf_counter()
-    old = path.with_name(f"{path.name}.replaced.{os.getpid()}")
-    if path.exists():
-        path.replace(old)
-    try:
-        # Made after the old data was moved: a builder takes over what it finds.
-        builder = _make(cls, config, root, raw_dir, settings)
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="incomplete.", dir=root) as beside:
+        builder = _make(cls, config, Path(beside), raw_dir, settings)
         with _quiet():
-            builder.download_and_prepare()
-        write_fingerprint(path, wanted)
-    except BaseException:
-        if old.exists():
-            shutil.rmtree(path, ignore_errors=True)
-            old.replace(path)
-        raise
-    if old.exists():
-        shutil.rmtree(old)
+            builder.download_and_prepare(download_dir=root / "downloads")
+        write_fingerprint(builder.data_dir, wanted)
+        common = Path(beside, cls.name, ".config")  # TFDS notes the default config there
+        if common.is_dir():
+            shutil.copytree(common, Path(root, cls.name, ".config"), dirs_exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            path.replace(Path(beside, "replaced"))
+        Path(builder.data_dir).replace(path)
     splits = ", ".join(f"{key} {split.num_examples}" for key, split in builder.info.splits.items())
     seconds = time.perf_counter() - started
     print(f"prepared {path}: {splits} ({seconds:.1f} s)", file=sys.stderr)
@@ -234,7 +232,8 @@ def _quiet() -> Iterator[None]:
 
 def main() -> int:
     """The door."""
-    parser = argparse.ArgumentParser("python -m tfds_rsna.prepare", description=__doc__)
+    usage = "python -m tfds_rsna.prepare NAME[/CONFIG] --raw_dir=DIR [--data_dir=DIR] [options]"
+    parser = argparse.ArgumentParser(usage=usage, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("name", metavar="NAME[/CONFIG]", help=f"{', '.join(NAMES)}")
     parser.add_argument("--raw_dir", default="", help="folder of the raw data")
@@ -250,6 +249,8 @@ def main() -> int:
     for option, texts in options.items():
         parser.add_argument(f"--{option}", default="", help="; ".join(texts).replace("%", "%%"))
     args = vars(parser.parse_args())
+    # A batch system's stop unwinds like Ctrl-C, and leaves nothing half-done.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     builder = prepare(args.pop("name"), download=True, **args)
     for name, split in builder.info.splits.items():
         print(f"{builder.info.full_name} {name}: {split.num_examples} images")

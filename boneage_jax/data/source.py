@@ -69,8 +69,7 @@ class Dataset:
         """
         if name not in self.splits:
             raise InputError(
-                f"{self.name}/{self.config} has no split {name!r}; it has "
-                f"{', '.join(self.splits)}"
+                f"{self.name}/{self.config} has no split {name!r}; it has {', '.join(self.splits)}"
             )
         return self.splits[name]
 

@@ -14,7 +14,7 @@ from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from boneage_jax.report.page import in_unit
-from boneage_jax.report.statistics import BAND
+from boneage_jax.metrics import BAND
 
 DPI = 150
 # Okabe and Ito's palette, told apart with any colour vision; sexes differ in their mark, too.

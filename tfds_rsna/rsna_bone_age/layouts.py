@@ -135,8 +135,8 @@ def _split_of(entry: _Entry, key: int, tables: dict[str, Table], all_tables: set
         return named
     if len(holding) > 1:
         raise InputError(
-            f"{entry.path}: id {key} is in the tables of {' and '.join(sorted(holding))}, and the folder "
-            "name does not tell which is meant; name it train, validation or test"
+            f"{entry.path}: id {key} is in the tables of {' and '.join(sorted(holding))}; the "
+            "folder name does not tell which is meant; name it train, validation or test"
         )
     return holding[0] if holding else named
 

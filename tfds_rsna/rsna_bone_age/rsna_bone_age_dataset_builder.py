@@ -40,7 +40,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     OPTIONS: ClassVar[dict[str, str]] = {"base_url": "where RSNA's archives are downloaded from"}
     CAN_DOWNLOAD = True
     BASE_URL = "https://s3.amazonaws.com/east1.public.rsna.org/AI/2017/"
-    # RSNA publishes none for the test set; these are of the files as they were in 2026.
+    # SHA-256; that of the test set is not known.
     CHECKSUMS: ClassVar[dict[str, str]] = {
         "Bone+Age+Training+Set.zip": (
             "9eab917f59bf520b4eb10803d33e7007ea3b3c2bd4df1c55aff45bc339b2736a"
@@ -102,8 +102,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             super()._download_and_prepare(*args, **kwargs)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        del dl_manager  # it cannot resume; ours can
-        raw_dir = self._raw_dir or self._download()
+        raw_dir = self._raw_dir or self._download(Path(dl_manager.download_dir, self.name))
         if not raw_dir.is_dir():
             raise InputError(f"raw_dir={raw_dir}: no such folder")
         splits = find_splits(raw_dir, self._scratch)
@@ -133,8 +132,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 },
             )
 
-    def _download(self) -> Path:
-        folder = Path(self.data_dir_root, "downloads", self.name)
+    def _download(self, folder: Path) -> Path:
+        """Not by TFDS's download manager, which cannot go on with 9 GB that were cut off."""
         for name, sha256 in self._checksums.items():
             try:
                 target = folder / urllib.parse.unquote_plus(name)
