@@ -113,8 +113,8 @@ class Checkpoints:
         except (ValueError, KeyError, TypeError, OSError) as error:
             reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
             raise InputError(
-                f"{self._folder}/{step} cannot be restored; it is damaged or was written by another "
-                f"model or version: {reason}"
+                f"{self._folder}/{step} cannot be restored: it is damaged or was written by "
+                f"another model or version ({reason})"
             ) from error
 
     def wait(self) -> None:

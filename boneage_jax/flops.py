@@ -84,14 +84,24 @@ def _inner(params: dict[str, Any]) -> list[Any]:
 
 
 def _count_conv(eqn: Any) -> int:
-    """Every output element takes kernel positions x input channels of its group."""
+    """Every output element takes kernel positions x input channels of its group.
+
+    Zeros that a dilation puts between the inputs (the gradient of a strided convolution, a
+    transposed convolution) are not counted: each input meets each kernel position once, so that
+    the gradient costs what the forward pass costs, as in torch's FlopCounterMode.
+    """
     numbers = eqn.params["dimension_numbers"]
-    kernel, out = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
+    image, kernel = (v.aval.shape for v in eqn.invars)
     taps = math.prod(kernel[axis] for axis in numbers.rhs_spec[2:])
-    per_output = taps * kernel[numbers.rhs_spec[1]]
     # With batch groups (the kernel gradient of a grouped convolution) each group of the batch
     # meets its own output channels: the kernel's input channels are already those of one group.
-    return 2 * per_output * math.prod(out)
+    by_output = 2 * taps * kernel[numbers.rhs_spec[1]] * math.prod(eqn.outvars[0].aval.shape)
+    dilation = math.prod(eqn.params["lhs_dilation"])
+    if dilation == 1:
+        return by_output
+    groups = eqn.params["feature_group_count"] * eqn.params["batch_group_count"]
+    by_input = 2 * taps * kernel[numbers.rhs_spec[0]] // groups * math.prod(image)
+    return by_input if by_input <= by_output else by_output // dilation
 
 
 def _count_depthwise(eqn: Any) -> int:

@@ -133,7 +133,7 @@ def test_endpoints_name_the_features_of_each_stage(b0):
 
 def test_random_depth_follows_the_image_not_its_place_in_the_batch(b0):
     """With frozen statistics, an image's training output depends on the image and its key only."""
-    model, variables, images = b0
+    _, variables, images = b0
     frozen = EfficientNet("efficientnet_b0", drop_path_rate=0.5, bn_momentum=1.0)
     keys = jax.random.split(jax.random.key(7), 4)
     order = jnp.array([2, 0, 3, 1])

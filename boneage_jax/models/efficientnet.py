@@ -70,6 +70,10 @@ STAGES = (
 
 # Variance scaling of the paper's TPU code: normal, fan out, so that depth does not shrink signals.
 _conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+# Of a depthwise kernel [k, k, 1, C] each output channel has k*k weights, not k*k*C.
+_depthwise_init = nn.initializers.variance_scaling(
+    2.0, "fan_out", "truncated_normal", in_axis=-1, out_axis=-2
+)
 _dense_init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 
@@ -128,7 +132,7 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel, self.kernel, 1, x.shape[-1])
-        weights = self.param("kernel", _conv_init, shape).astype(self.dtype)
+        weights = self.param("kernel", _depthwise_init, shape).astype(self.dtype)
         return depthwise_conv(
             x.astype(self.dtype),
             weights,

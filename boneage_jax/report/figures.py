@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
-from boneage_jax.report.page import in_unit
 from boneage_jax.metrics import BAND
+from boneage_jax.report.page import in_unit
 
 DPI = 150
 # Okabe and Ito's palette, told apart with any colour vision; sexes differ in their mark, too.

@@ -6,6 +6,7 @@ size. Drawing happens at twice the size and is averaged down.
 
 import dataclasses
 import functools
+import itertools
 import math
 from typing import NamedTuple
 
@@ -111,8 +112,8 @@ def _draw_tissue(skeleton: Skeleton, pose: _Pose, side: int) -> np.ndarray:
         thick = np.linspace(1.12, 0.86, len(joints)) * radius
         placed = pose.place(joints, side)
         for (a, b), (ra, rb) in zip(
-            zip(placed[:-1], placed[1:], strict=True),
-            zip(thick[:-1], thick[1:], strict=True),
+            itertools.pairwise(placed),
+            itertools.pairwise(thick),
             strict=True,
         ):
             along = (b - a) / max(float(np.linalg.norm(b - a)), 1e-6)
