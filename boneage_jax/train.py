@@ -94,7 +94,10 @@ def train(
     # ----- loop
     with MetricWriter(workdir, resume_step=start) as writer:
         loop = _Loop(run, writer, checkpoints, eval_split, start or 0)
-        state = loop.run_steps(state, batches)
+        try:
+            state = loop.run_steps(state, batches)
+        finally:
+            batches.close()  # type: ignore[attr-defined]  # stops the reading threads
     checkpoints.wait()
 
     # ----- report

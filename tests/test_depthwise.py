@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from boneage_jax.errors import InputError
 from boneage_jax.models.depthwise import depthwise_conv
 
 
@@ -53,5 +54,25 @@ def test_bfloat16_stays_close_to_float32():
 
 
 def test_unknown_implementation_is_refused():
-    with pytest.raises(ValueError, match="shift"):
+    with pytest.raises(InputError, match="shift"):
         depthwise_conv(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)), implementation="fft")
+
+
+def test_gradients_under_pmap_and_a_device_mesh_are_those_of_one_device():
+    """A custom derivative rule must compose with both ways of spreading a batch."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 8, 8, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 1, 3)), jnp.float32)
+
+    def loss(kernel, x):
+        return jnp.sin(depthwise_conv(x, kernel, implementation="shift")).sum()
+
+    expected = jax.grad(loss)(kernel, x)
+    mapped = jax.pmap(
+        lambda k, x: jax.lax.psum(jax.grad(loss)(k, x), "batch"), "batch", in_axes=(None, 0)
+    )(kernel, x[:, None])
+    np.testing.assert_allclose(mapped[0], expected, rtol=1e-4, atol=1e-4)
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
+    spread = jax.device_put(x, jax.NamedSharding(mesh, jax.P("batch")))
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(kernel, spread), expected, 1e-4, 1e-4)

@@ -25,6 +25,7 @@ class BatchNorm(nn.Module):
       epsilon: added to the variance.
       axis_name: device axis over which batch statistics are averaged, or None.
       act: activation of the normalised values, or None.
+      scale_init: initialiser of the scale.
     """
 
     use_running_average: bool
@@ -32,6 +33,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-3
     axis_name: str | None = None
     act: Callable[[Array], Array] | None = None
+    scale_init: Callable[..., Array] = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -39,7 +41,7 @@ class BatchNorm(nn.Module):
         channels = (x.shape[-1],)
         moving_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         moving_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, channels)
+        scale = self.param("scale", self.scale_init, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
         if self.use_running_average:
             mean, var = moving_mean.value, moving_var.value
