@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "create_model": "boneage_jax.models.registry",
-    "train": "boneage_jax.train",
+    "train": "boneage_jax.training",
     "load_predictor": "boneage_jax.predictor",
     "count_flops": "boneage_jax.flops",
     "InputError": "boneage_jax.errors",
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from boneage_jax.flops import count_flops
     from boneage_jax.models.registry import create_model
     from boneage_jax.predictor import load_predictor
-    from boneage_jax.train import train
+    from boneage_jax.training import train
 
 
 def __getattr__(name: str) -> Any:

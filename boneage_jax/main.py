@@ -56,7 +56,7 @@ def main() -> int:
 
     from boneage_jax.compile_cache import use_compile_cache
     from boneage_jax.report.page import summary_lines
-    from boneage_jax.train import train
+    from boneage_jax.training import train
 
     if config.get("compile_cache", True):
         use_compile_cache()

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,19 +233,19 @@ def test_the_library_predicts_what_the_door_predicts(finished, radiographs):
     assert not blank["accepted"][0]
 
 
-def test_a_damaged_or_missing_checkpoint_is_one_clear_line(finished, tmp_path, monkeypatch, capsys):
-    import shutil
-
+def test_a_damaged_or_missing_checkpoint_is_one_clear_line(finished, environment, tmp_path):
     workdir = tmp_path / "damaged"
     shutil.copytree(finished[0], workdir)
-    monkeypatch.setattr(sys, "argv", ["evaluate", f"--workdir={workdir}"])
     for file in (workdir / "checkpoints").glob("*/state/d/*"):
         file.write_bytes(b"\x00" * 100)
-    assert door(evaluate.main) == 2
-    assert "cannot be restored" in capsys.readouterr().err
-    shutil.rmtree(workdir / "checkpoints")
-    assert door(evaluate.main) == 2
-    assert "no checkpoints" in capsys.readouterr().err
+    command = [sys.executable, "-m", "boneage_jax.evaluate", f"--workdir={workdir}"]
+    for word in ("cannot be restored", "no checkpoints"):
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        assert word in done.stderr.strip().splitlines()[-1]
+        shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
 
 
 @pytest.mark.parametrize(

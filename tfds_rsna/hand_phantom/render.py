@@ -76,7 +76,7 @@ def draw_hand(age: float, male: bool, size: int, rng: np.random.Generator) -> Ph
         x=float(rng.normal(0.5, 0.03)),
         y=float(rng.normal(0.50, 0.03)),
         mirrored=bool(rng.random() < 0.3),
-        tissue=float((1.06 if male else 0.97) * rng.normal(1.0, 0.06)),
+        tissue=float((1.09 if male else 0.94) * rng.normal(1.0, 0.05)),
     )
     fields = rng.normal(size=(3, _FIELD, _FIELD)).astype(np.float32)
     settings = rng.random(24)

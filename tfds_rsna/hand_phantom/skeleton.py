@@ -172,7 +172,7 @@ def grow_skeleton(age: float, male: bool, rng: np.random.Generator) -> Skeleton:
     """
     grown = float(np.clip((age - 6) / 190, 0, 1))
     # Boys' bones are more robust and their ring finger is longer than their index finger.
-    robust = (1.07 if male else 0.95) * rng.normal(1, 0.035)
+    robust = (1.10 if male else 0.92) * rng.normal(1, 0.035)
     ring = (0.03 if male else -0.01) + rng.normal(0, 0.012)
     slender = 1.22 - 0.22 * grown  # a small child's bones are plump
     joint = 0.026 - 0.016 * grown  # unossified cartilage between the bones

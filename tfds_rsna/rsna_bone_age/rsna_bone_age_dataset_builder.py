@@ -14,7 +14,7 @@ from tfds_rsna.decode import Item, decode_all
 from tfds_rsna.download import download
 from tfds_rsna.rsna_bone_age.layouts import Radiograph, find_splits
 
-_SIZES = ("256", "384", "512", "640", "original")
+_SIZES = ("256", "384", "512", "640", "original", "128", "192")
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
