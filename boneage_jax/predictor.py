@@ -77,7 +77,7 @@ class Predictor:
         images[:real, ..., 0] = squares
         male = np.full(self.batch_size, -1, np.int32)
         male[:real] = sexes
-        batch = {
+        batch: dict[str, np.ndarray] = {
             "image": images,
             "male": male,
             "bone_age": np.zeros(self.batch_size, np.float32),

@@ -5,8 +5,9 @@ devices: `boneage_jax.parallel` runs them on one or many. `axis_name` names the 
 pmap and is None under jit, where the batch is one global array.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import clu.metrics
 import jax
@@ -17,7 +18,7 @@ from boneage_jax.state import TrainState, Tree, add_flops
 from boneage_jax.tasks.task import Task
 
 Batch = dict[str, jax.Array]
-Metrics = clu.metrics.Collection
+Metrics: TypeAlias = clu.metrics.Collection
 TrainStep = Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics]]
 Inputs = Callable[[Batch, jax.Array | None], Batch]
 EvalStep = Callable[[Tree, Batch], tuple[Metrics, Batch]]
@@ -100,7 +101,8 @@ def make_train_step(
         if ema_decay:
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema = optax.incremental_update(params, ema, 1.0 - decay)
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,

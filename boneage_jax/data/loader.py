@@ -38,7 +38,7 @@ class _Rows:
 
 def _stamp(index: int, row: HostBatch) -> HostBatch:
     """Numbers an image by its place in the whole run, the seed of all its random draws."""
-    return row | {"draw": np.uint32(index % 2**32)}
+    return row | {"draw": np.asarray(index % 2**32, np.uint32)}
 
 
 def train_batches(

@@ -55,6 +55,7 @@ class BoneAgeNet(nn.Module):
         features = features.astype(jnp.float32)
         x = features
         if train and self.dropout:
+            assert image_keys is not None
             keys = jax.vmap(jax.random.fold_in, (0, None))(image_keys, _HEAD_LAYER)
             draw = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.dropout, x.shape[1:]))
             x = jnp.where(draw(keys), x / (1 - self.dropout), 0.0)
@@ -113,7 +114,9 @@ class BoneAge(Task):
     ) -> tuple[Arrays, Tree]:
         args = (variables, batch["image"], batch["male"])
         if not train:
-            return self.model.apply(*args, train=False), variables["batch_stats"]
+            read: Any = self.model.apply(*args, train=False)
+            return read, variables["batch_stats"]
+        outputs: Any
         outputs, updated = self.model.apply(
             *args, train=True, image_keys=keys, mutable=["batch_stats"]
         )

@@ -9,9 +9,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from tfds_rsna.hand_phantom.render import make_phantom
+from tfds_rsna.hand_phantom.workers import draw_many
 
 _FIRST_ID = {"train": 0, "validation": 1_000_000, "test": 2_000_000}
+_SIZES = (64, 96, 128, 256, 512)
 
 
 @dataclasses.dataclass
@@ -19,29 +20,33 @@ class PhantomConfig(tfds.core.BuilderConfig):
     """Side in pixels and number of images per split."""
 
     size: int = 96
-    images: tuple[int, int, int] = (2400, 300, 300)  # train, validation, test
-
-
-def _configs() -> list[PhantomConfig]:
-    full = [
-        PhantomConfig(name=str(size), size=size, description=f"Squares of {size} pixels.")
-        for size in (64, 96, 128, 256, 512)
-    ]
-    small = PhantomConfig(
-        name="64-small",
-        size=64,
-        images=(96, 32, 32),
-        description="A few squares of 64 pixels, for trying things out.",
-    )
-    return [*full, small]
+    num_train: int = 3000
+    num_validation: int = 400
+    num_test: int = 400
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Hand phantoms; the same index is the same hand at every size and on every machine."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
-    BUILDER_CONFIGS: ClassVar[list[PhantomConfig]] = _configs()
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.0.0": "First version.",
+        "1.1.0": "Bones drawn as cortex and marrow; hands, poses and exposures of greater variety.",
+    }
+    BUILDER_CONFIGS: ClassVar[list[PhantomConfig]] = [
+        *(
+            PhantomConfig(name=str(size), size=size, description=f"Squares of {size} pixels.")
+            for size in _SIZES
+        ),
+        PhantomConfig(
+            name="64-small",
+            size=64,
+            num_train=96,
+            num_validation=32,
+            num_test=32,
+            description="A few squares of 64 pixels, for trying things out.",
+        ),
+    ]
 
     def __init__(self, **tfds_options: Any):
         tfds_options.setdefault("file_format", "array_record")
@@ -66,20 +71,23 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        counts = zip(_FIRST_ID, self.builder_config.images, strict=True)
-        return {split: self._generate_examples(split, count) for split, count in counts}
+        config = self.builder_config
+        counts = (config.num_train, config.num_validation, config.num_test)
+        return {
+            split: self._generate_examples(split, count)
+            for split, count in zip(_FIRST_ID, counts, strict=True)
+        }
 
     def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
         size = self.builder_config.size
-        # One thread: drawing is many small NumPy calls, which threads only make slower.
-        for index in tqdm(
-            range(count),
+        progress = tqdm(
+            draw_many(split, count, size),
+            total=count,
             unit="image",
             desc=f"drawing {split}",
             mininterval=0.2 if sys.stderr.isatty() else 20.0,
-        ):
-            phantom = make_phantom(index, size, split)
-            key = _FIRST_ID[split] + index
+        )
+        for key, phantom in enumerate(progress, start=_FIRST_ID[split]):
             yield (
                 key,
                 {

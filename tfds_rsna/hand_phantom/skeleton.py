@@ -1,17 +1,10 @@
-"""The hand skeleton as a function of bone age and sex.
+"""Where the bones of one hand lie, and their shape: lengths in hand units, angles in degrees.
 
-Ages are in months; lengths in hand units (wrist joint to middle fingertip of a grown hand is about
-one unit). The milestones are medians rounded from the literature:
-
-- onset of ossification: Garn, Rohmann & Silverman 1967, Med Radiogr Photogr 43:45-66;
-- epiphyseal width and fusion: Greulich & Pyle 1959 (Stanford University Press); Gilsanz & Ratib
-  2005, Hand Bone Age (Springer), whose stages name the epiphysis as wide as its metaphysis, then
-  capping it, then fusing: distal phalanges first, then proximal and middle phalanges and
-  metacarpals, the radius last;
-- cortical thickening of the second metacarpal: Garn 1970, The Earlier Gain and the Later Loss of
-  Cortical Bone (Thomas).
-
-A phantom is a teaching model of these milestones, no anatomical atlas.
+The wrist joint is the origin, the middle finger points along +y, the thumb lies at +x. One unit is
+about 25 cm in an adult; the tip of the middle finger is at 0.83. Bone lengths and widths follow the
+adult means of Garn, Hertzog, Poznanski & Nagy 1972, Radiology 105:375-381 (metacarpophalangeal
+length), rounded; as fractions of the hand they hold at every age, save for what `grow_skeleton`
+says. A phantom is a teaching model of the milestones in `maturity.py`, no anatomical atlas.
 """
 
 import dataclasses
@@ -19,59 +12,36 @@ from typing import NamedTuple
 
 import numpy as np
 
-MONTHS = (6.0, 216.0)  # bone ages of phantoms, drawn uniformly
+from tfds_rsna.hand_phantom import maturity
 
 
-class Milestones(NamedTuple):
-    """Months at which something happens, for (boys, girls)."""
+class _Outline(NamedTuple):
+    """A grown carpal bone: centre, half axes, tilt, and two harmonics that leave the ellipse."""
 
-    boys: float
-    girls: float
+    x: float
+    y: float
+    across: float
+    along: float
+    tilt: float
+    triangular: float  # weight of cos 3t
+    square: float  # weight of cos 4t
 
-    def of(self, male: bool) -> float:
-        return self.boys if male else self.girls
 
-
-# Onset of ossification of the carpal bones, and of the sesamoid of the thumb.
-CARPAL_ONSET = {
-    "capitate": Milestones(3, 3),
-    "hamate": Milestones(4, 3),
-    "triquetrum": Milestones(29, 21),
-    "lunate": Milestones(49, 32),
-    "trapezium": Milestones(71, 49),
-    "trapezoid": Milestones(75, 50),
-    "scaphoid": Milestones(68, 50),
-    "sesamoid": Milestones(153, 129),
-}
-CARPAL_FULL = Milestones(168, 144)  # carpal bones have their grown shape
-
-# Secondary ossification centres: (appearance, beginning of fusion, fused).
-EPIPHYSES = {
-    "proximal": (Milestones(17, 11), Milestones(174, 152), Milestones(194, 170)),
-    "middle": (Milestones(22, 13), Milestones(174, 154), Milestones(196, 174)),
-    "distal": (Milestones(25, 16), Milestones(162, 140), Milestones(180, 156)),
-    "metacarpal": (Milestones(22, 15), Milestones(176, 156), Milestones(198, 176)),
-    "radius": (Milestones(13, 10), Milestones(192, 174), Milestones(216, 204)),
-    "ulna": (Milestones(82, 68), Milestones(190, 172), Milestones(212, 200)),
-}
-EPIPHYSIS_AS_WIDE = Milestones(120, 96)  # as wide as the metaphysis
-EPIPHYSIS_CAPS = Milestones(162, 138)  # overlaps its edges
-
-# Outline of the carpal bones in the grown hand: centre (x, y), half axes, tilt in degrees.
-CARPALS = {
-    "capitate": (0.012, 0.105, 0.034, 0.050, 5),
-    "hamate": (-0.045, 0.100, 0.034, 0.042, -20),
-    "triquetrum": (-0.072, 0.050, 0.027, 0.030, -30),
-    "lunate": (-0.018, 0.035, 0.036, 0.027, -10),
-    "scaphoid": (0.050, 0.045, 0.032, 0.045, -35),
-    "trapezium": (0.098, 0.098, 0.031, 0.034, -30),
-    "trapezoid": (0.062, 0.112, 0.025, 0.030, 0),
-    "sesamoid": (0.180, 0.235, 0.010, 0.012, 20),
+_CARPALS = {
+    "capitate": _Outline(0.012, 0.112, 0.031, 0.049, 3, 0.05, 0.10),
+    "hamate": _Outline(-0.053, 0.108, 0.034, 0.042, -14, 0.16, 0.02),
+    "triquetrum": _Outline(-0.062, 0.050, 0.027, 0.028, -30, 0.12, 0.04),
+    "lunate": _Outline(-0.002, 0.036, 0.032, 0.027, 8, -0.08, 0.08),
+    "trapezium": _Outline(0.107, 0.112, 0.028, 0.033, 35, 0.05, 0.14),
+    "scaphoid": _Outline(0.064, 0.056, 0.025, 0.046, 38, -0.10, 0.02),
+    "trapezoid": _Outline(0.062, 0.133, 0.023, 0.027, 10, -0.08, 0.10),
+    "pisiform": _Outline(-0.072, 0.040, 0.015, 0.019, 0, 0.0, 0.0),
+    "sesamoid": _Outline(0.0, 0.0, 0.010, 0.012, 20, 0.0, 0.0),
 }
 
 
-class Ray(NamedTuple):
-    """Metacarpal base, direction in degrees towards the thumb, and bone lengths of one finger."""
+class _Ray(NamedTuple):
+    """Base of a metacarpal, its direction from +y towards the thumb, and the bones' lengths."""
 
     x: float
     y: float
@@ -79,167 +49,231 @@ class Ray(NamedTuple):
     lengths: tuple[float, ...]
 
 
-RAYS = (
-    Ray(0.125, 0.130, 42.0, (0.185, 0.135, 0.095)),  # thumb: metacarpal, proximal, distal
-    Ray(0.070, 0.165, 9.0, (0.270, 0.165, 0.098, 0.072)),
-    Ray(0.015, 0.170, 1.0, (0.258, 0.182, 0.118, 0.078)),
-    Ray(-0.037, 0.162, -7.0, (0.232, 0.170, 0.112, 0.078)),
-    Ray(-0.080, 0.145, -16.0, (0.212, 0.135, 0.080, 0.068)),
+_RAYS = (
+    _Ray(0.130, 0.140, 43.0, (0.180, 0.128, 0.088)),  # thumb: metacarpal, proximal, distal
+    _Ray(0.074, 0.163, 9.0, (0.268, 0.160, 0.096, 0.070)),
+    _Ray(0.018, 0.164, 1.0, (0.258, 0.178, 0.118, 0.074)),
+    _Ray(-0.035, 0.156, -7.0, (0.230, 0.166, 0.112, 0.075)),
+    _Ray(-0.080, 0.142, -16.0, (0.214, 0.132, 0.080, 0.066)),
 )
-_WIDTHS = {"metacarpal": 0.050, "proximal": 0.048, "middle": 0.040, "distal": 0.032}
+_WIDTHS = {
+    "metacarpal": 0.060,
+    "proximal": 0.057,
+    "middle": 0.048,
+    "distal": 0.038,
+    "radius": 0.128,
+    "ulna": 0.066,
+}
+_EPIPHYSIS_THICKNESS = {  # over the width of the bone
+    "metacarpal": 0.66,
+    "proximal": 0.32,
+    "middle": 0.31,
+    "distal": 0.32,
+    "radius": 0.33,
+    "ulna": 0.36,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Bone:
-    """One tubular bone and its growth plate.
+    """One tubular bone; its growth plate lies near `base`.
 
     Attributes:
-      kind: a key of `EPIPHYSES`.
-      start, end: [2], the joints it spans; the growth plate lies at `start`.
-      width: of the shaft's ends.
+      kind: a key of `maturity.EPIPHYSES`.
+      base, tip: float64 [2], the ends of the bone.
+      width: of the metaphysis.
       epiphysis: width of the epiphysis over that of the metaphysis, 0 before it appears.
-      gap: width of the open growth plate.
+      thickness: room for the epiphysis along the bone, epiphysis grown.
+      gap: thickness of the open growth plate.
       fused: 0 open ... 1 closed.
-      finger: 0 thumb ... 4 little finger, -1 for the forearm.
+      cortex: share of the width at mid-shaft that is cortex.
+      waist: width at mid-shaft over that of the metaphysis.
     """
 
     kind: str
-    start: np.ndarray
-    end: np.ndarray
+    base: np.ndarray
+    tip: np.ndarray
     width: float
     epiphysis: float
+    thickness: float
     gap: float
     fused: float
-    finger: int
+    cortex: float
+    waist: float
 
 
-class Carpal(NamedTuple):
-    """An ossified part of a carpal bone: ellipse by centre [2], half axes [2], tilt in degrees."""
+@dataclasses.dataclass(frozen=True)
+class Carpal:
+    """The ossified part of a carpal bone or sesamoid: an ellipse bent by two harmonics.
+
+    Attributes:
+      name: a key of `maturity.CARPAL_ONSET`.
+      centre, axes: float64 [2], the half axes at a tilt of 0 along x and y.
+      tilt: degrees from +y towards the thumb.
+      triangular, square: weights of the third and fourth harmonic of the outline.
+    """
 
     name: str
     centre: np.ndarray
     axes: np.ndarray
     tilt: float
+    triangular: float
+    square: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Skeleton:
-    """Bones, carpal centres, the share of a bone's width that is cortex, and fingers' paths."""
+    """One hand: its bones, its carpal centres, what the soft tissue needs.
+
+    Attributes:
+      bones: 19 of the fingers, radius and ulna.
+      carpals: those that have begun to ossify.
+      density: mineral density over that of a median adult.
+      fingers: per finger the joints from metacarpal base to tip, float64 [n, 2], thumb first.
+      tissue: thickness of the soft tissue over that of a median adult.
+    """
 
     bones: list[Bone]
     carpals: list[Carpal]
-    cortex: float
     density: float
-    fingers: list[np.ndarray]  # joints from metacarpal base to tip, each [n, 2]
+    fingers: list[np.ndarray]
+    tissue: float
 
 
-def carpal_size(name: str, age: float, male: bool, shift: float = 1.0) -> float:
-    """Linear size of a carpal centre over its grown size: 0 before its onset, 1 when grown."""
-    onset = CARPAL_ONSET[name].of(male) * shift
-    if age < onset:
-        return 0.0
-    full = CARPAL_FULL.of(male)
-    part = min((age - onset) / max(full - onset, 1.0), 1.0)
-    return float(0.3 + 0.7 * part**0.6)
+@dataclasses.dataclass(frozen=True)
+class _Growth:
+    """What all bones of one hand share."""
 
+    age: float
+    male: bool
+    pace: float  # this hand's milestones over the median ones
+    robust: float
+    cortex: float
+    rng: np.random.Generator
 
-def epiphysis_width(kind: str, age: float, male: bool, shift: float = 1.0) -> float:
-    """Width of an epiphysis over that of its metaphysis; 0 before it appears."""
-    onset = EPIPHYSES[kind][0].of(male) * shift
-    if age < onset:
-        return 0.0
-    wide, caps = EPIPHYSIS_AS_WIDE.of(male) * shift, EPIPHYSIS_CAPS.of(male) * shift
-    return float(np.interp(age, [onset, max(wide, onset + 24), caps + 24], [0.32, 1.0, 1.12]))
+    def shift(self) -> float:
+        """Milestones of one bone over the median: the hand's pace, and the bone's own."""
+        return self.pace * float(np.clip(self.rng.normal(1.0, 0.025), 0.94, 1.06))
 
-
-def fusion(kind: str, age: float, male: bool, shift: float = 1.0) -> float:
-    """0 while the growth plate is open, 1 once it is closed."""
-    _, begin, end = EPIPHYSES[kind]
-    return float(np.interp(age, [begin.of(male) * shift, end.of(male) * shift], [0.0, 1.0]))
+    def bone(self, kind: str, base: np.ndarray, tip: np.ndarray, stout: float = 1.0) -> Bone:
+        grown, shift = maturity.growth(self.age, self.male), self.shift()
+        # A small child's bones are plump, hardly waisted, and wide apart.
+        width = _WIDTHS[kind] * stout * self.robust * (1.14 - 0.14 * grown)
+        width *= float(self.rng.normal(1.0, 0.015))
+        epiphysis = maturity.epiphysis_width(kind, self.age, self.male, shift)
+        return Bone(
+            kind,
+            base,
+            tip,
+            width,
+            epiphysis * float(self.rng.normal(1.0, 0.025)),
+            width * _EPIPHYSIS_THICKNESS[kind] * (0.72 + 0.28 * grown),
+            width * maturity.plate_gap(kind, self.age, self.male, shift),
+            maturity.fusion(kind, self.age, self.male, shift),
+            self.cortex,
+            0.86 - 0.24 * grown,
+        )
 
 
 def grow_skeleton(age: float, male: bool, rng: np.random.Generator) -> Skeleton:
     """The skeleton of one hand.
 
+    Girls and boys of the same stage differ as they do in life, and weakly: boys' bones are wider
+    for their length with a thicker cortex, and their ring finger is longer than their index finger
+    (the 2D:4D ratio: Manning et al. 1998, Hum Reprod 13:3000-3004; widened here).
+
     Args:
       age: bone age in months.
       male: sex.
-      rng: draws the biological variation: each milestone shifts by a few per cent, bones differ
-        in length and width, fingers spread and bend.
-
-    Returns:
-      Bones in hand units, wrist joint at the origin, fingers up, thumb at positive x.
+      rng: draws the biological variation: milestones shift by a few per cent, bones differ in
+        length and width, fingers spread and bend.
     """
-    grown = float(np.clip((age - 6) / 190, 0, 1))
-    # Boys' bones are more robust and their ring finger is longer than their index finger.
-    robust = (1.10 if male else 0.92) * rng.normal(1, 0.035)
-    ring = (0.03 if male else -0.01) + rng.normal(0, 0.012)
-    slender = 1.22 - 0.22 * grown  # a small child's bones are plump
-    joint = 0.026 - 0.016 * grown  # unossified cartilage between the bones
-    cortex = (0.17 + 0.13 * grown) * rng.normal(1, 0.06)
-    density = (0.62 + 0.38 * grown) * rng.normal(1, 0.05)
-    spread = rng.normal(1.0, 0.35)
-    lengthen = rng.normal(1.0, 0.02, 5)
-    lengthen[3] += ring
-    bones: list[Bone] = []
-    fingers: list[np.ndarray] = []
+    grown = maturity.growth(age, male)
+    shared = _Growth(
+        age,
+        male,
+        pace=float(np.clip(rng.normal(1.0, 0.02), 0.95, 1.05)),
+        robust=(1.10 if male else 0.92) * float(rng.normal(1.0, 0.035)),
+        cortex=maturity.cortical_fraction(age, male) * float(rng.normal(1.0, 0.04)),
+        rng=rng,
+    )
+    fingers, bones = _grow_fingers(shared)
+    lean = float(rng.normal(0.0, 0.03))  # the forearm need not continue the middle finger
+    for kind, x, y in (("radius", 0.046, 0.004), ("ulna", -0.068, -0.016)):
+        base = np.array([x, y])
+        foot = np.array([x * 1.25 + lean, -1.30])
+        bones.append(shared.bone(kind, base, foot))
+    return Skeleton(
+        bones,
+        _grow_carpals(shared, fingers[0][1]),
+        density=(0.58 + 0.42 * grown) * float(rng.normal(1.0, 0.05)),
+        fingers=fingers,
+        tissue=(1.07 if male else 0.94) * (1.16 - 0.16 * grown) * float(rng.normal(1.0, 0.07)),
+    )
 
-    def shift() -> float:
-        return float(np.clip(rng.normal(1, 0.035), 0.9, 1.1))
 
-    maturity = {kind: shift() for kind in EPIPHYSES}
-
-    def bone(kind: str, start: np.ndarray, end: np.ndarray, width: float, finger: int) -> Bone:
-        moved = maturity[kind] * float(np.clip(rng.normal(1, 0.012), 0.97, 1.03))
-        return Bone(
-            kind,
-            start,
-            end,
-            width,
-            epiphysis_width(kind, age, male, moved) * float(rng.normal(1, 0.03)),
-            width * (0.17 - 0.08 * grown),
-            fusion(kind, age, male, moved),
-            finger,
-        )
-
-    for finger, ray in enumerate(RAYS):
-        angle = ray.angle * (0.7 + 0.3 * spread if finger else 1.0) + rng.normal(0, 2.0)
-        kinds = ("metacarpal", "proximal", "middle", "distal")
+def _grow_fingers(shared: _Growth) -> tuple[list[np.ndarray], list[Bone]]:
+    rng, grown = shared.rng, maturity.growth(shared.age, shared.male)
+    spread = float(rng.uniform(0.45, 1.55))
+    thumb = float(rng.normal(0.0, 6.0))
+    lengthen = rng.normal(1.0, 0.012, 5)
+    ratio = (0.028 if shared.male else -0.012) + rng.normal(0.0, 0.010)
+    lengthen[3] += ratio / 2
+    lengthen[1] -= ratio / 2
+    joint = 0.030 - 0.021 * grown  # cartilage between two bones, dark on the radiograph
+    fingers, bones = [], []
+    for finger, ray in enumerate(_RAYS):
+        kinds = ["metacarpal", "proximal", "middle", "distal"]
         if finger == 0:
-            kinds = ("metacarpal", "proximal", "distal")
+            kinds.remove("middle")
+        angle = ray.angle + (thumb if finger == 0 else 0.0)
+        # Metacarpals move little; the fingers fan out from their heads.
+        fan = ray.angle * (spread - 1.0) * (0.9 if finger else 0.0) + rng.normal(0, 1.5)
         at = np.array([ray.x, ray.y])
         path = [at]
-        bend = rng.normal(0, 2.5)
         for kind, length in zip(kinds, ray.lengths, strict=True):
-            # Fingers of small children are short beside the palm.
-            scale = lengthen[finger] * (1 if kind == "metacarpal" else 0.9 + 0.1 * grown)
+            if kind == "proximal":
+                angle += fan
             heading = np.deg2rad(angle)
             direction = np.array([np.sin(heading), np.cos(heading)])
-            end = at + direction * length * scale
-            width = _WIDTHS[kind] * robust * slender * (1.12 if finger == 0 else 1.0)
-            width *= 0.9 if finger == 4 else 1.0
-            head, base = end - direction * joint / 2, at + direction * joint / 2
-            # The growth plate is at the base of phalanges and of the thumb's metacarpal, and at
-            # the head of the other metacarpals.
-            flipped = kind == "metacarpal" and finger > 0
-            first, last = (head, base) if flipped else (base, head)
-            bones.append(bone(kind, first, last, width, finger))
+            # Fingers of small children are short beside the palm.
+            short = 1.0 if kind == "metacarpal" else 0.90 + 0.10 * grown
+            end = at + direction * length * lengthen[finger] * short
+            near, far = at + direction * joint / 2, end - direction * joint / 2
+            if kind == "distal":
+                far = end
+            # The growth plate is at the base of the phalanges and of the thumb's metacarpal, and
+            # at the head of the other metacarpals.
+            if kind == "metacarpal" and finger:
+                near, far = far, near
+            stout = (1.12, 1.0, 1.0, 0.95, 0.86)[finger]
+            bones.append(shared.bone(kind, near, far, stout))
             at = end
             path.append(at)
-            angle += bend
-            bend = rng.normal(0, 2.0)
+            angle += float(rng.normal(0, 1.8))
         fingers.append(np.array(path))
-    for kind, x, width in (("radius", 0.042, 0.115), ("ulna", -0.062, 0.075)):
-        top = np.array([x, -0.012 if kind == "radius" else -0.03])
-        foot = np.array([x * 0.75, -0.75])
-        bones.append(bone(kind, top, foot, width * robust * (0.8 + 0.2 * grown), -1))
-    carpals = []
-    for name, (x, y, a, b, tilt) in CARPALS.items():
-        size = carpal_size(name, age, male, shift())
-        if size:
-            centre = np.array([x, y]) + rng.normal(0, 0.002, 2)
-            if name == "sesamoid":  # beside the head of the thumb's metacarpal
-                centre = fingers[0][1] + np.array([-0.028, -0.012])
-            axes = np.array([a, b]) * size * robust * rng.normal(1, 0.02, 2)
-            carpals.append(Carpal(name, centre, axes, float(tilt + rng.normal(0, 6))))
-    return Skeleton(bones, carpals, float(cortex), float(density), fingers)
+    return fingers, bones
+
+
+def _grow_carpals(shared: _Growth, thumb_joint: np.ndarray) -> list[Carpal]:
+    rng, carpals = shared.rng, []
+    for name, outline in _CARPALS.items():
+        size = maturity.carpal_size(name, shared.age, shared.male, shared.shift())
+        vary = rng.normal(size=5)  # drawn for absent bones too: older hands share the draws
+        if not size:
+            continue
+        centre = np.array([outline.x, outline.y]) + 0.002 * vary[:2]
+        if name == "sesamoid":  # on the palm's side of the head of the thumb's metacarpal
+            centre = thumb_joint + np.array([-0.030, 0.002])
+        stout = 1.0 + 0.35 * (shared.robust - 1.0)
+        axes = (
+            1.07 * np.array([outline.across, outline.along]) * stout * size * (1 + 0.02 * vary[2:4])
+        )
+        # Centres begin as round dots and take their outline as they grow (Greulich & Pyle 1959).
+        axes = axes * size + np.sqrt(axes.prod()) * (1 - size)
+        tilt = outline.tilt + 4.0 * float(vary[4])
+        bent = size**2
+        carpals.append(
+            Carpal(name, centre, axes, tilt, outline.triangular * bent, outline.square * bent)
+        )
+    return carpals
