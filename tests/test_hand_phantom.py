@@ -78,7 +78,7 @@ def test_the_same_index_is_the_same_hand_at_every_size(index):
         ("sesamoid", True, 12 + 9 / 12),
     ],
 )
-def test_carpal_bones_appear_when_garn_saw_them(name, male, years):
+def test_carpal_bones_appear_at_their_median_age(name, male, years):
     months = np.arange(0, 216)
     seen = [carpal_size(name, age, male) > 0 for age in months]
     assert months[seen.index(True)] == pytest.approx(12 * years, abs=1)

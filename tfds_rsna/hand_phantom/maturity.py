@@ -1,6 +1,7 @@
 """What a hand shows at a given bone age and sex: milestones in months, and curves through them.
 
-The tables hold population medians, rounded to whole months, for (boys, girls):
+The tables hold approximate population medians in months for (boys, girls). They set the order and
+the pace of a phantom's growth and are no reference for reading a radiograph. They follow:
 
 - onset of ossification: Garn, Rohmann & Silverman 1967, Med Radiogr Photogr 43:45-66, the median
   of their percentiles; the pisiform, which they leave out, after Gilsanz & Ratib 2005;
