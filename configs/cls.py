@@ -27,7 +27,6 @@ def phantom() -> ConfigDict:
     config.model.bn_momentum = 0.95  # a short run: statistics must follow within tens of steps
     config.model.drop_path_rate = 0.0
     config.model.dropout = 0.1
-    config.model.sex_input = True
     config.loss.sex_weight = 0.2
     config.ema_decay = 0.98
     config.optimizer.learning_rate = 2e-3
