@@ -105,14 +105,12 @@ def train(
     if step != run.total_steps:
         state = checkpoints.restore(step, state)
     checkpoints.close()
-    keys = ("predicted_age", "p_male", "features")
-    _, rows = evaluate_split(run, state, eval_split, keys=keys)
+    _, rows = evaluate_split(run, state, eval_split, keys=("predicted_age", "p_male"))
     rows = with_labels(rows, eval_split)
-    features = rows.pop("features")
     history = read_metrics(workdir)
     report = make_report(run, state, dataset, config.data.eval_split, rows, history)
     if index == 0:
-        Calibration.fit(rows["predicted_age"], rows["true_age"], features).save(
+        Calibration.fit(rows["predicted_age"], rows["true_age"], eval_split.images()).save(
             workdir / "calibration.npz"
         )
         write_report(workdir, report, rows, f"{config.model.name} on {dataset.name}")

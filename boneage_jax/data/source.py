@@ -1,7 +1,7 @@
 """Opens a prepared data set: splits with random access, and their labels as tables."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
@@ -40,6 +40,10 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def images(self) -> Iterator[np.ndarray]:
+        """The images of the split, uint8 [S, S], one after the other."""
+        return (self.source[int(row)]["image"][..., 0] for row in self.rows)
 
     def take(self, name: str, positions: np.ndarray) -> "Split":
         """The part of this split at `positions`, under a new name."""

@@ -48,8 +48,7 @@ class BoneAgeNet(nn.Module):
     ) -> Arrays:
         """Reads images [B, H, W, C] and male int [B] (1, 0, -1 for unknown).
 
-        Returns `age` (standardised) and `sex_logit` (male positive), float32 [B], and the
-        `features` [B, F] they were read from.
+        Returns `age` (standardised) and `sex_logit` (male positive), float32 [B].
         """
         features = self.backbone(images, train=train, image_keys=image_keys)
         features = features.astype(jnp.float32)
@@ -68,7 +67,7 @@ class BoneAgeNet(nn.Module):
         if self.hidden:
             x = nn.relu(nn.Dense(self.hidden, name="age_hidden")(x))
         age = nn.Dense(1, name="age")(x)[:, 0]
-        return {"age": age, "sex_logit": sex_logit, "features": features}
+        return {"age": age, "sex_logit": sex_logit}
 
 
 @flax.struct.dataclass
@@ -159,7 +158,6 @@ class BoneAge(Task):
         return {
             "predicted_age": outputs["age"] * self.age_std + self.age_mean,
             "p_male": jax.nn.sigmoid(outputs["sex_logit"]),
-            "features": outputs["features"],
         }
 
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
