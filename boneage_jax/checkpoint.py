@@ -5,6 +5,8 @@ while saving costs nothing that was saved before.
 """
 
 import logging
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +110,12 @@ class Checkpoints:
         items: dict[str, Any] = {"state": ocp.args.StandardRestore(shapes)}
         if iterator is not None:
             items["data"] = grain.checkpoint.CheckpointRestore(iterator)
+        before = sys.unraisablehook
+        sys.unraisablehook = _without_late_reads(before)
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items)).state
+            state = self._manager.restore(step, args=ocp.args.Composite(**items)).state
+            sys.unraisablehook = before
+            return state
         except (ValueError, KeyError, TypeError, OSError) as error:
             reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
             raise InputError(
@@ -125,3 +131,17 @@ class Checkpoints:
         """Waits and frees the background threads."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _without_late_reads(hook: Callable[[Any], None]) -> Callable[[Any], None]:
+    """`hook`, less the tracebacks of reads that fail after orbax has given up the whole restore.
+
+    Arrays are read side by side. When one of them is damaged, orbax closes the event loop, and each
+    further failing read then reports that the loop is closed: noise behind the one clear line.
+    """
+
+    def quiet(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    return quiet
