@@ -39,7 +39,12 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path]:
         raise InputError(f"--config={file}: there is no such recipe file")
     try:
         rest = values([sys.argv[0], *argv])[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError) as error:
+        key = " - ".join(str(error.args[0]).splitlines())
+        raise InputError(
+            f"command line: unknown config key: {key}; see boneage_jax/config.py for all keys"
+        ) from error
+    except (flags.Error, TypeError, ValueError) as error:
         raise InputError(f"command line: {str(error).strip().splitlines()[0]}") from error
     if rest:
         raise InputError(f"command line: unexpected argument {rest[0]!r}; see --help")

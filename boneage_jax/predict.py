@@ -101,8 +101,8 @@ def main() -> int:
     sexes = read_sexes(args.sex_csv) if args.sex_csv else {}
     if sexes and not any(file.stem in sexes for file in files):
         raise InputError(f"--sex_csv={args.sex_csv}: no id matches the stem of a given file")
-    if not args.output.absolute().parent.is_dir():
-        raise InputError(f"--output={args.output}: the folder does not exist")
+    if args.output.is_dir() or not args.output.absolute().parent.is_dir():
+        raise InputError(f"--output={args.output} must name a CSV file in a folder that exists")
 
     from boneage_jax.compile_cache import use_compile_cache
 

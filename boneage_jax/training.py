@@ -148,6 +148,8 @@ class _Loop:
         queue: collections.deque[Any] = collections.deque()
         ahead = 0 if _shares_cores(run) else _RUN_AHEAD
         first = self._step
+        if first == run.total_steps:
+            return state
         with tqdm(
             total=run.total_steps,
             initial=first,
