@@ -40,7 +40,9 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path]:
     try:
         rest = values([sys.argv[0], *argv])[1:]
     except (AttributeError, KeyError) as error:
-        key = " - ".join(str(error.args[0]).splitlines())
+        # ml_collections quotes the key, and quotes that again; its hint follows on a second line.
+        key = str(error.args[0]).encode().decode("unicode_escape").replace("\n", " - ")
+        key = key.strip("\"'")
         raise InputError(
             f"command line: unknown config key: {key}; see boneage_jax/config.py for all keys"
         ) from error
