@@ -42,7 +42,7 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path]:
     except (AttributeError, KeyError) as error:
         # ml_collections quotes the key, and quotes that again; its hint follows on a second line.
         key = str(error.args[0]).encode().decode("unicode_escape").replace("\n", " - ")
-        key = key.strip("\"'")
+        key = key.strip('"').replace("'", "")
         raise InputError(
             f"command line: unknown config key: {key}; see boneage_jax/config.py for all keys"
         ) from error
