@@ -44,6 +44,11 @@ def base_config() -> ConfigDict:
     config.test_flips = False  # average predictions over the image and its mirror image
     config.select = "latest"  # latest | best: the checkpoint that is reported and predicts
     config.compile_cache = True  # keep compiled programs for the next start on this machine
+    config.init_from = ""  # workdir of a finished run whose network this one starts from
+
+    config.pretrain = ConfigDict()  # a first run on other data, in WORKDIR/pretrain
+    config.pretrain.data = ""  # NAME/CONFIG of a builder that needs no raw data; none if empty
+    config.pretrain.steps = 0
 
     config.data = ConfigDict()
     config.data.name = "hand_phantom"  # a builder of tfds_rsna
@@ -57,6 +62,8 @@ def base_config() -> ConfigDict:
     config.data.split_seed = 0
     config.data.threads = 4  # that read records
     config.data.buffer = 2  # batches ready ahead of the step
+    config.data.masks = ""  # folder of hand masks, or workdir of a U-Net: takes the background out
+    config.data.mask_mode = "crop"  # crop | upright | multiply, see tfds_rsna/background.py
 
     config.augment = ConfigDict()  # see boneage_jax/data/augment.py for units
     config.augment.flip = 0.5
@@ -87,6 +94,7 @@ def base_config() -> ConfigDict:
     config.loss = ConfigDict()
     config.loss.age = "l1"  # l1 | huber | mse on the standardised age
     config.loss.sex_weight = 0.1
+    config.loss.dice_weight = 1.0  # of the soft Dice beside the cross-entropy of hand masks
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"
@@ -121,13 +129,18 @@ def check_config(config: ConfigDict) -> ConfigDict:
             )
     for key in ("batch_size", "eval_batch_size", "accumulate", "log_every", "data.threads"):
         _require(given[key] >= 1, key, given[key], "at least 1")
-    for key in ("steps", "checkpoint_every", "loss.sex_weight", "optimizer.weight_decay"):
+    for key in (
+        *("steps", "checkpoint_every", "pretrain.steps"),
+        *("loss.sex_weight", "loss.dice_weight", "optimizer.weight_decay"),
+    ):
         _require(given[key] >= 0, key, given[key], "0 or more")
     for key in ("epochs", "evaluate_every", "optimizer.learning_rate"):
         _require(given[key] > 0, key, given[key], "more than 0")
     for key in ("ema_decay", "model.dropout", "model.drop_path_rate", "data.validation_fraction"):
         _require(0 <= given[key] < 1, key, given[key], "in [0, 1)")
+    _choice(given, "task", ("bone_age", "hand_mask"))
     _choice(given, "select", ("latest", "best"))
+    _choice(given, "data.mask_mode", ("crop", "upright", "multiply"))
     _choice(given, "parallel", ("jit", "pmap"))
     _choice(given, "normalize", ("zscore", "percentile", "none"))
     _choice(given, "model.dtype", ("float32", "bfloat16"))
@@ -136,6 +149,10 @@ def check_config(config: ConfigDict) -> ConfigDict:
         raise InputError(
             "config.model.bn_sync=False needs config.parallel=pmap: jit sees one global batch"
         )
+    if bool(given["pretrain.data"]) != bool(given["pretrain.steps"]):
+        raise InputError("config.pretrain.data and config.pretrain.steps go together")
+    if given["pretrain.data"] and given["init_from"]:
+        raise InputError("config.pretrain and config.init_from exclude each other; leave one out")
     return ConfigDict(config.to_dict()).lock()
 
 
@@ -145,7 +162,7 @@ def save_config(path: Path, config: ConfigDict) -> None:
 
 
 def load_config(path: Path) -> ConfigDict:
-    """Reads a config that `save_config` wrote.
+    """Reads a config that `save_config` wrote; keys that are newer than it get their default.
 
     Raises:
       InputError: there is no such file, or it is not a JSON object.
@@ -160,7 +177,13 @@ def load_config(path: Path) -> ConfigDict:
         raise InputError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a config: expected a JSON object")
-    return ConfigDict(values)
+    config = base_config()
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(config.get(key), ConfigDict):
+            config[key].update(value)
+        else:
+            config[key] = value
+    return config
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:

@@ -45,14 +45,14 @@ def evaluate(
         config.data.data_dir = data_dir or config.data.data_dir
     dataset = open_dataset(config.data)
     part = dataset.split(split)
-    _, rows = evaluate_split(trained.run, trained.state, part, keys=("predicted_age", "p_male"))
+    _, rows = evaluate_split(trained.run, trained.state, part, keys=trained.run.task.reported)
     rows = with_labels(rows, part)
     history = [row for row in read_metrics(trained.folder) if row["step"] <= trained.step]
     report = make_report(trained.run, trained.state, dataset, split, rows, history)
     folder = trained.folder / "evaluation" / split
     folder.mkdir(parents=True, exist_ok=True)
     title = f"{config.model.name} on {dataset.name}, {split} split"
-    write_report(folder, report, rows, title)
+    write_report(folder, report, rows, title, part)
     return report
 
 

@@ -60,11 +60,11 @@ def evaluate_split(
 
 
 def with_labels(rows: Rows, split: Split) -> Rows:
-    """Predictions beside the labels of their split: adds id, true_age, male."""
+    """Predictions beside the labels of their split: adds id and, of ages, true_age and male."""
     labels = split.labels
+    rows = {"id": labels["id"]} | rows
+    if "predicted_age" not in rows:
+        return rows
     unknown = np.full(len(split), -1, np.int64)
-    return rows | {
-        "id": labels["id"],
-        "true_age": labels["bone_age"],
-        "male": labels.get("male", unknown).astype(np.int64),
-    }
+    male = labels.get("male", unknown).astype(np.int64)
+    return rows | {"true_age": labels["bone_age"], "male": male}

@@ -1,4 +1,4 @@
-"""How good predictions are: bone age in months, and sex."""
+"""How good predictions are: bone age in months, sex, and hand masks."""
 
 from typing import Any
 
@@ -130,3 +130,54 @@ def _auc(score: np.ndarray, positive: np.ndarray) -> float:
     n = int(positive.sum())
     wins = rank[positive].sum() - n * (n + 1) / 2
     return float(wins / (n * (len(score) - n)))
+
+
+def mask_summary(
+    true_positive: np.ndarray,
+    false_positive: np.ndarray,
+    false_negative: np.ndarray,
+    true_negative: np.ndarray,
+) -> dict[str, Any]:
+    """The `mask` group of report.json.
+
+    Args:
+      true_positive, false_positive, false_negative, true_negative: pixels of each image [n],
+        n >= 1; the hand is positive.
+
+    Returns:
+      `per_image` (means over the images, with f1_worst and f1_median) and `pooled` (over all
+      pixels), each with pixel_accuracy, precision, recall, f1 (Dice) and iou. A ratio without any
+      pixel below its line is 1: nothing to find, nothing found.
+
+    Raises:
+      ValueError: no images, or arrays of different lengths.
+    """
+    counts = [
+        np.asarray(part, np.float64)
+        for part in (true_positive, false_positive, false_negative, true_negative)
+    ]
+    if not counts[0].size or any(part.shape != counts[0].shape for part in counts):
+        raise ValueError(f"need four vectors of one length >= 1, got {[p.shape for p in counts]}")
+    single = _mask_ratios(*counts)
+    means = {name: float(values.mean()) for name, values in single.items()}
+    spread = {"f1_worst": float(single["f1"].min()), "f1_median": float(np.median(single["f1"]))}
+    pooled = _mask_ratios(*(part.sum(keepdims=True) for part in counts))
+    return {
+        "per_image": means | spread,
+        "pooled": {name: float(values[0]) for name, values in pooled.items()},
+    }
+
+
+def _mask_ratios(
+    hit: np.ndarray, extra: np.ndarray, missed: np.ndarray, rest: np.ndarray
+) -> dict[str, np.ndarray]:
+    def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        return np.divide(part, whole, out=np.ones_like(part), where=whole > 0)
+
+    return {
+        "pixel_accuracy": ratio(hit + rest, hit + extra + missed + rest),
+        "precision": ratio(hit, hit + extra),
+        "recall": ratio(hit, hit + missed),
+        "f1": ratio(2 * hit, 2 * hit + extra + missed),
+        "iou": ratio(hit, hit + extra + missed),
+    }

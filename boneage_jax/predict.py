@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from boneage_jax.data.files import find_images, fit_square, read_grey
+from boneage_jax.data.files import find_images, read_grey
 from boneage_jax.errors import InputError, door
 from boneage_jax.predictor import Predictor, load_predictor
 
@@ -58,7 +58,7 @@ def predict_files(
 
     def decode(file: Path) -> np.ndarray | InputError:
         try:
-            return fit_square(read_grey(file), predictor.image_size)
+            return predictor.fit(read_grey(file), file.stem)
         except InputError as error:
             return error
 
@@ -77,7 +77,7 @@ def predict_files(
             ]
             good = [(f, r) for f, r in results if not isinstance(r, InputError)]
             male = [sexes.get(file.stem, -1) for file, _ in good]
-            outputs = predictor([image for _, image in good], male)
+            outputs = predictor.read([image for _, image in good], male)
             numbers = iter(range(len(good)))
             for file, result in results:
                 if isinstance(result, InputError):
@@ -95,6 +95,9 @@ def main() -> int:
     parser.add_argument("--workdir", required=True, help="folder of a finished training")
     parser.add_argument("--output", required=True, type=Path, help="CSV file to write")
     parser.add_argument("--sex_csv", type=Path, help="CSV with id,male; id is the file's stem")
+    parser.add_argument(
+        "--masks", default="", help="hand masks or a U-Net's workdir, where training had masks"
+    )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders, globs")
     args = parser.parse_args()
     files = find_images(args.paths)
@@ -107,7 +110,7 @@ def main() -> int:
     from boneage_jax.compile_cache import use_compile_cache
 
     use_compile_cache()
-    predictor = load_predictor(args.workdir)
+    predictor = load_predictor(args.workdir, masks=args.masks)
     failed = rejected = 0
     part = args.output.with_name(args.output.name + ".part")
     try:

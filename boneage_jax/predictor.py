@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from boneage_jax.background import load_background
 from boneage_jax.data.files import fit_square
 from boneage_jax.errors import InputError
 from boneage_jax.workdir import Trained, load_trained
@@ -18,10 +19,13 @@ class Predictor:
 
     Args:
       trained: see `boneage_jax.workdir.load_trained`.
+      masks: for a network trained on radiographs without background: their masks or a U-Net's
+        workdir, in place of the U-Net that the run keeps.
     """
 
-    def __init__(self, trained: Trained):
+    def __init__(self, trained: Trained, masks: str = ""):
         self._trained, self._calibration = trained, trained.calibration()
+        self._background = load_background(trained.folder / "background", masks)
         self._variables = {
             "params": trained.state.eval_params,
             "batch_stats": trained.state.batch_stats,
@@ -46,10 +50,16 @@ class Predictor:
         Raises:
           InputError: an image that is not uint8 [H, W], or `male` of another length.
         """
-        sexes = np.full(len(images), -1) if male is None else np.asarray(male)
-        if sexes.shape != (len(images),) or not np.isin(sexes, (-1, 0, 1)).all():
-            raise InputError(f"male must hold 1, 0 or -1 for each of the {len(images)} images")
         squares = [self._square(image, number) for number, image in enumerate(images)]
+        return self.read(squares, male)
+
+    def read(
+        self, squares: Sequence[np.ndarray], male: Sequence[int] | None = None
+    ) -> dict[str, np.ndarray]:
+        """As calling it, of images that `fit` made: uint8 [S, S] each."""
+        sexes = np.full(len(squares), -1) if male is None else np.asarray(male)
+        if sexes.shape != (len(squares),) or not np.isin(sexes, (-1, 0, 1)).all():
+            raise InputError(f"male must hold 1, 0 or -1 for each of the {len(squares)} images")
         parts = [
             self._batch(squares[at : at + self.batch_size], sexes[at : at + self.batch_size])
             for at in range(0, len(squares), self.batch_size)
@@ -68,12 +78,26 @@ class Predictor:
                 f"image {number} must be uint8 [H, W], got {image.dtype} {list(image.shape)}; "
                 "read files with boneage_jax.data.files.read_grey"
             )
-        return fit_square(image, self.image_size)
+        return self.fit(image, "")
 
-    def _batch(self, squares: list[np.ndarray], sexes: np.ndarray) -> dict[str, np.ndarray]:
+    def fit(self, image: np.ndarray, stem: str) -> np.ndarray:
+        """What the network reads of a radiograph uint8 [H, W]: uint8 [S, S]; thread-safe.
+
+        Args:
+          image: the radiograph.
+          stem: of its file, by which a mask is found in a folder of masks.
+
+        Raises:
+          InputError: the folder of masks has no fitting mask.
+        """
+        if self._background is None:
+            return fit_square(image, self.image_size)
+        return self._background(image, stem, self.image_size)
+
+    def _batch(self, squares: Sequence[np.ndarray], sexes: np.ndarray) -> dict[str, np.ndarray]:
         run, real = self._trained.run, len(squares)
         images = np.zeros((self.batch_size, self.image_size, self.image_size, 1), np.uint8)
-        images[:real, ..., 0] = squares
+        images[:real, ..., 0] = np.stack(squares) if real else 0
         male = np.full(self.batch_size, -1, np.int32)
         male[:real] = sexes
         batch: dict[str, np.ndarray] = {
@@ -96,16 +120,19 @@ class Predictor:
         }
 
 
-def load_predictor(workdir: str | os.PathLike[str], *, batch_size: int = _BATCH) -> Predictor:
+def load_predictor(
+    workdir: str | os.PathLike[str], *, batch_size: int = _BATCH, masks: str = ""
+) -> Predictor:
     """The predictor of a trained bone-age network.
 
     Args:
       workdir: of a finished training.
       batch_size: images per step, rounded up to a multiple of the number of devices.
+      masks: see `Predictor`.
 
     Raises:
       InputError: no run there, another task, or a damaged checkpoint.
     """
     devices = jax.device_count()
     rounded = -(-batch_size // devices) * devices
-    return Predictor(load_trained(workdir, task="bone_age", eval_batch_size=rounded))
+    return Predictor(load_trained(workdir, task="bone_age", eval_batch_size=rounded), masks)

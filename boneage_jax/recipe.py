@@ -15,12 +15,13 @@ from boneage_jax.data.augment import AugmentConfig, augment, normalize
 from boneage_jax.data.source import Dataset, Split, standardization
 from boneage_jax.errors import InputError
 from boneage_jax.flops import count_flops
-from boneage_jax.models.registry import create_model
+from boneage_jax.models.registry import UNET_NAMES, create_model
 from boneage_jax.optimizer import make_optimizer
 from boneage_jax.parallel import Parallel
 from boneage_jax.state import TrainState, Tree
 from boneage_jax.step import Batch, Inputs, make_eval_step, make_train_step
 from boneage_jax.tasks.bone_age import BoneAge, BoneAgeNet
+from boneage_jax.tasks.hand_mask import HandMask
 from boneage_jax.tasks.task import Task
 
 
@@ -31,7 +32,7 @@ class Facts:
     Attributes:
       image_size: pixels.
       train_images: size of the training split.
-      age_mean, age_std: months, of the training split.
+      age_mean, age_std: months, of the training split; 0 and 1 where it has no ages.
     """
 
     image_size: int
@@ -41,7 +42,8 @@ class Facts:
 
     @classmethod
     def of(cls, dataset: Dataset, train: Split) -> "Facts":
-        return cls(dataset.image_size, len(train), *standardization(train))
+        ages = standardization(train) if "bone_age" in train.labels else (0.0, 1.0)
+        return cls(dataset.image_size, len(train), *ages)
 
 
 def make_task(config: ConfigDict, facts: Facts, axis_name: str | None) -> Task:
@@ -55,15 +57,23 @@ def make_task(config: ConfigDict, facts: Facts, axis_name: str | None) -> Task:
     Raises:
       InputError: unknown task, model or model option.
     """
-    if config.task != "bone_age":
-        raise InputError(f"config.task={config.task!r} is unknown; choose bone_age")
     model = config.model
+    if (model.name in UNET_NAMES) != (config.task == "hand_mask"):
+        raise InputError(
+            f"config.model.name={model.name!r} does not fit config.task={config.task!r}; "
+            f"hand_mask takes {', '.join(UNET_NAMES)}, bone_age any other"
+        )
+    shared = {
+        "dtype": jnp.dtype(model.dtype),
+        "bn_momentum": float(model.bn_momentum),
+        "bn_axis_name": axis_name if model.bn_sync else None,
+    }
+    if config.task == "hand_mask":
+        return HandMask(create_model(model.name, **shared), float(config.loss.dice_weight))
     backbone = create_model(
         model.name,
-        dtype=jnp.dtype(model.dtype),
+        **shared,
         drop_path_rate=float(model.drop_path_rate),
-        bn_momentum=float(model.bn_momentum),
-        bn_axis_name=axis_name if model.bn_sync else None,
         padding=model.padding,
         depthwise=model.depthwise,
     )
@@ -85,10 +95,13 @@ def make_inputs(config: ConfigDict) -> Inputs:
 
     def inputs(batch: Batch, keys: jax.Array | None) -> Batch:
         if keys is None:
-            images = batch["image"].astype(jnp.float32) / 255.0
+            batch = batch | {"image": batch["image"].astype(jnp.float32) / 255.0}
+        elif "mask" in batch:
+            images, mask = augment(batch["image"], keys, settings, batch["mask"])
+            batch = batch | {"image": images, "mask": mask}
         else:
-            images = augment(batch["image"], keys, settings)
-        return batch | {"image": normalize(images, method)}
+            batch = batch | {"image": augment(batch["image"], keys, settings)}
+        return batch | {"image": normalize(batch["image"], method)}
 
     return inputs
 
@@ -203,5 +216,9 @@ def batch_shapes(size: int, facts: Facts, task: Task) -> dict[str, jax.ShapeDtyp
         "weight": jax.ShapeDtypeStruct((size,), np.float32),
         "draw": jax.ShapeDtypeStruct((size,), np.uint32),
     }
-    dtypes = {"bone_age": np.float32, "male": np.int32}
-    return shapes | {k: jax.ShapeDtypeStruct((size,), dtypes[k]) for k in task.labels}
+    labels = {
+        "bone_age": jax.ShapeDtypeStruct((size,), np.float32),
+        "male": jax.ShapeDtypeStruct((size,), np.int32),
+        "mask": jax.ShapeDtypeStruct((size, side, side, 1), np.uint8),
+    }
+    return shapes | {key: labels[key] for key in task.labels}

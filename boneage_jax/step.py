@@ -136,10 +136,11 @@ def make_eval_step(
         if flips:
             mirrored = batch | {"image": batch["image"][:, :, ::-1]}
             others, _ = task.apply(variables, mirrored, train=False, keys=None)
+            others = task.mirror(others)
             outputs = jax.tree.map(lambda a, b: (a + b) / 2, outputs, others)
         per_image, parts = task.loss(outputs, batch)
         metrics = task.metrics(per_image, parts, outputs, batch)
-        return _sum(metrics, axis_name), task.predictions(outputs)
+        return _sum(metrics, axis_name), task.predictions(outputs, parts)
 
     return eval_step
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from boneage_jax.background import read_note
 from boneage_jax.data.source import Dataset
 from boneage_jax.recipe import Run
 from boneage_jax.state import TrainState, flops_of
@@ -47,12 +48,14 @@ def make_report(
     ]
     speeds = [row["images_per_second"] for row in history if row.get("images_per_second")]
     eval_batches = -(-len(dataset.split(run.config.data.eval_split)) // run.config.eval_batch_size)
+    note = read_note(dataset.background) if dataset.background else None
     compute: dict[str, Any] = {
         "train_flops": flops_of(state.flops_spent),
         "prepare_flops": 0,
-        "mask_flops": 0,
+        "mask_flops": note[1].total if note else 0,
         "eval_flops": len(evaluations) * eval_batches * run.eval_flops,
-        "flops_per_prediction": run.eval_flops // run.config.eval_batch_size,
+        "flops_per_prediction": run.eval_flops // run.config.eval_batch_size
+        + (note[1].flops_per_mask if note else 0),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "seconds": history[-1]["seconds"] if history else 0.0,
         "hardware": hardware(),

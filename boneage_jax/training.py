@@ -7,6 +7,7 @@ of a log line are fetched one line later.
 import collections
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -31,8 +32,9 @@ from boneage_jax.parallel import process
 from boneage_jax.recipe import Facts, Run, build_run, fresh_state
 from boneage_jax.report.write import write_report
 from boneage_jax.report.writer import MetricWriter, read_metrics
-from boneage_jax.state import TrainState
+from boneage_jax.state import TrainState, flops_of
 from boneage_jax.summary import make_report
+from boneage_jax.transfer import pretraining, start_from
 from boneage_jax.workdir import claim_workdir
 
 _RUN_AHEAD = 2  # steps queued on the device; more only holds more batches in memory
@@ -64,6 +66,8 @@ def train(
     eval_split = dataset.split(config.data.eval_split)
     facts = Facts.of(dataset, train_split)
     claim_workdir(workdir, config, facts, writes=index == 0)
+    if dataset.background is not None and index == 0:
+        shutil.copytree(dataset.background, workdir / "background", dirs_exist_ok=True)
     _say(*describe(dataset))
 
     # ----- model and steps
@@ -76,6 +80,11 @@ def train(
         return json.loads((workdir / "report.json").read_text())
     state = fresh_state(config, facts, run.task, run.optimizer)
     _describe_model(run, state, workdir)
+    if start is None and (config.init_from or config.pretrain.data):
+        if config.pretrain.data:
+            _say(f"pre-training on {config.pretrain.data} in {workdir / 'pretrain'}")
+            train(pretraining(config), workdir / "pretrain", devices=devices)
+        state = start_from(state, config.init_from or workdir / "pretrain", config.task)
     state = run.parallel.put_state(state)
     batches = train_batches(
         train_split,
@@ -93,7 +102,8 @@ def train(
 
     # ----- loop
     with MetricWriter(workdir, resume_step=start) as writer:
-        loop = _Loop(run, writer, checkpoints, eval_split, start or 0)
+        spent = flops_of(state.flops_spent) - (start or 0) * run.train_flops
+        loop = _Loop(run, writer, checkpoints, eval_split, start or 0, spent)
         try:
             state = loop.run_steps(state, batches)
         finally:
@@ -105,15 +115,16 @@ def train(
     if step != run.total_steps:
         state = checkpoints.restore(step, state)
     checkpoints.close()
-    _, rows = evaluate_split(run, state, eval_split, keys=("predicted_age", "p_male"))
+    _, rows = evaluate_split(run, state, eval_split, keys=run.task.reported)
     rows = with_labels(rows, eval_split)
     history = read_metrics(workdir)
     report = make_report(run, state, dataset, config.data.eval_split, rows, history)
     if index == 0:
-        Calibration.fit(rows["predicted_age"], rows["true_age"], eval_split.images()).save(
-            workdir / "calibration.npz"
-        )
-        write_report(workdir, report, rows, f"{config.model.name} on {dataset.name}")
+        if config.task == "bone_age":
+            Calibration.fit(rows["predicted_age"], rows["true_age"], eval_split.images()).save(
+                workdir / "calibration.npz"
+            )
+        write_report(workdir, report, rows, f"{config.model.name} on {dataset.name}", eval_split)
     if any(traces != 1 for traces in run.parallel.compilations.values()):
         raise RuntimeError(f"a step was compiled more than once: {run.parallel.compilations}")
     return report
@@ -129,7 +140,9 @@ class _Loop:
         checkpoints: Checkpoints,
         eval_split: Split,
         start: int,
+        spent: int,
     ):
+        self._spent = spent  # FLOPs of pre-training
         self._run, self._writer, self._checkpoints = run, writer, checkpoints
         self._eval_split, self._step = eval_split, start
         # All learning rates at once: asking the schedule at each step would sync the host.
@@ -186,6 +199,9 @@ class _Loop:
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._began
 
+    def _flops(self) -> int:
+        return self._spent + self._step * self._run.train_flops
+
     def _log(self, metrics: Any, bar: tqdm, done: int) -> None:
         """Notes the metrics of the last steps, and writes those noted before.
 
@@ -199,7 +215,7 @@ class _Loop:
             "metrics": metrics,
             "step": self._step,
             "learning_rate": float(self._rates[self._step - 1]),
-            "flops": self._step * self._run.train_flops,
+            "flops": self._flops(),
             "seconds": self._seconds(),
         }
         if steps > 0 and clock:
@@ -231,7 +247,7 @@ class _Loop:
         values, _ = evaluate_split(self._run, state, self._eval_split)
         known = {key: value for key, value in values.items() if math.isfinite(value)}
         row = {f"validation/{key}": value for key, value in known.items()}
-        row |= {"flops": self._step * self._run.train_flops, "seconds": self._seconds()}
+        row |= {"flops": self._flops(), "seconds": self._seconds()}
         if process()[0] == 0:
             self._writer.write(self._step, row)
             shown = ", ".join(f"{key} {value:.3f}" for key, value in known.items())

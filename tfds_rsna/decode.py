@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from boneage_jax.background import Background
 from boneage_jax.data.files import UnreadableImage, fit_square, read_grey
 from boneage_jax.errors import InputError
 
@@ -52,7 +53,12 @@ class Decoded(NamedTuple):
 
 
 def decode_all(
-    items: Sequence[Item], size: int | None, *, skip_unreadable: bool, description: str
+    items: Sequence[Item],
+    size: int | None,
+    *,
+    skip_unreadable: bool,
+    description: str,
+    background: Background | None = None,
 ) -> Iterator[Decoded]:
     """Decodes images, each to a grey square; the order is that of `items`.
 
@@ -65,6 +71,7 @@ def decode_all(
       skip_unreadable: leave unreadable images out and list them on standard error, instead of
         raising after the last image.
       description: of the progress bar, on standard error.
+      background: takes the background out of each image, by the mask of its file's stem.
 
     Yields:
       One `Decoded` per readable image.
@@ -75,7 +82,7 @@ def decode_all(
     started, workers = time.perf_counter(), _cores()
     bar = tqdm(total=len(items), desc=description, unit="image", mininterval=0.5, disable=None)
     unreadable: list[UnreadableImage] = []
-    with _Decoder(size) as decode, bar, ThreadPoolExecutor(workers) as pool:
+    with _Decoder(size, background) as decode, bar, ThreadPoolExecutor(workers) as pool:
         sources = iter(items)
         flying: deque[Future[Decoded | UnreadableImage]] = deque(
             pool.submit(decode, item) for item in itertools.islice(sources, _AHEAD * workers)
@@ -108,8 +115,9 @@ def decode_all(
 class _Decoder:
     """Decodes one item; each thread keeps its own handle of every archive."""
 
-    def __init__(self, size: int | None):
-        self._size, self._open, self._local = size, ExitStack(), threading.local()
+    def __init__(self, size: int | None, background: Background | None):
+        self._size, self._background = size, background
+        self._open, self._local = ExitStack(), threading.local()
 
     def __enter__(self) -> "_Decoder":
         return self
@@ -120,12 +128,21 @@ class _Decoder:
     def __call__(self, item: Item) -> Decoded | UnreadableImage:
         try:
             image = read_grey(self._fetch(item.source), name=str(item.source))
+            height, width = image.shape
+            return Decoded(item.key, self._fit(item, image), height, width)
         except UnreadableImage as error:
             return error
-        height, width = image.shape
-        return Decoded(
-            item.key, image if self._size is None else fit_square(image, self._size), height, width
-        )
+        except InputError as error:  # of its mask
+            return UnreadableImage(str(item.source), str(error))
+
+    def _fit(self, item: Item, image: np.ndarray) -> np.ndarray:
+        if self._size is None:
+            return image
+        if self._background is None:
+            return fit_square(image, self._size)
+        source = item.source
+        stem = Path(source.member if isinstance(source, ZipMember) else source).stem
+        return self._background(image, stem, self._size)
 
     def _fetch(self, source: Path | ZipMember) -> Path | bytes:
         if isinstance(source, Path):

@@ -23,7 +23,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
+from boneage_jax.data.masks import MODES
 from boneage_jax.errors import InputError, door
+from tfds_rsna.background import name_config, parse_config
 from tfds_rsna.fingerprint import (
     Fingerprint,
     fingerprint,
@@ -44,6 +46,8 @@ def prepare(
     skip_unreadable: bool = False,
     overwrite: bool = False,
     download: bool = False,
+    masks: str | os.PathLike[str] = "",
+    mask_mode: str = "",
     **options: Any,
 ) -> tfds.core.DatasetBuilder:
     """Prepares a data set unless that is done; progress goes to standard error.
@@ -57,6 +61,10 @@ def prepare(
       skip_unreadable: leave out unreadable images instead of raising.
       overwrite: prepare again in any case.
       download: fetch the raw data from its publisher where `raw_dir` is empty and it is needed.
+      masks: a folder of hand masks, or the workdir of a U-Net: the radiographs are stored without
+        background, as the config SIZE-MODE.
+      mask_mode: crop (the default), upright or multiply, see
+        `boneage_jax.data.masks.remove_background`.
       **options: of the builder, see its `OPTIONS`; empty strings and None count as not given.
 
     Returns:
@@ -67,9 +75,17 @@ def prepare(
         no place to write.
     """
     cls, config = _find_builder(name)
+    takes_masks = "masks" in inspect.signature(cls.__init__).parameters
+    if masks and not takes_masks:
+        raise InputError(f"{cls.name} takes no masks; leave --masks out")
+    if masks:
+        config = name_config(config, mask_mode or parse_config(config)[1] or "crop")
+        name = f"{cls.name}/{config}"
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR", "") or tfds.core.constants.DATA_DIR)
     root = root.expanduser()
     settings = _check_options(cls, options)
+    if masks:
+        settings["masks"] = str(Path(masks).expanduser().absolute())
     if "skip_unreadable" in inspect.signature(cls.__init__).parameters:
         settings["skip_unreadable"] = bool(skip_unreadable)
     if raw_dir:
@@ -204,6 +220,9 @@ def _build(
         with _quiet():
             builder.download_and_prepare(download_dir=root / "downloads")
         write_fingerprint(builder.data_dir, wanted)
+        if (background := getattr(builder, "background", None)) is not None:
+            background.save(Path(builder.data_dir, "background"))
+            _report_empty(background.empty)
         common = Path(beside, cls.name, ".config")  # TFDS notes the default config there
         if common.is_dir():
             shutil.copytree(common, Path(root, cls.name, ".config"), dirs_exist_ok=True)
@@ -214,6 +233,16 @@ def _build(
     splits = ", ".join(f"{key} {split.num_examples}" for key, split in builder.info.splits.items())
     seconds = time.perf_counter() - started
     print(f"prepared {path}: {splits} ({seconds:.1f} s)", file=sys.stderr)
+
+
+def _report_empty(stems: list[str]) -> None:
+    if stems:
+        more = " ..." if len(stems) > 10 else ""
+        print(
+            f"{len(stems)} radiographs keep their background, for their mask shows no hand: "
+            f"{', '.join(sorted(stems)[:10])}{more}",
+            file=sys.stderr,
+        )
 
 
 @contextlib.contextmanager
@@ -240,6 +269,14 @@ def main() -> int:
     parser.add_argument("--data_dir", default="", help="folder for the prepared data")
     parser.add_argument(
         "--skip_unreadable", action="store_true", help="leave out unreadable images and list them"
+    )
+    parser.add_argument(
+        "--masks",
+        default="",
+        help="folder of hand masks or a U-Net's workdir: store the radiographs without background",
+    )
+    parser.add_argument(
+        "--mask_mode", default="", choices=("", *MODES), help="how, with --masks (crop)"
     )
     parser.add_argument("--overwrite", action="store_true", help="prepare again in any case")
     options: dict[str, list[str]] = {}

@@ -32,7 +32,8 @@ class _Rows:
         row = {"image": record["image"], "weight": np.float32(real)}
         for label in self._labels:
             value = np.asarray(record[label])
-            row[label] = value.astype(np.int32) if value.dtype.kind in "biu" else value
+            number = value.ndim == 0 and value.dtype.kind in "biu"
+            row[label] = value.astype(np.int32) if number else value
         return row
 
 

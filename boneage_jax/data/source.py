@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
@@ -57,13 +58,17 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A prepared data set: TFDS's name and config, its splits, the image size in pixels."""
+    """A prepared data set: TFDS's name and config, its splits, the image size in pixels.
+
+    `background` is the folder that tells how backgrounds were taken out, None if they were not.
+    """
 
     name: str
     config: str
     version: str
     image_size: int
     splits: dict[str, Split]
+    background: Path | None = None
 
     def split(self, name: str) -> Split:
         """The split called `name`.
@@ -83,7 +88,8 @@ def open_dataset(config: ConfigDict) -> Dataset:
 
     Args:
       config: the `data` section: `name`, `config` (the TFDS builder config), `raw_dir`,
-        `data_dir`, `options` (of the builder), `validation_fraction`, `split_seed`.
+        `data_dir`, `options` (of the builder), `masks`, `mask_mode`, `validation_fraction`,
+        `split_seed`.
 
     Returns:
       The data set. Where the raw data has no validation split, one is cut from `train`: by id,
@@ -98,6 +104,8 @@ def open_dataset(config: ConfigDict) -> Dataset:
         f"{config.name}/{config.config}",
         raw_dir=config.raw_dir,
         data_dir=config.data_dir,
+        masks=config.masks,
+        mask_mode=config.mask_mode if config.masks else "",
         **config.get("options", {}),
     )
     sources = {name: builder.as_data_source(split=name) for name in builder.info.splits}
@@ -114,7 +122,15 @@ def open_dataset(config: ConfigDict) -> Dataset:
             f"data.config={config.config!r} keeps every image at its own size; training needs "
             "one size, e.g. data.config=512"
         )
-    return Dataset(config.name, config.config, str(builder.version), image_size, splits)
+    background = Path(builder.data_path, "background")
+    return Dataset(
+        config.name,
+        builder.builder_config.name if builder.builder_config else "",
+        str(builder.version),
+        image_size,
+        splits,
+        background if background.is_dir() else None,
+    )
 
 
 def standardization(split: Split) -> tuple[float, float]:

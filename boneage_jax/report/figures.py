@@ -22,6 +22,8 @@ _INK, _GREY, _LIGHT = "#222222", "#7A7A7A", "#DDDDDD"
 _BLUE, _VERMILLION = "#0072B2", "#D55E00"
 _SEXES = (("female", 0, _VERMILLION, "^"), ("male", 1, _BLUE, "o"), ("unknown", -1, _GREY, "s"))
 
+_ERRORS = ("mae", "dice_error", "loss")  # lower is better
+
 Rows = dict[str, np.ndarray]
 
 
@@ -52,15 +54,18 @@ def draw_figures(
         drawings["learning_curve"] = lambda: _learning_curve(report)
     paths = []
     for name, draw in drawings.items():
-        figure = draw()
-        if title:
-            figure.suptitle(title, fontsize=9, color=_GREY)
-        path = folder / f"{name}.png"
-        partial = path.with_suffix(".partial")
-        FigureCanvasAgg(figure).print_png(partial, metadata={"Software": None})
-        partial.replace(path)
-        paths.append(path)
+        paths.append(save_figure(draw(), folder / f"{name}.png", title))
     return paths
+
+
+def save_figure(figure: Figure, path: Path, title: str = "") -> Path:
+    """Writes a figure as PNG, whole or not at all, with `title` small above it."""
+    if title:
+        figure.suptitle(title, fontsize=9, color=_GREY)
+    partial = path.with_suffix(".partial")
+    FigureCanvasAgg(figure).print_png(partial, metadata={"Software": None})
+    partial.replace(path)
+    return path
 
 
 def _age_scatter(rows: Rows, report: dict[str, Any]) -> Figure:
@@ -168,9 +173,9 @@ def _learning_curve(report: dict[str, Any]) -> Figure:
     factor, unit = in_unit(flops.max())
     months = metric == "mae"
     axes.plot(flops / factor, values, "o-", color=_BLUE, markersize=4, linewidth=1.5)
-    best = int(values.argmin() if months else values.argmax())
+    best = int(values.argmin() if metric in _ERRORS else values.argmax())
     axes.plot(flops[best] / factor, values[best], "o", color=_VERMILLION, markersize=8)
-    axes.plot([], [], "o", color=_VERMILLION, markersize=8, label=f"best: {values[best]:.2f}")
+    axes.plot([], [], "o", color=_VERMILLION, markersize=8, label=f"best: {values[best]:.4g}")
     baseline = report.get("age", {}).get("baseline_mae")
     if months and baseline:
         label = f"predicting the training mean: {baseline:.1f}"

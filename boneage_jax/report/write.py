@@ -11,15 +11,21 @@ from typing import Any
 
 import numpy as np
 
+from boneage_jax.data.source import Split
 from boneage_jax.errors import InputError
 from boneage_jax.report.figures import draw_figures
+from boneage_jax.report.mask_figures import draw_mask_figures
 from boneage_jax.report.page import write_page
 
 _FIRST_COLUMNS = ("id", "true_age", "predicted_age", "male", "p_male")
 
 
 def write_report(
-    workdir: Path, report: dict[str, Any], predictions: Mapping[str, np.ndarray], title: str
+    workdir: Path,
+    report: dict[str, Any],
+    predictions: Mapping[str, np.ndarray],
+    title: str,
+    split: Split | None = None,
 ) -> None:
     """Writes predictions.csv, figures/, report.html and, last, report.json.
 
@@ -32,6 +38,7 @@ def write_report(
         `predicted_age` in months, `male` (1, 0, -1 unknown), `p_male`. Arrays of more than one
         axis are not written.
       title: headline of the page.
+      split: the images of the predictions, in their order; masks are drawn over them.
 
     Raises:
       InputError: the report holds NaN or an infinity: the training diverged.
@@ -39,6 +46,8 @@ def write_report(
     report = json_safe(report)
     _write_atomically(workdir / "predictions.csv", predictions_csv(predictions))
     figures = draw_figures(workdir / "figures", dict(predictions), report, title)
+    if "p_hand" in predictions and split is not None:
+        figures = draw_mask_figures(workdir / "figures", dict(predictions), split, title) + figures
     write_page(workdir / "report.html", report, figures, title)
     text = json.dumps(report, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
     _write_atomically(workdir / "report.json", text + "\n")

@@ -102,6 +102,7 @@ class BoneAge(Task):
     metrics_type: ClassVar[type[clu.metrics.Collection]] = BoneAgeMetrics
     metric: ClassVar[str] = "mae"
     labels: ClassVar[tuple[str, ...]] = ("bone_age", "male")
+    reported: ClassVar[tuple[str, ...]] = ("predicted_age", "p_male")
 
     def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> Tree:
         images = jnp.zeros((1, *image_shape), jnp.float32)
@@ -154,7 +155,7 @@ class BoneAge(Task):
             mask=counts,
         )
 
-    def predictions(self, outputs: Arrays) -> Arrays:
+    def predictions(self, outputs: Arrays, parts: Arrays) -> Arrays:
         return {
             "predicted_age": outputs["age"] * self.age_std + self.age_mean,
             "p_male": jax.nn.sigmoid(outputs["sex_logit"]),

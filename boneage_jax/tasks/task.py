@@ -22,12 +22,14 @@ class Task(abc.ABC):
       metrics_type: clu collection of Averages (a total and a count), merged on the device.
       metric: the name of the metric that selects checkpoints; lower is better.
       labels: the features of the data set, beside `image`, that the task learns from.
+      reported: the predictions that `summarize` and the figures of a report need.
     """
 
     name: ClassVar[str]
     metrics_type: ClassVar[type[clu.metrics.Collection]]
     metric: ClassVar[str]
     labels: ClassVar[tuple[str, ...]]
+    reported: ClassVar[tuple[str, ...]]
 
     @abc.abstractmethod
     def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> Tree:
@@ -60,8 +62,12 @@ class Task(abc.ABC):
         """The metrics of one batch; images with `weight` 0 do not count."""
 
     @abc.abstractmethod
-    def predictions(self, outputs: Arrays) -> Arrays:
-        """What a user wants to see of the outputs, in the task's units."""
+    def predictions(self, outputs: Arrays, parts: Arrays) -> Arrays:
+        """What a user wants to see of the outputs, in the task's units; `parts` is of `loss`."""
+
+    def mirror(self, outputs: Arrays) -> Arrays:
+        """The outputs for an image, given those for its left-right mirror image."""
+        return outputs
 
     @abc.abstractmethod
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from boneage_jax.background import Background
 from boneage_jax.data.splits import parse_fractions, stratified_split
 from boneage_jax.errors import InputError
+from tfds_rsna.background import open_background, parse_config, without_background
 from tfds_rsna.decode import Item, decode_all
 from tfds_rsna.radiograph_folder.table import Columns, Radiograph, find_csv, read_table
 
@@ -29,18 +31,22 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       fractions: of the splits where the CSV has no split column: a mapping or `train=0.8,test=0.2`.
       seed: of those splits, which are by id and stratified by age and sex.
       skip_unreadable: leave out unreadable images instead of stopping.
+      masks: of the configs without background: a folder of hand masks or a U-Net's workdir.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
     BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [
-        tfds.core.BuilderConfig(
-            name=size,
-            description="Each image at its own size."
-            if size == "original"
-            else f"Squares of {size} pixels, aspect ratio kept, padded.",
-        )
-        for size in _SIZES
+        *(
+            tfds.core.BuilderConfig(
+                name=size,
+                description="Each image at its own size."
+                if size == "original"
+                else f"Squares of {size} pixels, aspect ratio kept, padded.",
+            )
+            for size in _SIZES
+        ),
+        *without_background(_SIZES),
     ]
     OPTIONS: ClassVar[dict[str, str]] = {
         "csv": "CSV file in raw_dir (default: the only one)",
@@ -68,6 +74,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         fractions: str | Mapping[str, float] = "",
         seed: int | str = 0,
         skip_unreadable: bool = False,
+        masks: str | Path = "",
         **tfds_options: Any,
     ):
         self._raw_dir = Path(raw_dir).expanduser() if raw_dir else None
@@ -83,13 +90,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self._fractions = parse_fractions(fractions) or _FRACTIONS
         self._seed = _whole_number(seed)
         self._skip_unreadable = skip_unreadable
+        self._masks = masks
+        self.background: Background | None = None
         super().__init__(**{"file_format": "array_record"} | tfds_options)
 
     @property
     def _size(self) -> int | None:
         assert self.builder_config is not None
-        name = self.builder_config.name
-        return None if name == "original" else int(name)
+        return parse_config(self.builder_config.name)[0]
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -112,6 +120,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         del dl_manager  # nothing is downloaded
         if self._raw_dir is None:
             raise InputError("radiograph_folder needs --raw_dir=DIR, the folder of CSV and images")
+        assert self.builder_config is not None
+        self.background = open_background(self.builder_config.name, self._masks)
         path = find_csv(self._raw_dir, self._csv)
         rows, columns = read_table(path, self._raw_dir, self._columns)
         print(_describe(path, rows, columns), file=sys.stderr)
@@ -142,6 +152,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             self._size,
             skip_unreadable=self._skip_unreadable,
             description=f"{self.name} {split}",
+            background=self.background,
         ):
             row = by_key[decoded.key]
             yield (

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from boneage_jax.background import Background
 from boneage_jax.errors import InputError
+from tfds_rsna.background import open_background, parse_config, without_background
 from tfds_rsna.decode import Item, decode_all
 from tfds_rsna.download import download
 from tfds_rsna.rsna_bone_age.layouts import Radiograph, find_splits
@@ -23,19 +25,23 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     Args (all beyond TFDS's own are needed for preparing only):
       raw_dir: folder with the data in any layout (see `layouts`); downloaded from RSNA if empty.
       skip_unreadable: leave out unreadable images instead of stopping.
+      masks: of the configs without background: a folder of hand masks or a U-Net's workdir.
       base_url, checksums: where to download from, and the SHA-256 of each archive there.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
     BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [
-        tfds.core.BuilderConfig(
-            name=size,
-            description="Each radiograph at its own size."
-            if size == "original"
-            else f"Squares of {size} pixels, aspect ratio kept, padded.",
-        )
-        for size in _SIZES
+        *(
+            tfds.core.BuilderConfig(
+                name=size,
+                description="Each radiograph at its own size."
+                if size == "original"
+                else f"Squares of {size} pixels, aspect ratio kept, padded.",
+            )
+            for size in _SIZES
+        ),
+        *without_background(_SIZES),
     ]
     OPTIONS: ClassVar[dict[str, str]] = {"base_url": "where RSNA's archives are downloaded from"}
     CAN_DOWNLOAD = True
@@ -59,12 +65,15 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         *,
         raw_dir: str | Path | None = None,
         skip_unreadable: bool = False,
+        masks: str | Path = "",
         base_url: str = "",
         checksums: Mapping[str, str] | None = None,
         **tfds_options: Any,
     ):
         self._raw_dir = Path(raw_dir).expanduser() if raw_dir else None
         self._skip_unreadable = skip_unreadable
+        self._masks = masks
+        self.background: Background | None = None
         self._base_url = base_url or self.BASE_URL
         self._checksums = self.CHECKSUMS if checksums is None else checksums
         super().__init__(**{"file_format": "array_record"} | tfds_options)
@@ -72,8 +81,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     @property
     def _size(self) -> int | None:
         assert self.builder_config is not None
-        name = self.builder_config.name
-        return None if name == "original" else int(name)
+        return parse_config(self.builder_config.name)[0]
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -105,6 +113,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         raw_dir = self._raw_dir or self._download(Path(dl_manager.download_dir, self.name))
         if not raw_dir.is_dir():
             raise InputError(f"raw_dir={raw_dir}: no such folder")
+        assert self.builder_config is not None
+        self.background = open_background(self.builder_config.name, self._masks)
         splits = find_splits(raw_dir, self._scratch)
         return {name: self._generate_examples(found, name) for name, found in splits.items()}
 
@@ -118,6 +128,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             self._size,
             skip_unreadable=self._skip_unreadable,
             description=f"{self.name} {split}",
+            background=self.background,
         ):
             label = labels[int(decoded.key)]
             yield (

@@ -1,0 +1,178 @@
+"""Hand masks as arrays: cleaned, judged, and used to take the background out of a radiograph."""
+
+import dataclasses
+import math
+
+import cv2
+import numpy as np
+
+from boneage_jax.data.files import fit_square
+
+MODES = ("crop", "upright", "multiply")
+
+_MARGIN = 0.03  # of the longer side of the hand's box, kept around it
+_PART = 0.05  # of the largest part's area: smaller parts are specks
+_UPRIGHT_MIN = 1.15  # elongation below which the long axis says nothing of the hand's direction
+
+# What a mask of a whole hand looks like; outside it a person should look. Measured on 902
+# radiographs, see docs/masks.md.
+AREA = (0.08, 0.75)  # of the image
+CONFIDENCE = 0.97  # expected Dice
+SIDES = 2  # sides of the image that the mask touches at most: the forearm leaves through one
+_TOUCH = 0.05  # of a side's length that the mask must cover there to touch it
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskCheck:
+    """What can be said of a mask without knowing the truth.
+
+    Attributes:
+      area: share of the image.
+      parts: connected parts before the clean-up, specks apart.
+      sides: sides of the image that the mask touches.
+      confidence: expected Dice by the network's own probabilities, 0..1.
+      reasons: why a person should look at it; empty if there is no reason.
+    """
+
+    area: float
+    parts: int
+    sides: int
+    confidence: float
+    reasons: tuple[str, ...]
+
+
+def clean_mask(mask: np.ndarray, *, largest: bool = True, fill: bool = True) -> np.ndarray:
+    """Keeps the largest connected part (8 neighbours) and fills the holes in it.
+
+    Args:
+      mask: bool [H, W].
+      largest: drop all parts but the largest.
+      fill: fill background that is enclosed (4 neighbours); what touches the border stays.
+
+    Returns:
+      bool [H, W].
+    """
+    if largest:
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+        if count > 2:
+            mask = labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+    if fill:
+        # Background in a frame of background: its outer part is the one at the corner.
+        outside = np.pad(~mask, 1, constant_values=True).astype(np.uint8)
+        _, labels = cv2.connectedComponents(outside, connectivity=4)
+        mask = labels[1:-1, 1:-1] != labels[0, 0]
+    return mask
+
+
+def check_mask(p_hand: np.ndarray) -> MaskCheck:
+    """Judges a mask by its shape and by the probabilities behind it.
+
+    The confidence is the Dice to be expected if every pixel were drawn with its probability:
+    2 sum(p m) / (sum(p) + sum(m)) for the thresholded mask m.
+
+    Args:
+      p_hand: uint8 [H, W], probability times 255.
+    """
+    mask = p_hand > 127
+    p = p_hand.astype(np.float32) / 255
+    total = float(p.sum() + mask.sum())
+    confidence = 2 * float(p[mask].sum()) / total if mask.any() else 0.0
+    count, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    sizes = stats[1:count, cv2.CC_STAT_AREA]
+    parts = int((sizes > _PART * sizes.max()).sum()) if len(sizes) else 0
+    edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
+    sides = sum(bool(edge.mean() > _TOUCH) for edge in edges)
+    area = float(mask.mean())
+    reasons = []
+    if not mask.any():
+        reasons.append("no hand found")
+    elif area < AREA[0]:
+        reasons.append(f"small: {area:.0%} of the image")
+    elif area > AREA[1]:
+        reasons.append(f"large: {area:.0%} of the image")
+    if parts > 1:
+        reasons.append(f"{parts} separate parts")
+    if sides > SIDES:
+        reasons.append(f"touches {sides} sides")
+    if mask.any() and confidence < CONFIDENCE:
+        reasons.append(f"uncertain: expected Dice {confidence:.3f}")
+    return MaskCheck(area, parts, sides, confidence, tuple(reasons))
+
+
+def unfit(square: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Undoes `fit_square`: cuts the padding off and resizes to [height, width], bilinear."""
+    size = square.shape[0]
+    scale = size / max(height, width)
+    inner_height = min(size, max(1, round(height * scale)))
+    inner_width = min(size, max(1, round(width * scale)))
+    top, left = (size - inner_height) // 2, (size - inner_width) // 2
+    inner = square[top : top + inner_height, left : left + inner_width]
+    return cv2.resize(inner, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def remove_background(image: np.ndarray, mask: np.ndarray, mode: str, size: int) -> np.ndarray:
+    """A radiograph without its background, in a square.
+
+    Args:
+      image: uint8 [H, W].
+      mask: bool [H, W]; an empty one leaves the image as it is.
+      mode: 'multiply' blackens the background. 'crop' also cuts the hand's box out, with a margin
+        of 3 %, and fits that into the square. 'upright' turns the hand's long axis upright first.
+      size: side of the square, pixels.
+
+    Returns:
+      uint8 [size, size].
+
+    Raises:
+      ValueError: the mask is not bool [H, W], or another mode.
+    """
+    if mask.shape != image.shape or mask.dtype != bool or mode not in MODES:
+        raise ValueError(
+            f"need a bool mask {image.shape} and a mode of {MODES}; got {mask.dtype} {mask.shape}, "
+            f"{mode!r}"
+        )
+    if not mask.any():
+        return fit_square(image, size)
+    image = np.where(mask, image, np.uint8(0))
+    if mode == "multiply":
+        return fit_square(image, size)
+    if mode == "upright" and (angle := tilt(mask)):
+        image, mask = _turn(image, angle), _turn(mask.astype(np.uint8), angle) > 0
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    margin = math.ceil(_MARGIN * max(rows[-1] - rows[0], columns[-1] - columns[0]))
+    top, left = rows[0] - margin, columns[0] - margin
+    height = rows[-1] - rows[0] + 1 + 2 * margin
+    width = columns[-1] - columns[0] + 1 + 2 * margin
+    box = np.zeros((height, width), np.uint8)  # beyond the frame of the image it is black, too
+    inside = image[max(top, 0) : top + height, max(left, 0) : left + width]
+    at = (max(-top, 0), max(-left, 0))
+    box[at[0] : at[0] + inside.shape[0], at[1] : at[1] + inside.shape[1]] = inside
+    return fit_square(box, size)
+
+
+def tilt(mask: np.ndarray) -> float:
+    """Degrees by which the long axis of a mask leans to the right of upright, in (-90, 90].
+
+    The axis is that of the second moments. 0 where the mask is nearly round.
+    """
+    moments = cv2.moments(mask.astype(np.uint8), binaryImage=True)
+    xx, yy, xy = moments["mu20"], moments["mu02"], moments["mu11"]
+    spread = math.hypot(xx - yy, 2 * xy)
+    if xx + yy + spread < _UPRIGHT_MIN**2 * (xx + yy - spread):
+        return 0.0
+    # The long axis has the angle atan2(2 xy, xx - yy) / 2 from x towards y, which points down.
+    angle = math.degrees(math.atan2(2 * xy, xx - yy) / 2)
+    return 90 + angle if angle <= 0 else angle - 90
+
+
+def _turn(image: np.ndarray, degrees: float) -> np.ndarray:
+    """Turns counter-clockwise, on a canvas that holds everything; black outside."""
+    height, width = image.shape
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+    cos, sin = abs(matrix[0, 0]), abs(matrix[0, 1])
+    new_width, new_height = (
+        math.ceil(width * cos + height * sin),
+        math.ceil(width * sin + height * cos),
+    )
+    matrix[:, 2] += ((new_width - width) / 2, (new_height - height) / 2)
+    return cv2.warpAffine(image, matrix, (new_width, new_height), flags=cv2.INTER_LINEAR)

@@ -1,0 +1,70 @@
+"""Starting a run from the network of another one."""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from boneage_jax.errors import InputError
+from boneage_jax.state import TrainState
+from boneage_jax.workdir import load_trained
+
+
+def pretraining(config: ConfigDict) -> ConfigDict:
+    """The config of the run that `config.pretrain` asks for: the same but for data and length."""
+    first = ConfigDict(config.to_dict())
+    name, _, size = config.pretrain.data.partition("/")
+    first.data.name, first.data.config = name, size
+    first.data.raw_dir = first.data.masks = ""
+    first.data.options = ConfigDict()
+    first.data.train_split, first.data.eval_split = "train", "validation"
+    first.steps = config.pretrain.steps
+    first.evaluate_every = 1e6  # once, at the end
+    first.pretrain.data, first.pretrain.steps = "", 0
+    return first
+
+
+def start_from(state: TrainState, folder: str | os.PathLike[str], task: str) -> TrainState:
+    """A fresh state with the parameters and statistics that another run ended with.
+
+    Its averaged parameters are taken where it kept them. The FLOPs it spent count on: what came
+    before is part of the price of what follows.
+
+    Args:
+      state: of the run that begins.
+      folder: workdir of the run that has ended.
+      task: that both must have.
+
+    Raises:
+      InputError: no such run, another task, or a network of another shape.
+    """
+    other = load_trained(folder, task=task).state
+    params = _same_shapes(other.eval_params, state.params, folder)
+    return dataclasses.replace(
+        state,
+        params=params,
+        batch_stats=_same_shapes(other.batch_stats, state.batch_stats, folder),
+        ema_params=jax.tree.map(jnp.copy, params) if state.ema_params else {},
+        flops_spent=jnp.asarray(jax.device_get(other.flops_spent)),
+    )
+
+
+def _same_shapes(found: Any, wanted: Any, folder: str | os.PathLike[str]) -> Any:
+    """`found` on the default device, once it has the structure and shapes of `wanted`."""
+    have = {jax.tree_util.keystr(path): leaf for path, leaf in _leaves(found)}
+    need = {jax.tree_util.keystr(path): leaf for path, leaf in _leaves(wanted)}
+    for name in sorted(have.keys() | need.keys()):
+        shapes = [list(tree[name].shape) if name in tree else "nothing" for tree in (have, need)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"init_from={os.fspath(folder)} holds another network: {name} is {shapes[0]}, this "
+                f"run needs {shapes[1]}; give both runs the same config.model"
+            )
+    return jax.tree.map(lambda leaf: jnp.asarray(jax.device_get(leaf)), found)
+
+
+def _leaves(tree: Any) -> Any:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]

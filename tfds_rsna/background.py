@@ -1,0 +1,65 @@
+"""The configs of a data set whose radiographs are stored without background: SIZE-MODE."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from boneage_jax.background import Background
+from boneage_jax.data.masks import MODES
+from boneage_jax.errors import InputError
+
+_WHAT = {
+    "crop": "background black, cropped to the hand",
+    "upright": "background black, the hand turned upright and cropped to",
+    "multiply": "background black",
+}
+
+
+def without_background(sizes: Sequence[str]) -> list[tfds.core.BuilderConfig]:
+    """One config for each size and mode, named like `256-crop`."""
+    return [
+        tfds.core.BuilderConfig(
+            name=f"{size}-{mode}", description=f"Squares of {size} pixels, {_WHAT[mode]}."
+        )
+        for size in sizes
+        if size != "original"
+        for mode in MODES
+    ]
+
+
+def parse_config(name: str) -> tuple[int | None, str]:
+    """Size in pixels (None: each image's own) and mode ("" with background) of a config's name."""
+    size, _, mode = name.partition("-")
+    return (None if size == "original" else int(size)), mode
+
+
+def name_config(name: str, mode: str) -> str:
+    """The config without background of the size of `name`.
+
+    Raises:
+      InputError: `name` keeps original sizes, or says another mode.
+    """
+    size, given = parse_config(name)
+    if size is None:
+        raise InputError(f"{name} keeps each image's own size; masks need one size, e.g. 256")
+    if given and given != mode:
+        raise InputError(f"the config {name} and mask_mode={mode} disagree; drop one of them")
+    return f"{size}-{mode}"
+
+
+def open_background(name: str, masks: str | Path) -> Background | None:
+    """What a config needs to take backgrounds out; None for one that keeps them.
+
+    Raises:
+      InputError: masks are needed and not given, or cannot be used.
+    """
+    mode = parse_config(name)[1]
+    if not mode:
+        return None
+    if not masks:
+        raise InputError(
+            f"the config {name} is without background: give --masks=DIR, a folder of hand masks "
+            "or the workdir of a U-Net"
+        )
+    return Background(masks, mode)
