@@ -4,7 +4,6 @@ Saving is asynchronous and atomic: orbax writes to a temporary folder and rename
 while saving costs nothing that was saved before.
 """
 
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +13,11 @@ import grain
 import grain.checkpoint
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from boneage_jax.errors import InputError
 from boneage_jax.state import TrainState
-
-# Orbax reports each save at INFO and each cast at WARNING; a failure raises.
-logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class Checkpoints:
@@ -33,6 +30,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, metric: str, *, read_only: bool = False):
+        # Orbax reports each save at INFO and each cast at WARNING; a failure raises.
+        logging.set_verbosity(logging.ERROR)
         self._folder = workdir.absolute() / "checkpoints"
         self._metric = metric
         best = BestN(

@@ -1,6 +1,7 @@
 """From a config to the objects of a run: the task, the inputs, the steps."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -108,11 +109,15 @@ def make_inputs(config: ConfigDict) -> Inputs:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Everything compiled or counted once per run.
+    """A config made into objects; what is counted or traced is so on its first use only.
 
     Attributes:
+      config: checked.
+      facts: of the training data.
+      parallel: the devices.
+      task: on one of these devices.
+      optimizer: of the whole run.
       total_steps: optimizer updates of the whole run.
-      train_flops, eval_flops: counted FLOPs of one step on a full batch.
     """
 
     config: ConfigDict
@@ -121,10 +126,6 @@ class Run:
     task: Task
     optimizer: optax.GradientTransformation
     total_steps: int
-    train_flops: int
-    eval_flops: int
-    train_step: Any
-    eval_step: Any
 
     @property
     def evaluate_every(self) -> int:
@@ -132,9 +133,61 @@ class Run:
         per_epoch = self.facts.train_images / self.config.batch_size
         return max(round(self.config.evaluate_every * per_epoch), 1)
 
+    @functools.cached_property
+    def train_flops(self) -> int:
+        """FLOPs of one train step, counted on a full batch without a device axis."""
+        task = make_task(self.config, self.facts, None)
+        return count_flops(
+            make_train_step(task, self.optimizer, make_inputs(self.config), **self._options),
+            jax.eval_shape(lambda: fresh_state(self.config, self.facts, task, self.optimizer)),
+            task.metrics_type.empty(),
+            batch_shapes(self.config.batch_size, self.facts, task),
+        )
+
+    @functools.cached_property
+    def eval_flops(self) -> int:
+        """FLOPs of one evaluation step, counted likewise."""
+        task = make_task(self.config, self.facts, None)
+        side = self.facts.image_size
+        return count_flops(
+            make_eval_step(task, make_inputs(self.config), flips=self.config.test_flips),
+            jax.eval_shape(lambda: task.init(jax.random.key(0), (side, side, 1))),
+            batch_shapes(self.config.eval_batch_size, self.facts, task),
+        )
+
+    @functools.cached_property
+    def train_step(self) -> Any:
+        """The train step on the devices."""
+        return self.parallel.train_step(
+            make_train_step(
+                self.task,
+                self.optimizer,
+                make_inputs(self.config),
+                flops_per_step=self.train_flops,
+                axis_name=self.parallel.axis_name,
+                **self._options,
+            )
+        )
+
+    @functools.cached_property
+    def eval_step(self) -> Any:
+        """The evaluation step on the devices."""
+        return self.parallel.eval_step(
+            make_eval_step(
+                self.task,
+                make_inputs(self.config),
+                flips=self.config.test_flips,
+                axis_name=self.parallel.axis_name,
+            )
+        )
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"ema_decay": float(self.config.ema_decay), "accumulate": self.config.accumulate}
+
 
 def build_run(config: ConfigDict, facts: Facts, devices: Sequence[jax.Device] | None = None) -> Run:
-    """Builds task, optimizer and steps; nothing is compiled yet.
+    """Builds task, optimizer and steps; nothing is traced or compiled yet.
 
     Args:
       config: a checked config.
@@ -148,45 +201,10 @@ def build_run(config: ConfigDict, facts: Facts, devices: Sequence[jax.Device] | 
     parallel.check_batch("batch_size", config.batch_size, config.accumulate)
     parallel.check_batch("eval_batch_size", config.eval_batch_size)
     total_steps = config.steps or math.ceil(config.epochs * facts.train_images / config.batch_size)
-    inputs = make_inputs(config)
+    make_inputs(config)  # raises on a wrong value
     task = make_task(config, facts, parallel.axis_name)
     optimizer = make_optimizer(config.optimizer, total_steps)
-    options = {"ema_decay": float(config.ema_decay), "accumulate": config.accumulate}
-
-    # FLOPs are counted on the whole batch by the same step without a device axis.
-    counted = make_task(config, facts, None)
-    shapes = jax.eval_shape(lambda: fresh_state(config, facts, counted, optimizer))
-    train_flops = count_flops(
-        make_train_step(counted, optimizer, inputs, **options),
-        shapes,
-        counted.metrics_type.empty(),
-        batch_shapes(config.batch_size, facts, counted),
-    )
-    variables = {"params": shapes.params, "batch_stats": shapes.batch_stats}
-    eval_flops = count_flops(
-        make_eval_step(counted, inputs, flips=config.test_flips),
-        variables,
-        batch_shapes(config.eval_batch_size, facts, counted),
-    )
-    axis = parallel.axis_name
-    return Run(
-        config=config,
-        facts=facts,
-        parallel=parallel,
-        task=task,
-        optimizer=optimizer,
-        total_steps=total_steps,
-        train_flops=train_flops,
-        eval_flops=eval_flops,
-        train_step=parallel.train_step(
-            make_train_step(
-                task, optimizer, inputs, flops_per_step=train_flops, axis_name=axis, **options
-            )
-        ),
-        eval_step=parallel.eval_step(
-            make_eval_step(task, inputs, flips=config.test_flips, axis_name=axis)
-        ),
-    )
+    return Run(config, facts, parallel, task, optimizer, total_steps)
 
 
 def fresh_state(

@@ -113,13 +113,13 @@ def segment(
                 "segment their folders one by one, each into its own --output"
             )
         stems[file.stem] = file
+    if any(file.absolute() == (output / f"{file.stem}.png").absolute() for file in files):
+        raise InputError(f"--output={output} holds the radiographs themselves; name another folder")
     review = output / "review"
     try:
         review.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--output={output} cannot be written: {error.strerror}") from error
-    if any(file.absolute() == (output / f"{file.stem}.png").absolute() for file in files):
-        raise InputError(f"--output={output} holds the radiographs themselves; name another folder")
 
     from boneage_jax.compile_cache import use_compile_cache
 

@@ -73,7 +73,7 @@ class Segmenter:
         run, real = self._trained.run, len(squares)
         shape = (self.batch_size, self.image_size, self.image_size, 1)
         images = np.zeros(shape, np.uint8)
-        images[:real, ..., 0] = squares
+        images[:real, ..., 0] = np.stack(squares) if real else 0
         batch: dict[str, np.ndarray] = {
             "image": images,
             "mask": np.zeros(shape, np.uint8),

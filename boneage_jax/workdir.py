@@ -18,6 +18,8 @@ from boneage_jax.state import TrainState
 def claim_workdir(folder: Path, config: ConfigDict, facts: Facts, *, writes: bool = True) -> None:
     """Makes `folder` the workdir of this config, or checks that it already is.
 
+    A folder without a checkpoint, left by a start that failed, may be claimed anew.
+
     Args:
       folder: created where missing.
       config: a checked config, written to config.json.
@@ -27,14 +29,15 @@ def claim_workdir(folder: Path, config: ConfigDict, facts: Facts, *, writes: boo
     Raises:
       InputError: the folder cannot be written, or holds a run of another config or other data.
     """
-    if (folder / "config.json").exists():
+    begun = any((folder / "checkpoints").glob("[0-9]*"))
+    if begun and (folder / "config.json").exists():
         changed = differences(load_config(folder / "config.json"), config)
         if changed:
             raise InputError(
                 f"{folder} holds a run of another config ({'; '.join(changed[:3])}"
                 f"{' ...' if len(changed) > 3 else ''}); choose another --workdir or remove it"
             )
-    if (folder / "facts.json").exists():
+    if begun and (folder / "facts.json").exists():
         old = load_facts(folder)
         if old != facts:
             raise InputError(
@@ -46,7 +49,7 @@ def claim_workdir(folder: Path, config: ConfigDict, facts: Facts, *, writes: boo
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "facts.json", json.dumps(dataclasses.asdict(facts)) + "\n")
-        if not (folder / "config.json").exists():
+        if not begun:
             save_config(folder / "config.json", config)
     except OSError as error:
         raise InputError(

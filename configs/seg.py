@@ -42,6 +42,7 @@ def phantom() -> ConfigDict:
     config.augment.contrast = 0.3
     config.augment.gamma = 0.4
     config.augment.invert = 0.2
+    config.augment.frame = 0.15
     return config
 
 

@@ -283,3 +283,21 @@ def test_no_normalisation_and_a_wrong_one() -> None:
     np.testing.assert_array_equal(normalize(x, "none"), x)
     with pytest.raises(InputError, match=r"config\.normalize='max'"):
         normalize(x, "max")
+
+
+def test_a_frame_is_white_on_the_image_and_nothing_on_the_mask():
+    images = np.full((64, 40, 50, 1), 100, np.uint8)
+    mask = np.ones_like(images)
+    keys = jax.random.split(jax.random.key(3), 64)
+    out, moved = augment(images, keys, AugmentConfig(frame=0.5), mask)
+    framed = np.array([not m.all() for m in np.asarray(moved)])
+    assert 0.3 < framed.mean() < 0.7
+    np.testing.assert_allclose(out[~framed], 100 / 255, rtol=1e-6)
+    np.testing.assert_array_equal(np.asarray(out) == 1.0, ~np.asarray(moved))
+    inner = np.asarray(moved)[:, 5:-5, 6:-6]  # 12 % of 40 and of 50, rounded up
+    assert inner.all()
+    # The other draws do not change.
+    settings = {"flip": 0.5, "brightness": 0.2}
+    plain = augment(images, keys, AugmentConfig(**settings))
+    with_frame = augment(images, keys, AugmentConfig(**settings, frame=0.5))
+    np.testing.assert_array_equal(plain[~framed], with_frame[~framed])

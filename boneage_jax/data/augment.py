@@ -21,6 +21,8 @@ _DRAWS = (
     *("flip", "rotate", "shear", "zoom", "translate_x", "translate_y"),
     *("brightness", "contrast", "gamma", "invert"),
 )
+_FRAME_DRAWS = ("frame", "left", "top", "right", "bottom")
+_WIDEST_FRAME = 0.12  # of the image, on each side
 _STEEPEST = 60.0  # degrees of rotate + shear up to which the two-pass resampling is offered
 _SAMPLE = 4096  # pixels that a percentile is read from
 
@@ -43,6 +45,8 @@ class AugmentConfig:
       contrast: the deviation from the image mean is multiplied by 1 ± contrast.
       gamma: the image is raised to the power 1 ± gamma.
       invert: probability of swapping black and white.
+      frame: probability of a white frame as scanners leave it, on each side up to 12 % of the
+        image wide, painted over image and mask.
       fill: grey value beyond the frame: 'border' is the median of the outermost pixels of the
         image, 0 is black.
       resample: 'matmul' | 'gather' | 'auto', see `_resampler`.
@@ -60,11 +64,13 @@ class AugmentConfig:
     contrast: float = 0.0
     gamma: float = 0.0
     invert: float = 0.0
+    frame: float = 0.0
     fill: str | int = "border"
     resample: str = "auto"
 
     def __post_init__(self) -> None:
-        limits = {"flip": 1.0, "invert": 1.0, "brightness": 1.0, "rotate": 180.0, "shear": 45.0}
+        limits = {"flip": 1.0, "invert": 1.0, "frame": 1.0, "brightness": 1.0}
+        limits |= {"rotate": 180.0, "shear": 45.0}
         limits |= {"translate": 1.0, "zoom": 0.9, "contrast": 0.99, "gamma": 0.99}
         for name, limit in limits.items():
             value = getattr(self, name)
@@ -150,6 +156,10 @@ def augment(
         x = layers[..., :1] + fill[:, None, None, None]
         mask = None if mask is None else layers[..., 1:]
     x = _intensities(x, draw, config)
+    if config.frame:
+        inside = _inside_frame(keys, x.shape[1], x.shape[2], config.frame)
+        x = jnp.where(inside, x, 1.0)
+        mask = None if mask is None else mask * inside
     return x if mask is None else (x, mask > 0.5)
 
 
@@ -345,6 +355,23 @@ def _shift(rows: jax.Array, shift: jax.Array, most: int, pad: int) -> jax.Array:
         rows = jnp.where(bit, rows[..., 2**k :], rows[..., : -(2**k)])
     part = (shift - whole)[:, None, :, None]
     return rows[..., :-1] * (1.0 - part) + rows[..., 1:] * part
+
+
+def _inside_frame(keys: jax.Array, height: int, width: int, probability: float) -> jax.Array:
+    """False where a frame is painted; bool [B, H, W, 1].
+
+    Drawn from keys of its own, so that switching frames on leaves all other draws as they were.
+    """
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (len(_FRAME_DRAWS),)))(
+        jax.vmap(jax.random.fold_in, (0, None))(keys, len(_DRAWS))
+    )
+    drawn, left, top, right, bottom = draws.T[..., None]  # each [B, 1]
+    x = (jnp.arange(width) + 0.5) / width
+    y = (jnp.arange(height) + 0.5) / height
+    columns = (x > _WIDEST_FRAME * left) & (x < 1 - _WIDEST_FRAME * right)
+    rows = (y > _WIDEST_FRAME * top) & (y < 1 - _WIDEST_FRAME * bottom)
+    inside = rows[:, :, None] & columns[:, None, :]
+    return (inside | (drawn >= probability)[:, None])[..., None]
 
 
 def _mirror(images: jax.Array, flip: jax.Array) -> jax.Array:

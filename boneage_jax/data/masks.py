@@ -136,18 +136,20 @@ def remove_background(image: np.ndarray, mask: np.ndarray, mode: str, size: int)
     image = np.where(mask, image, np.uint8(0))
     if mode == "multiply":
         return fit_square(image, size)
+    box = _box(mask)
+    image, mask = image[box], mask[box]
     if mode == "upright" and (angle := tilt(mask)):
         image, mask = _turn(image, angle), _turn(mask.astype(np.uint8), angle) > 0
+        box = _box(mask)
+        image = image[box]
+    margin = math.ceil(_MARGIN * max(image.shape))
+    return fit_square(np.pad(image, margin), size)
+
+
+def _box(mask: np.ndarray) -> tuple[slice, slice]:
+    """The smallest box that holds a mask."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    margin = math.ceil(_MARGIN * max(rows[-1] - rows[0], columns[-1] - columns[0]))
-    top, left = rows[0] - margin, columns[0] - margin
-    height = rows[-1] - rows[0] + 1 + 2 * margin
-    width = columns[-1] - columns[0] + 1 + 2 * margin
-    box = np.zeros((height, width), np.uint8)  # beyond the frame of the image it is black, too
-    inside = image[max(top, 0) : top + height, max(left, 0) : left + width]
-    at = (max(-top, 0), max(-left, 0))
-    box[at[0] : at[0] + inside.shape[0], at[1] : at[1] + inside.shape[1]] = inside
-    return fit_square(box, size)
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def tilt(mask: np.ndarray) -> float:

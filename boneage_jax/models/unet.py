@@ -28,6 +28,8 @@ class _Variant(NamedTuple):
 
 VARIANTS: dict[str, _Variant] = {
     "unet": _Variant((16, 32, 48, 64, 96), 1, 2, True, 2, 1),
+    "unet_b4": _Variant((32, 48, 64, 96), 1, 4, True, 2, 1),
+    "unet_d": _Variant((8, 16, 32, 64, 96), 1, 2, True, 2, 1),
     "unet_wide": _Variant((32, 64, 96, 128, 192), 1, 2, True, 2, 1),
     "unet_10": _Variant((10, 20, 40, 80, 160), 2, 1, False, 3, 2),
 }
