@@ -78,7 +78,7 @@ def base_config() -> ConfigDict:
     config.augment.frame = 0.0
     config.augment.fill = "border"
     config.augment.resample = "auto"
-    config.normalize = "zscore"  # zscore | percentile | none, per image
+    config.normalize = "zscore"  # zscore | percentile | equalize | none
 
     config.model = ConfigDict()
     config.model.name = "efficientnet_b4"
@@ -143,7 +143,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
     _choice(given, "select", ("latest", "best"))
     _choice(given, "data.mask_mode", ("crop", "upright", "multiply"))
     _choice(given, "parallel", ("jit", "pmap"))
-    _choice(given, "normalize", ("zscore", "percentile", "none"))
+    _choice(given, "normalize", ("zscore", "percentile", "equalize", "none"))
     _choice(given, "model.dtype", ("float32", "bfloat16"))
     _choice(given, "loss.age", ("l1", "huber", "mse"))
     if given["parallel"] == "jit" and not given["model.bn_sync"]:

@@ -12,7 +12,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from boneage_jax.data.augment import AugmentConfig, augment, normalize
+from boneage_jax.data.augment import AugmentConfig, augment
+from boneage_jax.data.normalize import normalize
 from boneage_jax.data.source import Dataset, Split, standardization
 from boneage_jax.errors import InputError
 from boneage_jax.flops import count_flops

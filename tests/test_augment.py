@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from boneage_jax.data import augment as module
-from boneage_jax.data.augment import AugmentConfig, augment, normalize
+from boneage_jax.data.augment import AugmentConfig, augment
 from boneage_jax.errors import InputError
 
 SIZE = 48
@@ -252,37 +252,6 @@ def test_config_from_dict() -> None:
 def test_config_refuses(values, words: str) -> None:
     with pytest.raises(InputError, match=words):
         AugmentConfig.from_dict(values)
-
-
-def test_zscore_is_numpys() -> None:
-    x = smooth_images(3) / 255.0
-    mean, std = x.mean(axis=(1, 2, 3), keepdims=True), x.std(axis=(1, 2, 3), keepdims=True)
-    np.testing.assert_allclose(normalize(jnp.asarray(x), "zscore"), (x - mean) / std, atol=1e-4)
-
-
-@pytest.mark.parametrize("size", [48, 200])
-def test_percentiles_become_minus_one_and_one(size: int) -> None:
-    x = smooth_images(2, size, size) / 255.0
-    found = np.asarray(normalize(jnp.asarray(x), "percentile"))
-    low, high = np.percentile(found, [1, 99], axis=(1, 2, 3))
-    np.testing.assert_allclose(low, -1.0, atol=1e-4 if size == 48 else 0.05)
-    np.testing.assert_allclose(high, 1.0, atol=1e-4 if size == 48 else 0.05)
-
-
-@pytest.mark.parametrize("method", ["zscore", "percentile"])
-def test_normalisation_ignores_exposure(method: str) -> None:
-    x = jnp.asarray(smooth_images(3) / 255.0, jnp.float32)
-    other = normalize(0.3 * x + 0.2, method)
-    np.testing.assert_allclose(other, normalize(x, method), atol=1e-4)
-    constant = normalize(jnp.full((1, 8, 8, 1), 0.7), method)
-    np.testing.assert_allclose(constant, 0.0, atol=1e-3)
-
-
-def test_no_normalisation_and_a_wrong_one() -> None:
-    x = jnp.asarray(smooth_images(1) / 255.0, jnp.float32)
-    np.testing.assert_array_equal(normalize(x, "none"), x)
-    with pytest.raises(InputError, match=r"config\.normalize='max'"):
-        normalize(x, "max")
 
 
 def test_a_frame_is_white_on_the_image_and_nothing_on_the_mask():

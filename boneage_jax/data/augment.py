@@ -1,4 +1,4 @@
-"""Augmentation and normalisation of image batches, on the device and inside the jitted step.
+"""Augmentation of image batches, on the device and inside the jitted step.
 
 Draws come from one key per image, so an image is augmented the same way whatever batch or device it
 is on. A transform whose range is 0 in the config is never traced. Measured cost: see `_resampler`.
@@ -24,7 +24,6 @@ _DRAWS = (
 _FRAME_DRAWS = ("frame", "left", "top", "right", "bottom")
 _WIDEST_FRAME = 0.12  # of the image, on each side
 _STEEPEST = 60.0  # degrees of rotate + shear up to which the two-pass resampling is offered
-_SAMPLE = 4096  # pixels that a percentile is read from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,41 +160,6 @@ def augment(
         x = jnp.where(inside, x, 1.0)
         mask = None if mask is None else mask * inside
     return x if mask is None else (x, mask > 0.5)
-
-
-def normalize(images: jax.Array, method: str) -> jax.Array:
-    """Brings each image to a common scale, whatever its exposure.
-
-    'zscore' and 'percentile' give the same result for x and a x + b with a > 0 (as long as the
-    contrast is above 1/1000 of the full range), and 0 for a constant image.
-
-    Args:
-      images: float [B, H, W, 1] in [0, 1].
-      method: 'zscore': mean 0 and standard deviation 1. 'percentile': the 1st and 99th percentile
-        become -1 and 1; they are read from a regular grid of at most 4096 pixels, as sorting all
-        would cost more than the rest of the input together. 'none': unchanged.
-
-    Returns:
-      float32 [B, H, W, 1].
-
-    Raises:
-      InputError: another method.
-    """
-    x = images.astype(jnp.float32)
-    if method == "none":
-        return x
-    if method == "zscore":
-        centre = x.mean(axis=(1, 2, 3), keepdims=True)
-        x = x - centre
-        deviation = jnp.sqrt(jnp.square(x).mean(axis=(1, 2, 3), keepdims=True))
-        return x / jnp.maximum(deviation, 1e-3)
-    if method == "percentile":
-        batch, height, width, _ = x.shape
-        stride = math.ceil(math.sqrt(height * width / _SAMPLE))
-        sample = x[:, stride // 2 :: stride, stride // 2 :: stride].reshape(batch, -1)
-        low, high = jnp.percentile(sample, jnp.array([1.0, 99.0]), axis=1)[..., None, None, None]
-        return (x - (low + high) / 2) / jnp.maximum((high - low) / 2, 1e-3)
-    raise InputError(f"config.normalize={method!r} must be zscore, percentile or none")
 
 
 @dataclasses.dataclass(frozen=True)
