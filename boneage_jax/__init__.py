@@ -13,16 +13,29 @@ _HOMES = {
     "create_model": "boneage_jax.models.registry",
     "train": "boneage_jax.training",
     "load_predictor": "boneage_jax.predictor",
+    "load_pretrained": "boneage_jax.pretrained",
+    "pretrained_options": "boneage_jax.pretrained",
+    "source_normalization": "boneage_jax.pretrained",
     "count_flops": "boneage_jax.flops",
     "InputError": "boneage_jax.errors",
 }
-__all__ = ["InputError", "count_flops", "create_model", "load_predictor", "train"]
+__all__ = [
+    "InputError",
+    "count_flops",
+    "create_model",
+    "load_predictor",
+    "load_pretrained",
+    "pretrained_options",
+    "source_normalization",
+    "train",
+]
 
 if TYPE_CHECKING:
     from boneage_jax.errors import InputError
     from boneage_jax.flops import count_flops
     from boneage_jax.models.registry import create_model
     from boneage_jax.predictor import load_predictor
+    from boneage_jax.pretrained import load_pretrained, pretrained_options, source_normalization
     from boneage_jax.training import train
 
 

@@ -83,6 +83,16 @@ def round_filters(filters: int, width: float) -> int:
     return int(rounded + 8 if rounded < 0.9 * scaled else rounded)
 
 
+def stage_repeats(spec: Variant) -> list[int]:
+    """The number of blocks of each of the seven stages."""
+    return [
+        stage.repeats
+        if spec.lite and number in (0, len(STAGES) - 1)
+        else math.ceil(stage.repeats * spec.depth)
+        for number, stage in enumerate(STAGES)
+    ]
+
+
 class Conv(nn.Module):
     """A convolution without bias: dense k x k, or 1x1 as the matrix product that it is.
 
@@ -161,6 +171,9 @@ class EfficientNet(nn.Module):
       dropout: before the classes; None is the variant's own.
       drop_path_rate: stochastic depth (arXiv:1603.09382) of the last block, rising linearly.
       depthwise: implementation, see `boneage_jax.models.depthwise`.
+      constant_channel: append a channel of ones to the images, zero in the padding as they are.
+        A stem folded from colour channels of unequal means is then exact at the border too, see
+        `boneage_jax.models.stem`.
     """
 
     variant: str
@@ -173,6 +186,7 @@ class EfficientNet(nn.Module):
     dropout: float | None = None
     drop_path_rate: float = 0.2
     depthwise: str = "auto"
+    constant_channel: bool = False
 
     @nn.compact
     def __call__(
@@ -218,12 +232,7 @@ class EfficientNet(nn.Module):
         )
         width = functools.partial(round_filters, width=spec.width)
         fixed = (lambda filters: filters) if spec.lite else width
-        repeats = [
-            stage.repeats
-            if spec.lite and number in (0, len(STAGES) - 1)
-            else math.ceil(stage.repeats * spec.depth)
-            for number, stage in enumerate(STAGES)
-        ]
+        repeats = stage_repeats(spec)
         blocks = sum(repeats)
         drops: Array | None = None
         if train and (self.drop_path_rate or (dropout and self.num_classes)):
@@ -232,6 +241,8 @@ class EfficientNet(nn.Module):
             drops = jax.vmap(lambda key: jax.random.uniform(key, (blocks,)))(image_keys)
 
         seen: dict[str, Array] = {}
+        if self.constant_channel:
+            x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
         x = conv(fixed(32), 3, 2, name="stem_conv")(x)
         x = seen["stem"] = norm(act=act, name="stem_bn")(x)
         index = 0

@@ -1,0 +1,111 @@
+"""A weight in a file: its shape is known before its values are read."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from boneage_jax.errors import InputError
+from boneage_jax.models.efficientnet import STAGES, VARIANTS, round_filters, stage_repeats
+
+
+class Weight(NamedTuple):
+    """One array of a weight file.
+
+    Attributes:
+      shape: as it will be read, so that a wrong one costs no memory.
+      read: gives the array, of any floating dtype.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+    def transposed(self, *axes: int) -> "Weight":
+        """The same weight with its axes in another order."""
+        shape = tuple(self.shape[axis] for axis in axes)
+        return Weight(shape, lambda: self.read().transpose(axes))
+
+
+# Collection ('params', 'batch_stats') -> layer -> variable, in our names and our axes.
+Tree = dict[str, dict[str, dict[str, Weight]]]
+
+
+def read_tree(found: Tree, like: Mapping[str, Any], origin: str = "") -> dict[str, Any]:
+    """Reads what a network needs.
+
+    Args:
+      found: the weights of a source under our names.
+      like: variables {'params', 'batch_stats'} of an EfficientNet, or their shapes.
+      origin: who calls these weights theirs, e.g. 'Keras'; for messages.
+
+    Returns:
+      float32 numpy arrays in the structure of `like`.
+
+    Raises:
+      InputError: a weight is missing, left over, of another shape, not a floating number, or not
+        finite. The message does not name the file.
+    """
+    whose = f"{origin} weight" if origin else "weight"
+    for collection, layers in like.items():
+        for layer, variables in layers.items():
+            for name, wanted in variables.items():
+                got = found[collection].get(layer, {}).get(name)
+                if got is None:
+                    raise InputError(f"the {whose}s lack {layer}/{name}{_which(found)}")
+                if got.shape != tuple(wanted.shape):
+                    raise InputError(
+                        f"{whose} {layer}/{name} has shape {list(got.shape)}, the network needs "
+                        f"{list(wanted.shape)}{_which(found)}"
+                    )
+    for collection, layers in found.items():
+        ours = like.get(collection, {})
+        extra = [
+            f"{layer}/{name}"
+            for layer, variables in layers.items()
+            for name in variables
+            if name not in ours.get(layer, {})
+        ]
+        if extra:
+            raise InputError(
+                f"the network has no layer for the {whose}s {sorted(extra)[:3]}{_which(found)}"
+            )
+    return {
+        collection: {
+            layer: {
+                name: _values(found[collection][layer][name], f"{whose} {layer}/{name}")
+                for name in variables
+            }
+            for layer, variables in layers.items()
+        }
+        for collection, layers in like.items()
+    }
+
+
+def _values(weight: Weight, what: str) -> np.ndarray:
+    array = weight.read()
+    if array.dtype.kind != "f":
+        raise InputError(f"{what} holds {array.dtype}, not floating numbers")
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, refused below
+        array = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(array).all():
+        raise InputError(f"{what} holds values that are not finite; fetch or train it again")
+    if what.endswith("/var") and array.size and array.min() < 0:
+        raise InputError(f"{what} holds a negative variance; fetch or train it again")
+    return array
+
+
+def _which(found: Tree) -> str:
+    """'; is this efficientnet_b3?', from the number of blocks and the width of the last."""
+    params = found["params"]
+    blocks = [layer for layer in params if layer.endswith("_dwconv")]
+    last = params.get("block7a_project_conv", {}).get("kernel")
+    excites = any("_se_" in layer for layer in params)
+    for name, spec in VARIANTS.items():
+        if (
+            len(blocks) == sum(stage_repeats(spec))
+            and last is not None
+            and last.shape[-1:] == (round_filters(STAGES[-1].filters, spec.width),)
+            and excites != spec.lite
+        ):
+            return f"; the source looks like {name}"
+    return "; is it this variant?"

