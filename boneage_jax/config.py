@@ -37,6 +37,9 @@ def base_config() -> ConfigDict:
     config.accumulate = 1  # micro-batches per step
     config.epochs = 10.0  # passes over the training split
     config.steps = 0  # number of steps instead of epochs, where not 0
+    config.budget_flops = (
+        0.0  # training FLOPs to spend, masks and pre-training included, not epochs
+    )
     config.evaluate_every = 1.0  # epochs between evaluations on the validation split
     config.checkpoint_every = 0  # steps between further checkpoints; each evaluation makes one
     config.log_every = 10  # steps between lines of metrics.jsonl
@@ -82,9 +85,11 @@ def base_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.name = "efficientnet_b4"
+    config.model.pretrained = ""  # weights of the backbone, see boneage_jax/pretrained.py
     config.model.dtype = "float32"  # of the computation; parameters are always float32
     config.model.drop_path_rate = 0.2
     config.model.bn_momentum = 0.99
+    config.model.bn_epsilon = 1e-3  # TensorFlow's; PyTorch's is 1e-5
     config.model.bn_sync = True  # BatchNorm statistics over all devices
     config.model.padding = "same"  # same (TensorFlow) | symmetric (PyTorch)
     config.model.depthwise = "auto"  # auto | lax | shift
@@ -131,7 +136,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
     for key in ("batch_size", "eval_batch_size", "accumulate", "log_every", "data.threads"):
         _require(given[key] >= 1, key, given[key], "at least 1")
     for key in (
-        *("steps", "checkpoint_every", "pretrain.steps"),
+        *("steps", "checkpoint_every", "pretrain.steps", "budget_flops"),
         *("loss.sex_weight", "loss.dice_weight", "optimizer.weight_decay"),
     ):
         _require(given[key] >= 0, key, given[key], "0 or more")
@@ -150,10 +155,15 @@ def check_config(config: ConfigDict) -> ConfigDict:
         raise InputError(
             "config.model.bn_sync=False needs config.parallel=pmap: jit sees one global batch"
         )
+    if given["steps"] and given["budget_flops"]:
+        raise InputError("config.steps and config.budget_flops exclude each other; leave one at 0")
     if bool(given["pretrain.data"]) != bool(given["pretrain.steps"]):
         raise InputError("config.pretrain.data and config.pretrain.steps go together")
-    if given["pretrain.data"] and given["init_from"]:
-        raise InputError("config.pretrain and config.init_from exclude each other; leave one out")
+    starts = [key for key in ("pretrain.data", "init_from", "model.pretrained") if given[key]]
+    if len(starts) > 1:
+        raise InputError(f"config.{starts[0]} and config.{starts[1]} exclude each other")
+    if given["model.pretrained"] and given["task"] != "bone_age":
+        raise InputError("config.model.pretrained is for bone_age; start a U-Net from init_from")
     return ConfigDict(config.to_dict()).lock()
 
 

@@ -403,7 +403,9 @@ def _normalization(
         try:
             mean, std = (tuple(float(n) for n in known[key]) for key in ("mean", "std"))
         except (TypeError, ValueError) as error:
-            raise InputError(f"config.json beside it has no usable mean and std: {error}") from error
+            raise InputError(
+                f"config.json beside it has no usable mean and std: {error}"
+            ) from error
         return InputNormalization(mean, std)
     match = _timm_name(path)
     tag = match.string[match.end() :] if match else ""

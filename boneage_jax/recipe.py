@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from boneage_jax.background import read_note
 from boneage_jax.data.augment import AugmentConfig, augment
 from boneage_jax.data.normalize import normalize
 from boneage_jax.data.source import Dataset, Split, standardization
@@ -35,17 +36,20 @@ class Facts:
       image_size: pixels.
       train_images: size of the training split.
       age_mean, age_std: months, of the training split; 0 and 1 where it has no ages.
+      mask_flops: what the hand masks of the data have cost, U-Net included.
     """
 
     image_size: int
     train_images: int
     age_mean: float
     age_std: float
+    mask_flops: int = 0
 
     @classmethod
     def of(cls, dataset: Dataset, train: Split) -> "Facts":
         ages = standardization(train) if "bone_age" in train.labels else (0.0, 1.0)
-        return cls(dataset.image_size, len(train), *ages)
+        note = read_note(dataset.background) if dataset.background else None
+        return cls(dataset.image_size, len(train), *ages, note[1].total if note else 0)
 
 
 def make_task(config: ConfigDict, facts: Facts, axis_name: str | None) -> Task:
@@ -77,6 +81,7 @@ def make_task(config: ConfigDict, facts: Facts, axis_name: str | None) -> Task:
         **shared,
         drop_path_rate=float(model.drop_path_rate),
         padding=model.padding,
+        bn_epsilon=float(model.bn_epsilon),
         depthwise=model.depthwise,
     )
     net = BoneAgeNet(
@@ -137,13 +142,7 @@ class Run:
     @functools.cached_property
     def train_flops(self) -> int:
         """FLOPs of one train step, counted on a full batch without a device axis."""
-        task = make_task(self.config, self.facts, None)
-        return count_flops(
-            make_train_step(task, self.optimizer, make_inputs(self.config), **self._options),
-            jax.eval_shape(lambda: fresh_state(self.config, self.facts, task, self.optimizer)),
-            task.metrics_type.empty(),
-            batch_shapes(self.config.batch_size, self.facts, task),
-        )
+        return _train_flops(self.config, self.facts, self.optimizer)
 
     @functools.cached_property
     def eval_flops(self) -> int:
@@ -166,7 +165,7 @@ class Run:
                 make_inputs(self.config),
                 flops_per_step=self.train_flops,
                 axis_name=self.parallel.axis_name,
-                **self._options,
+                **_step_options(self.config),
             )
         )
 
@@ -182,13 +181,9 @@ class Run:
             )
         )
 
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {"ema_decay": float(self.config.ema_decay), "accumulate": self.config.accumulate}
-
 
 def build_run(config: ConfigDict, facts: Facts, devices: Sequence[jax.Device] | None = None) -> Run:
-    """Builds task, optimizer and steps; nothing is traced or compiled yet.
+    """Builds task, optimizer and steps; nothing is compiled yet.
 
     Args:
       config: a checked config.
@@ -201,11 +196,40 @@ def build_run(config: ConfigDict, facts: Facts, devices: Sequence[jax.Device] | 
     parallel = Parallel(config.parallel, devices)
     parallel.check_batch("batch_size", config.batch_size, config.accumulate)
     parallel.check_batch("eval_batch_size", config.eval_batch_size)
-    total_steps = config.steps or math.ceil(config.epochs * facts.train_images / config.batch_size)
     make_inputs(config)  # raises on a wrong value
     task = make_task(config, facts, parallel.axis_name)
+    total_steps = _total_steps(config, facts)
     optimizer = make_optimizer(config.optimizer, total_steps)
     return Run(config, facts, parallel, task, optimizer, total_steps)
+
+
+def _total_steps(config: ConfigDict, facts: Facts) -> int:
+    if not config.budget_flops:
+        epochs = math.ceil(config.epochs * facts.train_images / config.batch_size)
+        return config.steps or epochs
+    # No schedule changes the FLOPs of a step.
+    each = _train_flops(config, facts, make_optimizer(config.optimizer, 1))
+    left = int(config.budget_flops) - facts.mask_flops - config.pretrain.steps * each
+    if left < each:
+        raise InputError(
+            f"config.budget_flops={config.budget_flops:.3g} leaves no step: one costs {each:.3g}, "
+            f"pre-training {config.pretrain.steps * each:.3g}, the masks {facts.mask_flops:.3g}"
+        )
+    return left // each
+
+
+def _train_flops(config: ConfigDict, facts: Facts, optimizer: optax.GradientTransformation) -> int:
+    task = make_task(config, facts, None)
+    return count_flops(
+        make_train_step(task, optimizer, make_inputs(config), **_step_options(config)),
+        jax.eval_shape(lambda: fresh_state(config, facts, task, optimizer)),
+        task.metrics_type.empty(),
+        batch_shapes(config.batch_size, facts, task),
+    )
+
+
+def _step_options(config: ConfigDict) -> dict[str, Any]:
+    return {"ema_decay": float(config.ema_decay), "accumulate": config.accumulate}
 
 
 def fresh_state(

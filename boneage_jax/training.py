@@ -34,7 +34,7 @@ from boneage_jax.report.write import write_report
 from boneage_jax.report.writer import MetricWriter, read_metrics
 from boneage_jax.state import TrainState, flops_of
 from boneage_jax.summary import make_report
-from boneage_jax.transfer import pretraining, start_from
+from boneage_jax.transfer import pretraining, start_from, with_pretrained_backbone
 from boneage_jax.workdir import claim_workdir
 
 _RUN_AHEAD = 2  # steps queued on the device; more only holds more batches in memory
@@ -80,11 +80,14 @@ def train(
         return json.loads((workdir / "report.json").read_text())
     state = fresh_state(config, facts, run.task, run.optimizer)
     _describe_model(run, state, workdir)
-    if start is None and (config.init_from or config.pretrain.data):
-        if config.pretrain.data:
-            _say(f"pre-training on {config.pretrain.data} in {workdir / 'pretrain'}")
-            train(pretraining(config), workdir / "pretrain", devices=devices)
-        state = start_from(state, config.init_from or workdir / "pretrain", config.task)
+    if start is None and config.pretrain.data:
+        _say(f"pre-training on {config.pretrain.data} in {workdir / 'pretrain'}")
+        train(pretraining(config), workdir / "pretrain", devices=devices)
+        state = start_from(state, workdir / "pretrain", config.task)
+    elif start is None and config.init_from:
+        state = start_from(state, config.init_from, config.task)
+    elif start is None and config.model.pretrained:
+        state = with_pretrained_backbone(state, config)
     state = run.parallel.put_state(state)
     batches = train_batches(
         train_split,

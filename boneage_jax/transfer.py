@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from boneage_jax.errors import InputError
+from boneage_jax.pretrained import load_pretrained, pretrained_options
 from boneage_jax.state import TrainState
 from boneage_jax.workdir import load_trained
 
@@ -21,7 +22,7 @@ def pretraining(config: ConfigDict) -> ConfigDict:
     first.data.raw_dir = first.data.masks = ""
     first.data.options = ConfigDict()
     first.data.train_split, first.data.eval_split = "train", "validation"
-    first.steps = config.pretrain.steps
+    first.steps, first.budget_flops = config.pretrain.steps, 0.0
     first.evaluate_every = 1e6  # once, at the end
     first.pretrain.data, first.pretrain.steps = "", 0
     return first
@@ -52,6 +53,36 @@ def start_from(state: TrainState, folder: str | os.PathLike[str], task: str) -> 
     )
 
 
+def with_pretrained_backbone(state: TrainState, config: ConfigDict) -> TrainState:
+    """A fresh state of a bone-age network whose backbone has the weights `config` names.
+
+    The network reads images normalised by `config.normalize`, not by the constants of the source;
+    both give a mean near 0 and a standard deviation near 1.
+
+    Raises:
+      InputError: the weights cannot be read, are of another network, or were made with other
+        padding or another BatchNorm epsilon than the config has.
+    """
+    model = config.model
+    options = pretrained_options(model.name, model.pretrained)
+    wrong = {key: value for key, value in options.items() if model[key] != value}
+    if wrong:
+        flags = " ".join(f"--config.model.{key}={value}" for key, value in wrong.items())
+        raise InputError(f"config.model.pretrained={model.pretrained} needs {flags}")
+    found = load_pretrained(model.name, model.pretrained)
+    parts: dict[str, Any] = {}
+    for name in ("params", "batch_stats"):
+        whole = dict(getattr(state, name))
+        parts[name] = whole | {
+            "backbone": _same_shapes(found[name], whole["backbone"], model.pretrained)
+        }
+    return dataclasses.replace(
+        state,
+        **parts,
+        ema_params=jax.tree.map(jnp.copy, parts["params"]) if state.ema_params else {},
+    )
+
+
 def _same_shapes(found: Any, wanted: Any, folder: str | os.PathLike[str]) -> Any:
     """`found` on the default device, once it has the structure and shapes of `wanted`."""
     have = {jax.tree_util.keystr(path): leaf for path, leaf in _leaves(found)}
@@ -60,7 +91,7 @@ def _same_shapes(found: Any, wanted: Any, folder: str | os.PathLike[str]) -> Any
         shapes = [list(tree[name].shape) if name in tree else "nothing" for tree in (have, need)]
         if shapes[0] != shapes[1]:
             raise InputError(
-                f"init_from={os.fspath(folder)} holds another network: {name} is {shapes[0]}, this "
+                f"{os.fspath(folder)} holds another network: {name} is {shapes[0]}, this "
                 f"run needs {shapes[1]}; give both runs the same config.model"
             )
     return jax.tree.map(lambda leaf: jnp.asarray(jax.device_get(leaf)), found)

@@ -1,5 +1,6 @@
 """Brings image batches to a common scale, on the device and inside the jitted step."""
 
+import functools
 import itertools
 import math
 
@@ -47,10 +48,11 @@ def normalize(images: jax.Array, method: str) -> jax.Array:
         return (x - (low + high) / 2) / jnp.maximum((high - low) / 2, 1e-3)
     if method == "equalize":
         knots = _quantiles(x, [rank / _KNOTS for rank in range(_KNOTS + 1)])
-        rank = sum(
+        pieces = [
             jnp.clip((x - low) / jnp.maximum(high - low, 1e-4), 0.0, 1.0)
             for low, high in itertools.pairwise(knots)
-        )
+        ]
+        rank = functools.reduce(jnp.add, pieces)
         return (rank / _KNOTS - 0.5) * math.sqrt(12.0)
     raise InputError(f"config.normalize={method!r} must be zscore, percentile, equalize or none")
 
