@@ -78,6 +78,7 @@ def base_config() -> ConfigDict:
     config.augment.contrast = 0.0
     config.augment.gamma = 0.0
     config.augment.invert = 0.0
+    config.augment.shading = 0.0
     config.augment.frame = 0.0
     config.augment.fill = "border"
     config.augment.resample = "auto"

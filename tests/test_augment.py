@@ -270,3 +270,20 @@ def test_a_frame_is_white_on_the_image_and_nothing_on_the_mask():
     plain = augment(images, keys, AugmentConfig(**settings))
     with_frame = augment(images, keys, AugmentConfig(**settings, frame=0.5))
     np.testing.assert_array_equal(plain[~framed], with_frame[~framed])
+
+
+def test_shading_is_smooth_and_leaves_the_mask_and_the_other_draws():
+    images = np.full((8, 60, 60, 1), 128, np.uint8)
+    mask = np.zeros_like(images)
+    mask[:, 20:40, 20:40] = 1
+    keys = jax.random.split(jax.random.key(1), 8)
+    out, same = augment(images, keys, AugmentConfig(shading=0.3), mask)
+    np.testing.assert_array_equal(same, mask > 0)
+    field = np.asarray(out)[..., 0] - 128 / 255
+    assert np.abs(field).max() <= 0.3 + 1e-6
+    assert field.std(axis=(1, 2)).min() > 0.05
+    # A grid of 5 points over 60 pixels: at most 2 x 0.3 over 12 pixels.
+    assert np.abs(np.diff(field, axis=1)).max() <= 0.6 / 12 + 1e-4
+    flipped = augment(images, keys, AugmentConfig(brightness=0.2))
+    shaded = augment(images, keys, AugmentConfig(brightness=0.2, shading=0.01))
+    assert np.abs(np.asarray(flipped) - np.asarray(shaded)).max() <= 0.01 + 1e-6

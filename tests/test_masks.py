@@ -78,6 +78,24 @@ def test_crop_fills_the_square_with_the_hand():
     np.testing.assert_array_equal(square, wanted)
 
 
+def test_crop_stretches_the_grey_levels_of_the_hand():
+    """The same square for any exposure, and black for the background alone."""
+    phantom = make_phantom(7, 200)
+    mask = phantom.mask > 0
+    bright = (phantom.image * 0.5 + 90).astype(np.uint8)
+    dim = (phantom.image * 0.25 + 20).astype(np.uint8)
+    squares = [remove_background(image, mask, "crop", 96) for image in (bright, dim)]
+    difference = squares[0].astype(int) - squares[1]
+    assert np.abs(difference).mean() < 2  # a quarter of the levels, rounded
+    rows, columns = np.nonzero(mask)
+    side = int(max(np.ptp(rows), np.ptp(columns))) + 1
+    full = remove_background(bright, mask, "crop", side + 2 * int(np.ceil(0.03 * side)))
+    assert (full > 0).sum() == mask.sum()  # not resized
+    low, high = np.percentile(full[full > 0], (1, 99))
+    assert (low, high) == (pytest.approx(24, abs=1), pytest.approx(255, abs=1))
+    assert full[full > 0].min() == 24
+
+
 @pytest.mark.parametrize("mode", ["crop", "upright"])
 def test_a_crop_does_not_depend_on_where_the_hand_lies(mode):
     """Moved within the frame, up to its border, the hand gives the same square."""

@@ -220,6 +220,15 @@ def prepared(shared, radiographs, masks, tmp_path_factory):
     return builders
 
 
+def test_the_door_of_prepare_takes_masks(radiographs, masks, prepared, tmp_path, monkeypatch):
+    raw = (f"--raw_dir={radiographs}", f"--data_dir={tmp_path}")
+    arguments = ("radiograph_folder/96", *raw, f"--masks={masks}", "--mask_mode=multiply")
+    assert _call(monkeypatch, prepare, *arguments) == 0
+    assert [p.name for p in (tmp_path / "radiograph_folder").iterdir() if p.name[0] != "."] == [
+        "96-multiply"
+    ]
+
+
 def _records(builder) -> dict[str, np.ndarray]:
     return {
         record["id"].decode(): record["image"][..., 0]

@@ -10,8 +10,8 @@ from boneage_jax.data.masks import MODES
 from boneage_jax.errors import InputError
 
 _WHAT = {
-    "crop": "background black, cropped to the hand",
-    "upright": "background black, the hand turned upright and cropped to",
+    "crop": "background black, grey levels of the hand stretched, cropped to it",
+    "upright": "as crop, the hand turned upright",
     "multiply": "background black",
 }
 

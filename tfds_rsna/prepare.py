@@ -75,6 +75,8 @@ def prepare(
         no place to write.
     """
     cls, config = _find_builder(name)
+    if "masks" in getattr(cls, "OPTIONS", {}):  # there, masks are what is learned
+        options, masks = options | {"masks": masks}, ""
     takes_masks = "masks" in inspect.signature(cls.__init__).parameters
     if masks and not takes_masks:
         raise InputError(f"{cls.name} takes no masks; leave --masks out")
@@ -271,11 +273,6 @@ def main() -> int:
         "--skip_unreadable", action="store_true", help="leave out unreadable images and list them"
     )
     parser.add_argument(
-        "--masks",
-        default="",
-        help="folder of hand masks or a U-Net's workdir: store the radiographs without background",
-    )
-    parser.add_argument(
         "--mask_mode", default="", choices=("", *MODES), help="how, with --masks (crop)"
     )
     parser.add_argument("--overwrite", action="store_true", help="prepare again in any case")
@@ -283,6 +280,9 @@ def main() -> int:
     for name in NAMES:
         for option, text in getattr(_find_builder(name)[0], "OPTIONS", {}).items():
             options.setdefault(option, []).append(f"{name}: {text}")
+    options.setdefault("masks", []).append(
+        "others: folder of hand masks, or a U-Net's workdir: store radiographs without background"
+    )
     for option, texts in options.items():
         parser.add_argument(f"--{option}", default="", help="; ".join(texts).replace("%", "%%"))
     args = vars(parser.parse_args())

@@ -23,6 +23,7 @@ _DRAWS = (
 )
 _FRAME_DRAWS = ("frame", "left", "top", "right", "bottom")
 _WIDEST_FRAME = 0.12  # of the image, on each side
+_SHADES = 5  # grid points per side of the shading, which is interpolated between them
 _STEEPEST = 60.0  # degrees of rotate + shear up to which the two-pass resampling is offered
 
 
@@ -44,6 +45,8 @@ class AugmentConfig:
       contrast: the deviation from the image mean is multiplied by 1 ± contrast.
       gamma: the image is raised to the power 1 ± gamma.
       invert: probability of swapping black and white.
+      shading: a smooth field of brightness drawn from ±shading is added, in units of the full
+        range: contrast between hand and background then differs from place to place.
       frame: probability of a white frame as scanners leave it, on each side up to 12 % of the
         image wide, painted over image and mask.
       fill: grey value beyond the frame: 'border' is the median of the outermost pixels of the
@@ -63,13 +66,14 @@ class AugmentConfig:
     contrast: float = 0.0
     gamma: float = 0.0
     invert: float = 0.0
+    shading: float = 0.0
     frame: float = 0.0
     fill: str | int = "border"
     resample: str = "auto"
 
     def __post_init__(self) -> None:
         limits = {"flip": 1.0, "invert": 1.0, "frame": 1.0, "brightness": 1.0}
-        limits |= {"rotate": 180.0, "shear": 45.0}
+        limits |= {"shading": 1.0, "rotate": 180.0, "shear": 45.0}
         limits |= {"translate": 1.0, "zoom": 0.9, "contrast": 0.99, "gamma": 0.99}
         for name, limit in limits.items():
             value = getattr(self, name)
@@ -154,6 +158,8 @@ def augment(
         layers = _resampler(config)(layers, _Geometry.of(draw, flip, config), config)
         x = layers[..., :1] + fill[:, None, None, None]
         mask = None if mask is None else layers[..., 1:]
+    if config.shading:
+        x = x + config.shading * _shading(keys, x.shape[1], x.shape[2])
     x = _intensities(x, draw, config)
     if config.frame:
         inside = _inside_frame(keys, x.shape[1], x.shape[2], config.frame)
@@ -321,6 +327,14 @@ def _shift(rows: jax.Array, shift: jax.Array, most: int, pad: int) -> jax.Array:
     return rows[..., :-1] * (1.0 - part) + rows[..., 1:] * part
 
 
+def _shading(keys: jax.Array, height: int, width: int) -> jax.Array:
+    """Smooth fields in -1..1, float32 [B, H, W, 1], from keys of their own."""
+    own = jax.vmap(jax.random.fold_in, (0, None))(keys, len(_DRAWS) + 1)
+    shape = (_SHADES, _SHADES, 1)
+    grid = jax.vmap(lambda key: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0))(own)
+    return jax.image.resize(grid, (len(keys), height, width, 1), "linear")
+
+
 def _inside_frame(keys: jax.Array, height: int, width: int, probability: float) -> jax.Array:
     """False where a frame is painted; bool [B, H, W, 1].
 
@@ -359,7 +373,7 @@ def _intensities(x: jax.Array, draw: dict[str, jax.Array], config: AugmentConfig
         x = jax.vmap(pix.adjust_brightness)(x, between("brightness", config.brightness))
     if config.contrast:
         x = jax.vmap(pix.adjust_contrast)(x, 1.0 + between("contrast", config.contrast))
-    if config.brightness or config.contrast or config._resamples:
+    if config.brightness or config.contrast or config.shading or config._resamples:
         x = jnp.clip(x, 0.0, 1.0)
     if config.gamma:
         adjust = jax.vmap(lambda i, g: pix.adjust_gamma(i, g, assume_in_bounds=True))

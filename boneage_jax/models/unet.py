@@ -2,7 +2,7 @@
 
 Variants are one line each in `VARIANTS`. `unet` reads the image in blocks of pixels
 (space to depth) and writes its logits the same way back, so that no layer runs at the full
-resolution: at 256 px it costs a sixth of `unet_10`, the network of the earlier recipe.
+resolution: at 256 px it costs a twelfth of `unet_10`, the network of the earlier recipe.
 """
 
 import math
@@ -27,10 +27,8 @@ class _Variant(NamedTuple):
 
 
 VARIANTS: dict[str, _Variant] = {
-    "unet": _Variant((16, 32, 48, 64, 96), 1, 2, True, 2, 1),
-    "unet_b4": _Variant((32, 48, 64, 96), 1, 4, True, 2, 1),
-    "unet_d": _Variant((8, 16, 32, 64, 96), 1, 2, True, 2, 1),
-    "unet_wide": _Variant((32, 64, 96, 128, 192), 1, 2, True, 2, 1),
+    "unet": _Variant((8, 16, 32, 64, 96), 1, 2, True, 2, 1),
+    "unet_wide": _Variant((16, 32, 48, 64, 96), 1, 2, True, 2, 1),
     "unet_10": _Variant((10, 20, 40, 80, 160), 2, 1, False, 3, 2),
 }
 _HE = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
