@@ -14,7 +14,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -90,9 +90,9 @@ def load_pretrained(
       InputError: unknown name, option or source; a file that is damaged, of another network or
         variant, or holds code; a classifier of another size.
     """
-    like = _shapes(name, channels, options)
     if channels < 1:
         raise InputError(f"channels={channels} must be 1 or more")
+    like = _shapes(name, channels, options)
     _check_family(family)
     classes = int(options.get("num_classes", 0))
     if _is_workdir(source):

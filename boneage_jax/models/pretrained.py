@@ -152,10 +152,7 @@ def torch_tree(weights: Mapping[str, Weight], name: str) -> Tree:
         module, _, variable = path.rpartition(".")
         if variable == "num_batches_tracked":
             continue
-        if layout == "timm":
-            layer = _timm_layer(module)
-        else:
-            layer = _flat_layer(module, flat)
+        layer = _timm_layer(module) if layout == "timm" else _flat_layer(module, flat)
         if layer is None:
             raise InputError(f"tensor {path!r} has no place in {name}; is it this variant?")
         rank = len(weight.shape)

@@ -211,6 +211,7 @@ def _run(stream: IO[bytes], persistent: Callable[[tuple], _Storage] | None) -> A
         items, stack = stack, outer.pop()
         return items
 
+    arg: Any
     for number, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
         if number >= _MOST_OPCODES:
             raise InputError(f"its pickle has more than {_MOST_OPCODES} opcodes; not mere weights")
