@@ -13,6 +13,7 @@ _HOMES = {
     "create_model": "boneage_jax.models.registry",
     "train": "boneage_jax.training",
     "load_predictor": "boneage_jax.predictor",
+    "load_segmenter": "boneage_jax.segmenter",
     "load_pretrained": "boneage_jax.pretrained",
     "pretrained_options": "boneage_jax.pretrained",
     "source_normalization": "boneage_jax.pretrained",
@@ -25,6 +26,7 @@ __all__ = [
     "create_model",
     "load_predictor",
     "load_pretrained",
+    "load_segmenter",
     "pretrained_options",
     "source_normalization",
     "train",
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from boneage_jax.models.registry import create_model
     from boneage_jax.predictor import load_predictor
     from boneage_jax.pretrained import load_pretrained, pretrained_options, source_normalization
+    from boneage_jax.segmenter import load_segmenter
     from boneage_jax.training import train
 
 
