@@ -210,6 +210,8 @@ def test_the_names_of_efficientnet_pytorch_are_known(arrays, tmp_path):
     # (127 / 255, 128 / 255), as the TensorFlow code that trained EfficientNet-Lite.
     assert boneage_jax.source_normalization(name, path).mean == (127 / 255,) * 3
     refused(load, path, channels=1, family="timm", match="family 'efficientnet_pytorch'")
+    call = boneage_jax.load_pretrained
+    refused(call, "efficientnet_lite1", path, match="16 blocks, efficientnet_lite1 21")
     many = renamed | {"_blocks.16._bn2.bias": np.zeros(320, np.float32)}
     refused(load, save_torch(path, many), match=r"_blocks\.16\._bn2\.bias")
 
