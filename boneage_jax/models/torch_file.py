@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import math
 import pickletools
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -194,7 +195,9 @@ def _interpret(stream: IO[bytes], persistent: Callable[[tuple], _Storage] | None
       persistent: makes a storage of a persistent id; None where there can be none.
     """
     try:
-        return _run(stream, persistent)
+        with warnings.catch_warnings():  # genops decodes escapes in damaged names
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return _run(stream, persistent)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, EOFError) as error:
         if isinstance(error, InputError):
             raise
