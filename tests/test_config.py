@@ -3,12 +3,18 @@ from ml_collections import ConfigDict
 
 from boneage_jax.config import base_config, check_config, differences, load_config, save_config
 from boneage_jax.errors import InputError
-from configs import cls
+from configs import cls, seg
 
 
-@pytest.mark.parametrize("preset", ["", "rsna", "small"])
-def test_every_recipe_passes_its_own_checks(preset):
-    assert check_config(cls.get_config(preset)).is_locked
+@pytest.mark.parametrize(
+    ("recipe", "preset"),
+    [
+        *((cls, preset) for preset in ("", "rsna", "small", "subset")),
+        *((seg, preset) for preset in ("", "subset", "all")),
+    ],
+)
+def test_every_recipe_passes_its_own_checks(recipe, preset):
+    assert check_config(recipe.get_config(preset)).is_locked
 
 
 def test_unknown_preset_lists_the_known_ones():

@@ -1,0 +1,69 @@
+"""From a config to a run: lengths by budget, and configs whose parts do not fit."""
+
+import pytest
+
+from boneage_jax.config import check_config
+from boneage_jax.errors import InputError
+from boneage_jax.recipe import Facts, build_run, make_task
+from configs import cls, seg
+
+FACTS = Facts(image_size=64, train_images=96, age_mean=0.0, age_std=1.0)
+
+
+def _config(**changes):
+    config = seg.get_config()
+    config.batch_size, config.eval_batch_size = 8, 8
+    with config.unlocked():
+        for key, value in changes.items():
+            config.update_from_flattened_dict({key.replace("__", "."): value})
+    return check_config(config)
+
+
+def _run(facts=FACTS, **changes):
+    return build_run(_config(**changes), facts)
+
+
+def test_a_budget_buys_the_steps_that_it_can_pay():
+    each = _run(steps=1).train_flops
+    assert _run(steps=0, budget_flops=10.5 * each).total_steps == 10
+    masked = Facts(64, 96, 0.0, 1.0, mask_flops=int(3.2 * each))
+    assert _run(masked, steps=0, budget_flops=10.5 * each).total_steps == 7
+    pretrained = {"pretrain__data": "hand_phantom/64", "pretrain__steps": 4}
+    assert _run(masked, steps=0, budget_flops=10.5 * each, **pretrained).total_steps == 3
+
+
+def test_a_budget_too_small_for_one_step_says_where_it_goes():
+    each = _run(steps=1).train_flops
+    masked = Facts(64, 96, 0.0, 1.0, mask_flops=2 * each)
+    with pytest.raises(InputError, match=r"leaves no step: one costs .* the masks") as caught:
+        _run(masked, steps=0, budget_flops=2.9 * each)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"steps": 5, "budget_flops": 1e9}, "steps and config.budget_flops exclude"),
+        ({"pretrain__steps": 5}, "pretrain.data and config.pretrain.steps go together"),
+        (
+            {"pretrain__data": "hand_phantom/64", "pretrain__steps": 1, "init_from": "runs/a"},
+            "pretrain.data and config.init_from exclude",
+        ),
+        ({"model__pretrained": "lite0"}, "is for bone_age"),
+        ({"task": "chest"}, "task='chest' must be one of"),
+        ({"data__mask_mode": "cut"}, "mask_mode='cut' must be one of"),
+        ({"loss__dice_weight": -1.0}, "dice_weight=-1.0 must be 0 or more"),
+    ],
+)
+def test_configs_that_contradict_themselves(changes, words):
+    with pytest.raises(InputError, match=words):
+        _config(**changes)
+
+
+def test_a_task_refuses_the_network_of_the_other():
+    with pytest.raises(InputError, match=r"'efficientnet_b4' does not fit config.task='hand_mask'"):
+        make_task(_config(model__name="efficientnet_b4"), FACTS, None)
+    config = cls.get_config()
+    config.model.name = "unet"
+    with pytest.raises(InputError, match=r"'unet' does not fit config.task='bone_age'"):
+        make_task(check_config(config), FACTS, None)
