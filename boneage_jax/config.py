@@ -66,7 +66,7 @@ def base_config() -> ConfigDict:
     config.data.threads = 4  # that read records
     config.data.buffer = 2  # batches ready ahead of the step
     config.data.masks = ""  # folder of hand masks, or workdir of a U-Net: takes the background out
-    config.data.mask_mode = "crop"  # crop | upright | multiply, see tfds_rsna/background.py
+    config.data.mask_mode = "crop"  # crop | upright | multiply, see boneage_jax/data/masks.py
 
     config.augment = ConfigDict()  # see boneage_jax/data/augment.py for units
     config.augment.flip = 0.5

@@ -25,13 +25,13 @@ from absl import logging
 
 from boneage_jax.data.masks import MODES
 from boneage_jax.errors import InputError, door
-from tfds_rsna.background import name_config, parse_config
 from tfds_rsna.fingerprint import (
     Fingerprint,
     fingerprint,
     read_fingerprint,
     write_fingerprint,
 )
+from tfds_rsna.sizes import name_config, parse_config
 
 NAMES = ("hand_mask", "hand_phantom", "radiograph_folder", "rsna_bone_age")
 

@@ -12,6 +12,7 @@ from boneage_jax.data.splits import parse_fractions, stratified_split
 from boneage_jax.errors import InputError
 from tfds_rsna.decode import Decoded, Item, decode_all
 from tfds_rsna.hand_mask.pairs import Pair, find_pairs, fit_mask
+from tfds_rsna.sizes import parse_config, size_configs
 
 _SIZES = ("256", "384", "512", "original", "64", "128")
 _FRACTIONS = {"train": 0.8, "validation": 0.2}
@@ -33,15 +34,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
-    BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [
-        tfds.core.BuilderConfig(
-            name=size,
-            description="Each image at its own size."
-            if size == "original"
-            else f"Squares of {size} pixels, aspect ratio kept, padded.",
-        )
-        for size in _SIZES
-    ]
+    BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = size_configs(_SIZES)
     OPTIONS: ClassVar[dict[str, str]] = {
         "images": "folder of the images in raw_dir (default: all of raw_dir)",
         "masks": "folder of PNG masks in raw_dir (default: the one named *mask or *masks)",
@@ -77,8 +70,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     @property
     def _size(self) -> int | None:
         assert self.builder_config is not None
-        name = self.builder_config.name
-        return None if name == "original" else int(name)
+        return parse_config(self.builder_config.name)[0]
 
     def _info(self) -> tfds.core.DatasetInfo:
         pixels = tfds.features.Tensor(

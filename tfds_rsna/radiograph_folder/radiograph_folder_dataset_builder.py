@@ -9,11 +9,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from boneage_jax.background import Background
+from boneage_jax.data.masks import MODES
 from boneage_jax.data.splits import parse_fractions, stratified_split
 from boneage_jax.errors import InputError
-from tfds_rsna.background import open_background, parse_config, without_background
 from tfds_rsna.decode import Item, decode_all
 from tfds_rsna.radiograph_folder.table import Columns, Radiograph, find_csv, read_table
+from tfds_rsna.sizes import open_background, parse_config, size_configs
 
 _SIZES = ("256", "384", "512", "640", "original", "64", "96", "128")
 _FRACTIONS = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -36,18 +37,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
-    BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [
-        *(
-            tfds.core.BuilderConfig(
-                name=size,
-                description="Each image at its own size."
-                if size == "original"
-                else f"Squares of {size} pixels, aspect ratio kept, padded.",
-            )
-            for size in _SIZES
-        ),
-        *without_background(_SIZES),
-    ]
+    BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = size_configs(_SIZES, MODES)
     OPTIONS: ClassVar[dict[str, str]] = {
         "csv": "CSV file in raw_dir (default: the only one)",
         "file_column": "column with the image: a path below raw_dir, a file name or a stem",

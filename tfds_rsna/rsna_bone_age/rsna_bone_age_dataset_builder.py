@@ -10,11 +10,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from boneage_jax.background import Background
+from boneage_jax.data.masks import MODES
 from boneage_jax.errors import InputError
-from tfds_rsna.background import open_background, parse_config, without_background
 from tfds_rsna.decode import Item, decode_all
 from tfds_rsna.download import download
 from tfds_rsna.rsna_bone_age.layouts import Radiograph, find_splits
+from tfds_rsna.sizes import open_background, parse_config, size_configs
 
 _SIZES = ("256", "384", "512", "640", "original", "128", "192")
 
@@ -31,18 +32,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
-    BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [
-        *(
-            tfds.core.BuilderConfig(
-                name=size,
-                description="Each radiograph at its own size."
-                if size == "original"
-                else f"Squares of {size} pixels, aspect ratio kept, padded.",
-            )
-            for size in _SIZES
-        ),
-        *without_background(_SIZES),
-    ]
+    BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = size_configs(_SIZES, MODES)
     OPTIONS: ClassVar[dict[str, str]] = {"base_url": "where RSNA's archives are downloaded from"}
     CAN_DOWNLOAD = True
     BASE_URL = "https://s3.amazonaws.com/east1.public.rsna.org/AI/2017/"

@@ -1,4 +1,4 @@
-"""The configs of a data set whose radiographs are stored without background: SIZE-MODE."""
+"""The configs of the builders: squares of a size, with or without background."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from boneage_jax.background import Background
-from boneage_jax.data.masks import MODES
 from boneage_jax.errors import InputError
 
 _WHAT = {
@@ -16,15 +15,24 @@ _WHAT = {
 }
 
 
-def without_background(sizes: Sequence[str]) -> list[tfds.core.BuilderConfig]:
-    """One config for each size and mode, named like `256-crop`."""
-    return [
+def size_configs(sizes: Sequence[str], modes: Sequence[str] = ()) -> list[tfds.core.BuilderConfig]:
+    """A config for each size ("original" keeps each image's own), then SIZE-MODE for each mode."""
+    plain = [
+        tfds.core.BuilderConfig(
+            name=size,
+            description="Each image at its own size."
+            if size == "original"
+            else f"Squares of {size} pixels, aspect ratio kept, padded.",
+        )
+        for size in sizes
+    ]
+    return plain + [
         tfds.core.BuilderConfig(
             name=f"{size}-{mode}", description=f"Squares of {size} pixels, {_WHAT[mode]}."
         )
         for size in sizes
         if size != "original"
-        for mode in MODES
+        for mode in modes
     ]
 
 
