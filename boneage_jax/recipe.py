@@ -13,7 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 from boneage_jax.background import read_note
-from boneage_jax.data.augment import AugmentConfig, augment
+from boneage_jax.data.augment import AugmentConfig, augment, unaugmented
 from boneage_jax.data.normalize import normalize
 from boneage_jax.data.source import Dataset, Split, standardization
 from boneage_jax.errors import InputError
@@ -102,7 +102,7 @@ def make_inputs(config: ConfigDict) -> Inputs:
 
     def inputs(batch: Batch, keys: jax.Array | None) -> Batch:
         if keys is None:
-            batch = batch | {"image": batch["image"].astype(jnp.float32) / 255.0}
+            batch = batch | {"image": unaugmented(batch["image"], settings)}
         elif "mask" in batch:
             images, mask = augment(batch["image"], keys, settings, batch["mask"])
             batch = batch | {"image": images, "mask": mask}
