@@ -1,0 +1,69 @@
+"""What it costs to evaluate a network on sharper images than it was trained on.
+
+usage: python benchmarks/evaluation_sharpness.py --output=FILE.csv WORKDIR...
+
+Evaluates each finished bone-age training on its training and validation split, with the smoothing
+of `boneage_jax.data.augment.unaugmented` and without.
+"""
+
+import argparse
+import csv
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from boneage_jax.data.source import open_dataset
+from boneage_jax.evaluation import evaluate_split, with_labels
+from boneage_jax.workdir import Trained, load_trained
+
+_GEOMETRY = ("rotate", "translate", "zoom", "shear")
+
+
+def without_smoothing(trained: Trained) -> Trained:
+    """The same network with a config that moves nothing, and so smooths nothing."""
+    config = trained.run.config.copy_and_resolve_references()
+    with config.unlocked():
+        for name in _GEOMETRY:
+            config.augment[name] = 0.0
+    return dataclasses.replace(trained, run=dataclasses.replace(trained.run, config=config))
+
+
+def main() -> None:
+    """Writes one line per run, split and variant."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
+    args = parser.parse_args()
+    rows = []
+    for workdir in args.workdirs:
+        trained = load_trained(workdir, task="bone_age")
+        dataset = open_dataset(trained.run.config.data)
+        for name, variant in (("smoothed", trained), ("sharp", without_smoothing(trained))):
+            for split in (dataset.split("train"), dataset.split("validation")):
+                _, found = evaluate_split(
+                    variant.run, variant.state, split, keys=variant.run.task.reported
+                )
+                found = with_labels(found, split)
+                error = found["predicted_age"] - found["true_age"]
+                rows.append(
+                    {
+                        "run": Path(workdir).name,
+                        "split": split.name,
+                        "evaluation": name,
+                        "mae": f"{np.abs(error).mean():.3f}",
+                        "bias": f"{error.mean():.3f}",
+                        "n": len(error),
+                    }
+                )
+                print(rows[-1])
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with args.output.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
