@@ -172,11 +172,14 @@ train() {
   # gcloud repeats a command up to ten times when ssh drops. So the training is detached from ssh
   # and both halves may be repeated: start what does not run, follow until its exit code is there.
   local job start follow code=0
-  job="trap : TERM; $(quote "${command[@]}"); echo \$? > .launch/exit"
-  start="cd ~/boneage && mkdir -p .launch && if test -e .launch/pid && kill -0 \$(cat .launch/pid) 2> /dev/null;"
+  job="trap : TERM; $(quote "${command[@]}"); echo \$? > .launch/code; mv .launch/code .launch/exit"
+  start="cd ~/boneage && mkdir -p .launch && if test -e .launch/pid && ! test -e .launch/exit"
+  start+=" && kill -0 \$(cat .launch/pid) 2> /dev/null;"
   start+=" then echo already running; else rm -f .launch/exit;"
   start+=" nohup setsid bash -c $(quote "$job") > .launch/log 2>&1 < /dev/null & echo \$! > .launch/pid; fi"
-  follow="cd ~/boneage && tail -n +1 --pid=\$(cat .launch/pid) -f .launch/log"
+  # The exit code ends it, not only the process: where nothing reaps it, kill -0 finds it for ever.
+  follow="cd ~/boneage; while kill -0 \$(cat .launch/pid) 2> /dev/null && ! test -e .launch/exit; do sleep 0.5; done &"
+  follow+=" tail -n +1 -s 0.5 --pid=\$! -f .launch/log"
   follow+="; test -e .launch/exit && exit \$(cat .launch/exit); echo killed without an exit code >&2; exit 1"
   on_workers all "$start" || die "starting the training on $name failed; see the output above"
   on_workers 0 "$follow" || code=$?

@@ -86,7 +86,7 @@ need() { $dry_run || command -v "$1" > /dev/null || die "$1 is not on PATH; $2";
 where=()
 [[ -z $project ]] || where+=("--project=$project")
 [[ -z $zone ]] || where+=("--zone=$zone")
-xpk() { # SUBCOMMAND FLAG ...
+on_cluster() { # SUBCOMMAND FLAG ...
   run xpk workload "$1" "--cluster=$cluster" ${where[@]+"${where[@]}"} "${@:2}"
 }
 
@@ -129,15 +129,15 @@ submit() {
   case $line in # xpk writes the command into YAML between double quotes
     *[\"\\]*) die "xpk cannot pass a \" or \\ or ' in an override: $line" ;;
   esac
-  xpk create "${create[@]}" "${image_flags[@]}" "--command=$line" "--max-restarts=$max_restarts" \
+  on_cluster create "${create[@]}" "${image_flags[@]}" "--command=$line" "--max-restarts=$max_restarts" \
     --restart-on-exit-codes=75 --termination-grace-period-seconds=120 ${flags[@]+"${flags[@]}"} \
     || die "submitting $workload failed; what is left of it goes with: launch/xpk.sh delete --cluster=$cluster --workload=$workload"
 }
 
 delete() {
-  if $dry_run; then xpk delete "--workload=$workload" --force && return; fi
+  if $dry_run; then on_cluster delete "--workload=$workload" --force && return; fi
   local output code=0
-  output=$(xpk delete "--workload=$workload" --force 2>&1) || code=$?
+  output=$(on_cluster delete "--workload=$workload" --force 2>&1) || code=$?
   printf '%s\n' "$output" >&2
   # kubectl's word for a JobSet that does not exist.
   ((code == 0)) || [[ $output == *"(NotFound)"*"\"$workload\""* ]] || die "deleting $workload failed; see above"
@@ -147,7 +147,7 @@ delete() {
 case $action in
   build) build ;;
   run) submit ;;
-  wait) xpk list "--wait-for-job-completion=$workload" ;;
-  list) xpk list ;;
+  wait) on_cluster list "--wait-for-job-completion=$workload" ;;
+  list) on_cluster list ;;
   delete) delete ;;
 esac
