@@ -178,7 +178,8 @@ train() {
   start+=" then echo already running; else rm -f .launch/exit;"
   start+=" nohup setsid bash -c $(quote "$job") > .launch/log 2>&1 < /dev/null & echo \$! > .launch/pid; fi"
   # The exit code ends it, not only the process: where nothing reaps it, kill -0 finds it for ever.
-  follow="cd ~/boneage; while kill -0 \$(cat .launch/pid) 2> /dev/null && ! test -e .launch/exit; do sleep 0.5; done &"
+  follow="cd ~/boneage; while kill -0 \$(cat .launch/pid) && ! test -e .launch/exit; do sleep 0.5; done"
+  follow+=" < /dev/null > /dev/null 2>&1 &"
   follow+=" tail -n +1 -s 0.5 --pid=\$! -f .launch/log"
   follow+="; test -e .launch/exit && exit \$(cat .launch/exit); echo killed without an exit code >&2; exit 1"
   on_workers all "$start" || die "starting the training on $name failed; see the output above"

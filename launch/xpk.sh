@@ -120,7 +120,7 @@ submit() {
   command=(python -m boneage_jax.main "--config=$config" "--workdir=$workdir")
   [[ -z $data ]] || command+=("--config.data.raw_dir=$data")
   command+=(${overrides[@]+"${overrides[@]}"})
-  # exec: xpk sends SIGTERM to the shell it starts the command in, and bash would not pass it on.
+  # xpk sends SIGTERM to the shell it starts the command in; with exec that is the training itself.
   local line
   line="exec $(quote "${command[@]}")"
   # xpk gives GPU pods the coordinator without its port, and jax.distributed wants HOST:PORT.

@@ -150,7 +150,10 @@ class Stubs:
         )
         wait_for(lambda: any(at in " ".join(call) for call in self.calls))
         os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
         return process.returncode, errors
 
 
