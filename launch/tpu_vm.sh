@@ -68,10 +68,9 @@ while (($#)); do
   esac
   shift
 done
-case $action in
+case ${action:-none} in
   train | create | setup | run | fetch | status | delete) ;;
-  "") die "an action is needed: train, create, setup, run, fetch, status or delete; see --help" ;;
-  *) die "unknown action $action; choose train, create, setup, run, fetch, status or delete" ;;
+  *) die "an action is needed: train, create, setup, run, fetch, status or delete; got ${action:-none}" ;;
 esac
 [[ $name =~ ^[a-z][-a-z0-9]*$ ]] || die "--name=NAME is needed: small letters, digits, '-'; got '$name'"
 [[ -n $zone ]] || die "--zone=ZONE is needed, e.g. --zone=us-west4-a"

@@ -212,7 +212,7 @@ def test_shellcheck(script):
         ("tpu_vm.sh", [], "an action is needed"),
         ("tpu_vm.sh", ["train", "--zone=z"], "--name=NAME is needed"),
         ("tpu_vm.sh", ["train", "--name=v"], "--zone=ZONE is needed"),
-        ("tpu_vm.sh", ["fly", *VM], "unknown action fly"),
+        ("tpu_vm.sh", ["fly", *VM], "got fly"),
         ("tpu_vm.sh", ["train", *VM, "--acc", "v6e-8"], "unknown option --acc"),
         ("tpu_vm.sh", ["train", *VM, "--accelerator=v9-8"], "add --runtime"),
         ("tpu_vm.sh", ["train", *VM, "--config=configs/no.py:rsna"], "there is no configs/no.py"),
