@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from boneage_jax.data.files import fit_square, read_grey
-from boneage_jax.data.masks import MODES, remove_background
+from boneage_jax.data.masks import AREA, MODES, as_mask, remove_background
 from boneage_jax.errors import InputError
 
 _FILE = "background.json"
@@ -65,11 +65,15 @@ class Background:
         self._segmenter: Any = None
         self._lock, self._images = threading.Lock(), 0
         self.empty: list[str] = []  # images whose mask shows no hand: they keep their background
+        self.doubtful: dict[str, str] = {}  # masks that a person should look at, and why
         if is_workdir(folder):
+            import jax
+
             from boneage_jax.segmenter import load_segmenter
 
-            # One image at a time: it is called from the threads that decode.
-            self._segmenter = load_segmenter(folder, batch_size=1)
+            # One image at a time, on one device: it is called from the threads that decode.
+            devices = jax.local_devices()[:1]
+            self._segmenter = load_segmenter(folder, batch_size=1, devices=devices)
         elif next(folder.glob("*.png"), None) is None:
             raise InputError(
                 f"masks={folder} holds neither PNG masks nor a U-Net's run; give the output of "
@@ -90,13 +94,18 @@ class Background:
         if self._segmenter is not None:
             square = fit_square(image, self._segmenter.image_size)
             p_hand = self._segmenter.probabilities([square])[0]
-            mask = self._segmenter.finish(p_hand, *image.shape).mask
+            mask, check = self._segmenter.finish(p_hand, *image.shape)
+            reasons = "; ".join(check.reasons)
+            if check.area < AREA[0]:
+                mask = np.zeros_like(mask)  # better whole than cut down to a speck
         else:
-            mask = self._read(stem, image.shape)
+            mask, reasons = self._read(stem, image.shape), ""
         with self._lock:
             self._images += 1
             if not mask.any():
                 self.empty.append(stem)
+            elif reasons:
+                self.doubtful[stem] = reasons
         return remove_background(image, mask, self.mode, size)
 
     def _read(self, stem: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -109,13 +118,18 @@ class Background:
                 f"{path} is {mask.shape[1]}x{mask.shape[0]} pixels, its radiograph "
                 f"{shape[1]}x{shape[0]}; make the mask at the image's size"
             )
-        return mask > (127 if mask.max() > 1 else 0)
+        return as_mask(mask)
 
     def save(self, folder: Path) -> None:
         """Writes `folder`/background.json and, of a U-Net, its run, as a prepared set keeps it."""
         folder.mkdir(parents=True, exist_ok=True)
         cost = Cost(self._images, *self._price())
-        text = {"mode": self.mode, "cost": dataclasses.asdict(cost), "empty": sorted(self.empty)}
+        text = {
+            "mode": self.mode,
+            "cost": dataclasses.asdict(cost),
+            "empty": sorted(self.empty),
+            "doubtful": dict(sorted(self.doubtful.items())),
+        }
         if self._segmenter is not None:
             copy_network(self._masks, folder / _NETWORK)
         (folder / _FILE).write_text(json.dumps(text, indent=1) + "\n")
@@ -160,17 +174,25 @@ def read_note(folder: Path) -> tuple[str, Cost] | None:
         raise InputError(f"{path} is damaged ({error}); prepare the data again") from error
 
 
-def load_background(folder: Path, masks: str = "") -> Background | None:
+def load_background(folder: Path, masks: str = "", *, wanted: str = "") -> Background | None:
     """The step of a run whose workdir has a `background/`; None where it was trained without.
 
     Args:
       folder: the `background/` folder.
       masks: a folder of masks or a U-Net's workdir, in place of the network kept there.
+      wanted: the mode that the network was trained with, "" for whole radiographs.
 
     Raises:
-      InputError: the step needs masks and none are at hand, or the folder is damaged.
+      InputError: the step needs masks and none are at hand, or the folder is damaged, missing or
+        of another mode.
     """
     note = read_note(folder)
+    found = note[0] if note else ""
+    if found != wanted:
+        raise InputError(
+            f"{folder} {'says ' + found if found else 'is missing'}, but the network was trained "
+            f"with {wanted or 'whole radiographs'}; copy the folder from the original workdir"
+        )
     if note is None:
         if masks:
             raise InputError("--masks: this network was trained on whole radiographs; leave it out")

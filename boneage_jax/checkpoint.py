@@ -39,15 +39,20 @@ class Checkpoints:
             n=1,
             keep_checkpoints_without_metrics=False,
         )
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy([LatestN(1), best]),
-                best_fn=lambda metrics: -metrics[metric],
-                create=not read_only,
-                read_only=read_only,
-            ),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy([LatestN(1), best]),
+            best_fn=lambda metrics: -metrics[metric],
+            create=not read_only,
+            read_only=read_only,
         )
+        try:
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
+            raise InputError(
+                f"{self._folder} cannot be read: a checkpoint in it is damaged ({reason}); remove "
+                "that step, or choose another --workdir"
+            ) from error
 
     def save(
         self,

@@ -66,7 +66,7 @@ def base_config() -> ConfigDict:
     config.data.threads = 4  # that read records
     config.data.buffer = 2  # batches ready ahead of the step
     config.data.masks = ""  # folder of hand masks, or workdir of a U-Net: takes the background out
-    config.data.mask_mode = "crop"  # crop | upright | multiply, see boneage_jax/data/masks.py
+    config.data.mask_mode = ""  # crop (where empty) | upright | multiply, see data/masks.py
 
     config.augment = ConfigDict()  # see boneage_jax/data/augment.py for units
     config.augment.flip = 0.5
@@ -147,7 +147,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
         _require(0 <= given[key] < 1, key, given[key], "in [0, 1)")
     _choice(given, "task", ("bone_age", "hand_mask"))
     _choice(given, "select", ("latest", "best"))
-    _choice(given, "data.mask_mode", ("crop", "upright", "multiply"))
+    _choice(given, "data.mask_mode", ("", "crop", "upright", "multiply"))
     _choice(given, "parallel", ("jit", "pmap"))
     _choice(given, "normalize", ("zscore", "percentile", "equalize", "none"))
     _choice(given, "model.dtype", ("float32", "bfloat16"))
@@ -160,6 +160,10 @@ def check_config(config: ConfigDict) -> ConfigDict:
         raise InputError("config.steps and config.budget_flops exclude each other; leave one at 0")
     if bool(given["pretrain.data"]) != bool(given["pretrain.steps"]):
         raise InputError("config.pretrain.data and config.pretrain.steps go together")
+    if given["init_from"] and given["budget_flops"]:
+        raise InputError(
+            "config.budget_flops does not know what init_from has spent; give config.steps"
+        )
     starts = [key for key in ("pretrain.data", "init_from", "model.pretrained") if given[key]]
     if len(starts) > 1:
         raise InputError(f"config.{starts[0]} and config.{starts[1]} exclude each other")
@@ -190,11 +194,14 @@ def load_config(path: Path) -> ConfigDict:
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a config: expected a JSON object")
     config = base_config()
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(config.get(key), ConfigDict):
-            config[key].update(value)
-        else:
-            config[key] = value
+    try:
+        for key, value in values.items():
+            if isinstance(value, dict) and isinstance(config.get(key), ConfigDict):
+                config[key].update(value)
+            else:
+                config[key] = value
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
     return config
 
 

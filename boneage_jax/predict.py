@@ -1,6 +1,7 @@
 """Reads bone age from radiographs (PNG, JPEG, DICOM).
 
-usage: python -m boneage_jax.predict --workdir=DIR --output=FILE.csv [--sex_csv=FILE] PATH...
+usage: python -m boneage_jax.predict --workdir=DIR --output=FILE.csv [--sex_csv=FILE] [--masks=DIR]
+                                     PATH...
 
 PATH: image files, folders or globs. One row per file: file, bone_age_months, low_months,
 high_months (95 % interval), p_male, accepted, error. An unreadable file gets its row with the
@@ -114,7 +115,7 @@ def main() -> int:
     failed = rejected = 0
     part = args.output.with_name(args.output.name + ".part")
     try:
-        with part.open("w", newline="", encoding="utf-8") as file:
+        with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
             writer.writeheader()
             rows = predict_files(predictor, files, sexes)

@@ -25,7 +25,9 @@ class Predictor:
 
     def __init__(self, trained: Trained, masks: str = ""):
         self._trained, self._calibration = trained, trained.calibration()
-        self._background = load_background(trained.folder / "background", masks)
+        self._background = load_background(
+            trained.folder / "background", masks, wanted=trained.run.facts.background
+        )
         self._variables = {
             "params": trained.state.eval_params,
             "batch_stats": trained.state.batch_stats,
@@ -34,7 +36,10 @@ class Predictor:
         self.image_size = trained.run.facts.image_size
 
     def __call__(
-        self, images: Sequence[np.ndarray] | np.ndarray, male: Sequence[int] | None = None
+        self,
+        images: Sequence[np.ndarray] | np.ndarray,
+        male: Sequence[int] | None = None,
+        stems: Sequence[str] | None = None,
     ) -> dict[str, np.ndarray]:
         """Reads radiographs.
 
@@ -42,6 +47,7 @@ class Predictor:
           images: uint8 arrays, each [H, W] or [H, W, 1] of any size.
           male: 1, 0, or -1 for unknown, per image; all unknown if None. A network trained with
             the sex as an input uses its own estimate where it is unknown.
+          stems: names of the images in a folder of masks, needed where `masks` is one.
 
         Returns:
           One array [n] each: `bone_age_months`, `low_months`, `high_months` (95 % interval),
@@ -50,7 +56,13 @@ class Predictor:
         Raises:
           InputError: an image that is not uint8 [H, W], or `male` of another length.
         """
-        squares = [self._square(image, number) for number, image in enumerate(images)]
+        names = list(stems) if stems is not None else [""] * len(images)
+        if len(names) != len(images):
+            raise InputError(f"stems must name each of the {len(images)} images")
+        squares = [
+            self._square(image, number, name)
+            for number, (image, name) in enumerate(zip(images, names, strict=True))
+        ]
         return self.read(squares, male)
 
     def read(
@@ -69,7 +81,7 @@ class Predictor:
             return {key: np.zeros(0, bool if key == "accepted" else np.float32) for key in keys}
         return {key: np.concatenate([part[key] for part in parts]) for key in keys}
 
-    def _square(self, image: np.ndarray, number: int) -> np.ndarray:
+    def _square(self, image: np.ndarray, number: int, stem: str) -> np.ndarray:
         image = np.asarray(image)
         if image.ndim == 3 and image.shape[-1] == 1:
             image = image[..., 0]
@@ -78,7 +90,7 @@ class Predictor:
                 f"image {number} must be uint8 [H, W], got {image.dtype} {list(image.shape)}; "
                 "read files with boneage_jax.data.files.read_grey"
             )
-        return self.fit(image, "")
+        return self.fit(image, stem)
 
     def fit(self, image: np.ndarray, stem: str) -> np.ndarray:
         """What the network reads of a radiograph uint8 [H, W]: uint8 [S, S]; thread-safe.

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from boneage_jax.background import read_note
+from boneage_jax.background import Cost, read_note
 from boneage_jax.data.augment import AugmentConfig, augment, unaugmented
 from boneage_jax.data.normalize import normalize
 from boneage_jax.data.source import Dataset, Split, standardization
@@ -37,6 +37,7 @@ class Facts:
       train_images: size of the training split.
       age_mean, age_std: months, of the training split; 0 and 1 where it has no ages.
       mask_flops: what the hand masks of the data have cost, U-Net included.
+      background: how the background was taken out, "" where it was not.
     """
 
     image_size: int
@@ -44,12 +45,31 @@ class Facts:
     age_mean: float
     age_std: float
     mask_flops: int = 0
+    background: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.image_size, int) or self.image_size < 1:
+            raise ValueError(f"image_size={self.image_size!r} must be a whole number above 0")
 
     @classmethod
     def of(cls, dataset: Dataset, train: Split) -> "Facts":
         ages = standardization(train) if "bone_age" in train.labels else (0.0, 1.0)
         note = read_note(dataset.background) if dataset.background else None
-        return cls(dataset.image_size, len(train), *ages, note[1].total if note else 0)
+        mode, cost = note or ("", Cost())
+        return cls(dataset.image_size, len(train), *ages, cost.total, mode)
+
+
+_LABELS = {BoneAge.name: BoneAge.labels, HandMask.name: HandMask.labels}
+
+
+def check_labels(task: str, dataset: Dataset) -> None:
+    """Raises InputError where the records lack what `config.task` learns from."""
+    missing = [label for label in _LABELS[task] if label not in dataset.features]
+    if missing:
+        raise InputError(
+            f"config.task={task} needs {' and '.join(missing)}; {dataset.name} has "
+            f"{', '.join(sorted(dataset.features))}; choose another config.data.name"
+        )
 
 
 def make_task(config: ConfigDict, facts: Facts, axis_name: str | None) -> Task:
@@ -209,13 +229,25 @@ def _total_steps(config: ConfigDict, facts: Facts) -> int:
         return config.steps or epochs
     # No schedule changes the FLOPs of a step.
     each = _train_flops(config, facts, make_optimizer(config.optimizer, 1))
-    left = int(config.budget_flops) - facts.mask_flops - config.pretrain.steps * each
+    before = config.pretrain.steps * each
+    if config.pretrain.data and _side(config.pretrain.data) != facts.image_size:
+        raise InputError(
+            f"config.budget_flops needs pretrain.data={config.pretrain.data!r} of the size of the "
+            f"data, {facts.image_size}"
+        )
+    left = int(config.budget_flops) - facts.mask_flops - before
     if left < each:
         raise InputError(
             f"config.budget_flops={config.budget_flops:.3g} leaves no step: one costs {each:.3g}, "
-            f"pre-training {config.pretrain.steps * each:.3g}, the masks {facts.mask_flops:.3g}"
+            f"pre-training {before:.3g}, the masks {facts.mask_flops:.3g}"
         )
     return left // each
+
+
+def _side(data: str) -> int:
+    """Pixels in NAME/SIZE or NAME/SIZE-VARIANT; 0 where no size is named."""
+    size = data.partition("/")[2].partition("-")[0]
+    return int(size) if size.isdigit() else 0
 
 
 def _train_flops(config: ConfigDict, facts: Facts, optimizer: optax.GradientTransformation) -> int:

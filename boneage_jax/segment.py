@@ -39,7 +39,7 @@ def main() -> int:
     print(
         f"{args.output}: {done['images']} masks at {done['images_per_second']:.1f} images/s, "
         f"{done['to_look_at']} to look at, {done['unreadable']} files unreadable; "
-        f"see {args.output / 'review' / 'contact_sheet.png'}"
+        f"see {args.output / 'review'}"
     )
     return int(done["images"] == 0)
 

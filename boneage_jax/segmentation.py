@@ -1,12 +1,13 @@
 """Masks of many radiograph files: decoded, segmented, written and judged, in bounded memory."""
 
 import csv
+import errno
 import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from boneage_jax.segmenter import HandMaskFound, Segmenter, load_segmenter
 
 COLUMNS = ("file", "mask", "area", "parts", "sides", "confidence", "look", "reasons", "error")
 
-Save = Callable[[Path, np.ndarray, HandMaskFound], None]
+# No further mask can be written either; what concerns one name alone costs one mask.
+_STOP = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM)
 
 
 def segment_files(
@@ -43,7 +45,12 @@ def segment_files(
 
     def finish(file: Path, image: np.ndarray, p_hand: np.ndarray) -> dict[str, str]:
         found = segmenter.finish(p_hand, *image.shape)
-        _write_mask(output / f"{file.stem}.png", found.mask)
+        try:
+            _write_mask(output / f"{file.stem}.png", found.mask)
+        except OSError as error:
+            if error.errno in _STOP:
+                raise
+            return _failed(file, f"{file}: its mask cannot be written: {error.strerror}")
         if sheet is not None:
             sheet.add(file.stem, image, found.mask, found.check.reasons)
         return _row(file, output, found)
@@ -63,12 +70,14 @@ def segment_files(
             written = []
             for file, result in results:
                 if isinstance(result, InputError):
-                    failed: Future[dict[str, str]] = Future()
-                    failed.set_result({"file": str(file), "look": "True", "error": str(result)})
-                    written.append(failed)
+                    written.append(pool.submit(_failed, file, str(result)))
                 else:
                     written.append(pool.submit(finish, file, result[0], next(maps)))
         yield from (future.result() for future in written)
+
+
+def _failed(file: Path, error: str) -> dict[str, str]:
+    return {"file": str(file), "look": "True", "error": error}
 
 
 def _row(file: Path, output: Path, found: HandMaskFound) -> dict[str, str]:
@@ -113,11 +122,18 @@ def segment(
                 "segment their folders one by one, each into its own --output"
             )
         stems[file.stem] = file
-    if any(file.absolute() == (output / f"{file.stem}.png").absolute() for file in files):
-        raise InputError(f"--output={output} holds the radiographs themselves; name another folder")
     review = output / "review"
     try:
-        review.mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            target = output / f"{file.stem}.png"
+            # By identity: a link or another spelling of the folder leads to the same files.
+            if target.exists() and target.samefile(file):
+                raise InputError(
+                    f"--output={output} holds the radiographs themselves; name another folder"
+                )
+        review.mkdir(exist_ok=True)
+        (review / "contact_sheet.png").unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"--output={output} cannot be written: {error.strerror}") from error
 
@@ -130,7 +146,7 @@ def segment(
     counts = {"images": 0, "unreadable": 0, "to_look_at": 0}
     part = review / "masks.csv.part"
     try:
-        with part.open("w", newline="", encoding="utf-8") as table:
+        with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as table:
             writer = csv.DictWriter(table, COLUMNS, restval="", lineterminator="\n")
             writer.writeheader()
             rows = segment_files(segmenter, files, output, sheet)

@@ -4,10 +4,11 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from boneage_jax.data.files import fit_square
-from boneage_jax.data.masks import MaskCheck, check_mask, clean_mask, unfit
+from boneage_jax.data.masks import MaskCheck, check_mask, clean_mask, cut_padding, unfit
 from boneage_jax.errors import InputError
 from boneage_jax.state import flops_of
 from boneage_jax.workdir import Trained, load_trained
@@ -85,9 +86,10 @@ class Segmenter:
 
     def finish(self, p_hand: np.ndarray, height: int, width: int) -> HandMaskFound:
         """From probabilities of the square, uint8 [S, S], to the mask at the image's size."""
-        p_hand = unfit(p_hand, height, width)
-        mask = clean_mask(p_hand > 127, largest=self._largest, fill=self._fill)
-        return HandMaskFound(mask, check_mask(p_hand))
+        # Judged at the network's size: of a film of many megapixels that would cost seconds.
+        check = check_mask(cut_padding(p_hand, height, width))
+        mask = unfit(p_hand, height, width) > 127
+        return HandMaskFound(clean_mask(mask, largest=self._largest, fill=self._fill), check)
 
 
 def load_segmenter(
@@ -96,6 +98,7 @@ def load_segmenter(
     batch_size: int = _BATCH,
     largest: bool = True,
     fill: bool = True,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Segmenter:
     """The segmenter of a trained U-Net.
 
@@ -103,13 +106,12 @@ def load_segmenter(
       workdir: of a finished training of task hand_mask.
       batch_size: images per step, rounded up to a multiple of the number of devices.
       largest, fill: see `boneage_jax.data.masks.clean_mask`.
+      devices: to run on, all by default.
 
     Raises:
       InputError: no run there, another task, or a damaged checkpoint.
     """
-    import jax
-
-    devices = jax.device_count()
-    rounded = -(-batch_size // devices) * devices
-    trained = load_trained(workdir, task="hand_mask", eval_batch_size=rounded)
+    count = len(devices) if devices is not None else jax.device_count()
+    rounded = -(-batch_size // count) * count
+    trained = load_trained(workdir, task="hand_mask", eval_batch_size=rounded, devices=devices)
     return Segmenter(trained, largest=largest, fill=fill)

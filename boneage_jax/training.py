@@ -7,7 +7,6 @@ of a log line are fetched one line later.
 import collections
 import json
 import math
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from boneage_jax.errors import InputError
 from boneage_jax.evaluation import evaluate_split, with_labels
 from boneage_jax.optimizer import make_schedule
 from boneage_jax.parallel import process
-from boneage_jax.recipe import Facts, Run, build_run, fresh_state
+from boneage_jax.recipe import Facts, Run, build_run, check_labels, fresh_state
 from boneage_jax.report.write import write_report
 from boneage_jax.report.writer import MetricWriter, read_metrics
 from boneage_jax.state import TrainState, flops_of
@@ -65,9 +64,8 @@ def train(
     train_split = dataset.split(config.data.train_split)
     eval_split = dataset.split(config.data.eval_split)
     facts = Facts.of(dataset, train_split)
-    claim_workdir(workdir, config, facts, writes=index == 0)
-    if dataset.background is not None and index == 0:
-        shutil.copytree(dataset.background, workdir / "background", dirs_exist_ok=True)
+    check_labels(config.task, dataset)
+    claim_workdir(workdir, config, facts, dataset.background, writes=index == 0)
     _say(*describe(dataset))
 
     # ----- model and steps

@@ -19,11 +19,12 @@ def pretraining(config: ConfigDict) -> ConfigDict:
     first = ConfigDict(config.to_dict())
     name, _, size = config.pretrain.data.partition("/")
     first.data.name, first.data.config = name, size
-    first.data.raw_dir = first.data.masks = ""
+    first.data.raw_dir = first.data.masks = first.data.mask_mode = ""
     first.data.options = ConfigDict()
     first.data.train_split, first.data.eval_split = "train", "validation"
     first.steps, first.budget_flops = config.pretrain.steps, 0.0
     first.evaluate_every = 1e6  # once, at the end
+    first.checkpoint_every = config.checkpoint_every or max(config.pretrain.steps // 10, 1)
     first.pretrain.data, first.pretrain.steps = "", 0
     return first
 

@@ -3,8 +3,11 @@
 import dataclasses
 import json
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from boneage_jax.calibration import Calibration
@@ -15,7 +18,14 @@ from boneage_jax.recipe import Facts, Run, build_run, fresh_state
 from boneage_jax.state import TrainState
 
 
-def claim_workdir(folder: Path, config: ConfigDict, facts: Facts, *, writes: bool = True) -> None:
+def claim_workdir(
+    folder: Path,
+    config: ConfigDict,
+    facts: Facts,
+    background: Path | None = None,
+    *,
+    writes: bool = True,
+) -> None:
     """Makes `folder` the workdir of this config, or checks that it already is.
 
     A folder without a checkpoint, left by a start that failed, may be claimed anew.
@@ -24,6 +34,7 @@ def claim_workdir(folder: Path, config: ConfigDict, facts: Facts, *, writes: boo
       folder: created where missing.
       config: a checked config, written to config.json.
       facts: of the training data, written to facts.json.
+      background: the `background/` of data without background, copied to the workdir.
       writes: whether this process writes (one of a job does; all check).
 
     Raises:
@@ -51,9 +62,11 @@ def claim_workdir(folder: Path, config: ConfigDict, facts: Facts, *, writes: boo
         _write(folder / "facts.json", json.dumps(dataclasses.asdict(facts)) + "\n")
         if not begun:
             save_config(folder / "config.json", config)
-    except OSError as error:
+            _replace_folder(folder / "background", background)
+    except (OSError, shutil.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InputError(
-            f"--workdir={folder} cannot be written ({error.strerror}); choose a writable folder"
+            f"--workdir={folder} cannot be written ({reason}); choose a writable folder"
         ) from error
 
 
@@ -85,14 +98,20 @@ class Trained:
 
 
 def load_trained(
-    folder: str | os.PathLike[str], *, task: str = "", eval_batch_size: int = 0
+    folder: str | os.PathLike[str],
+    *,
+    task: str = "",
+    eval_batch_size: int = 0,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Trained:
     """Reads the network that a run selected.
 
     Args:
       folder: the workdir of a training.
       task: refuse a run of any other task, where given.
-      eval_batch_size: images per evaluation step instead of the config's, where not 0.
+      eval_batch_size: images per evaluation step instead of the config's, where not 0; the
+        training batch then need not divide over the devices.
+      devices: to run on, all by default.
 
     Raises:
       InputError: no run there, another task, no checkpoint, or a damaged one.
@@ -105,16 +124,31 @@ def load_trained(
     if eval_batch_size:
         with config.unlocked():
             config.eval_batch_size = eval_batch_size
+            # Nothing is trained on it, so another number of devices is no obstacle.
+            config.batch_size = eval_batch_size * config.accumulate
     facts = load_facts(folder)
     if not (folder / "checkpoints").is_dir():
         raise InputError(f"{folder} holds no checkpoints; train first or name its workdir")
-    run = build_run(config, facts)
+    run = build_run(config, facts, devices)
     checkpoints = Checkpoints(folder, run.task.metric, read_only=True)
     step = checkpoints.step_to_use(config.select)
     like = run.parallel.state_shapes(lambda: fresh_state(config, facts, run.task, run.optimizer))
     state = checkpoints.restore(step, like)
     checkpoints.close()
     return Trained(run, state, step, folder)
+
+
+def _replace_folder(target: Path, source: Path | None) -> None:
+    """Makes `target` a copy of `source`, or nothing: what an earlier start left does not stay."""
+    part = target.with_name(target.name + ".part")
+    for old in (target, part):
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
+    if source is not None:
+        shutil.copytree(source, part)
+        part.replace(target)
 
 
 def _write(path: Path, text: str) -> None:

@@ -140,6 +140,19 @@ def test_upright_turns_a_bar_upright(angle):
     assert width == pytest.approx(height * 50 / 180, abs=3)
 
 
+def test_masks_of_a_few_pixels_can_be_turned():
+    rng = np.random.default_rng(0)
+    image = np.full((40, 40), 99, np.uint8)
+    for _ in range(200):
+        mask = np.zeros((40, 40), bool)
+        start, steps = rng.integers(5, 20, 2), rng.integers(2, 7)
+        for k in range(steps):
+            mask[start[0] + k, start[1] + k * rng.integers(0, 3)] = True
+        assert remove_background(image, mask, "upright", 32).shape == (32, 32)
+    line = np.ones((1, 2000), np.uint8)
+    assert remove_background(line, line > 0, "upright", 32).shape == (32, 32)
+
+
 def test_an_empty_mask_leaves_the_image():
     image = make_phantom(1, 64).image
     for mode in ("crop", "upright", "multiply"):

@@ -24,6 +24,7 @@ def _run(facts=FACTS, **changes):
 
 
 def test_a_budget_buys_the_steps_that_it_can_pay():
+    # The steps of the main run and of pre-training cost the same, as their images have one size.
     each = _run(steps=1).train_flops
     assert _run(steps=0, budget_flops=10.5 * each).total_steps == 10
     masked = Facts(64, 96, 0.0, 1.0, mask_flops=int(3.2 * each))
@@ -40,9 +41,18 @@ def test_a_budget_too_small_for_one_step_says_where_it_goes():
     assert "\n" not in str(caught.value)
 
 
+def test_a_budget_needs_pretraining_at_the_same_size():
+    changes = {"pretrain__data": "hand_phantom/128", "pretrain__steps": 4}
+    with pytest.raises(InputError, match="of the size of the data, 64"):
+        _run(steps=0, budget_flops=1e12, **changes)
+    changes["pretrain__data"] = "hand_phantom/64-small"
+    assert _run(steps=0, budget_flops=1e12, **changes).total_steps > 0
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"steps": 0, "budget_flops": 1e9, "init_from": "runs/a"}, "does not know what init_from"),
         ({"steps": 5, "budget_flops": 1e9}, "steps and config.budget_flops exclude"),
         ({"pretrain__steps": 5}, "pretrain.data and config.pretrain.steps go together"),
         (

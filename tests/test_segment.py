@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,10 +13,15 @@ import pytest
 
 import boneage_jax
 from boneage_jax import evaluate, main, predict, segment
+from boneage_jax.config import check_config
 from boneage_jax.data.files import fit_square, read_grey
 from boneage_jax.data.masks import remove_background
 from boneage_jax.errors import InputError, door
+from boneage_jax.predictor import Predictor
+from boneage_jax.recipe import Facts
 from boneage_jax.segmenter import load_segmenter
+from boneage_jax.workdir import claim_workdir
+from configs import cls
 from tfds_rsna import prepare
 from tfds_rsna.hand_phantom.render import make_phantom
 
@@ -97,7 +104,7 @@ def test_masks_of_radiographs_with_quirks(here, quirk):
     pairs = [QUIRKS[quirk](*_plain(index)) for index in range(16)]
     found = load_segmenter(here / "unet")([image for image, _ in pairs])
     dice = [_dice(one.mask, mask) for one, (_, mask) in zip(found, pairs, strict=True)]
-    assert np.median(dice) > (0.8 if quirk in ("rotated", "bordered") else 0.88), dice
+    assert np.median(dice) > 0.8, dice  # without the fitting augmentation: 0.5 and less
 
 
 def test_of_two_hands_one_is_kept_and_a_person_is_asked(here):
@@ -193,9 +200,13 @@ def test_segment_refuses_what_would_lose_masks(here, radiographs, tmp_path, monk
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "hand00.tif").write_bytes(b"")
     images = radiographs / "images"
+    before = {path.name: path.read_bytes() for path in images.iterdir()}
+    (tmp_path / "link").symlink_to(images)
     for output, inputs, message in (
         (tmp_path / "out", (images, tmp_path / "copy" / "hand00.tif"), "the same mask hand00.png"),
         (images, (images,), "holds the radiographs themselves"),
+        (tmp_path / "link", (images,), "holds the radiographs themselves"),
+        (images / ".." / "images", (images,), "holds the radiographs themselves"),
         (tmp_path / "copy" / "hand00.tif", (images,), "cannot be written"),
     ):
         code = _call(
@@ -203,7 +214,23 @@ def test_segment_refuses_what_would_lose_masks(here, radiographs, tmp_path, monk
         )
         text = capfd.readouterr().err
         assert code != 0 and message in text and "Traceback" not in text
-    assert len(list(images.iterdir())) == 24
+    assert {path.name: path.read_bytes() for path in images.iterdir()} == before
+
+
+def test_odd_names_cost_one_mask_at_most(here, radiographs, tmp_path, monkeypatch):
+    odd, output = tmp_path / "odd", tmp_path / "out"
+    odd.mkdir()
+    whole = (radiographs / "images" / "hand00.png").read_bytes()
+    names = [b"h\xffand.png", "Zürich é.png".encode(), b"taken.png", b"plain.png"]
+    for name in names:
+        (odd / os.fsdecode(name)).write_bytes(whole)
+    (output / "taken.png").mkdir(parents=True)
+    workdir = f"--workdir={here / 'unet'}"
+    assert _call(monkeypatch, segment, workdir, f"--output={output}", odd) == 0
+    written = {path.name for path in output.glob("*.png") if path.is_file()}
+    assert written == {os.fsdecode(name) for name in names} - {"taken.png"}
+    table = (output / "review" / "masks.csv").read_text(errors="surrogateescape")
+    assert table.count("its mask cannot be written") == 1
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +300,7 @@ def test_what_prepare_says_of_unfit_masks(here, radiographs, masks, tmp_path):
     refused("needs --raw_dir|must be prepared", raw_dir="", masks=masks)
     refused("takes no masks", name="hand_phantom/64-small", raw_dir="", masks=masks)
     refused("keeps each image's own size", name="radiograph_folder/original", masks=masks)
+    refused("mask_mode=multiply needs masks", mask_mode="multiply")
     refused("disagree", name="radiograph_folder/96-crop", masks=masks, mask_mode="multiply")
     refused("give --masks=DIR", name="radiograph_folder/96-crop")
     few = tmp_path / "few"
@@ -322,28 +350,116 @@ def test_predict_does_to_new_radiographs_what_was_done_to_those_of_training(
     here, aged, radiographs, masks, tmp_path, monkeypatch
 ):
     """Even where the U-Net's own workdir and the prepared data are gone."""
+    seen: list[np.ndarray] = []
+    read = Predictor.read
+
+    def spy(self, squares, male):
+        seen.extend(squares)
+        return read(self, squares, male)
+
+    monkeypatch.setattr(Predictor, "read", spy)
+    files = sorted((radiographs / "images").iterdir())
+    found = load_segmenter(here / "unet", batch_size=1)([read_grey(path) for path in files])
     ages = []
     for extra in ((), (f"--masks={masks}",)):
+        seen.clear()
         output = tmp_path / "ages.csv"
         arguments = (f"--workdir={aged}", f"--output={output}", *extra, radiographs / "images")
         assert _call(monkeypatch, predict, *arguments) == 0
         with output.open() as file:
             rows = list(csv.DictReader(file))
         assert len(rows) == 24 and not any(row["error"] for row in rows)
-        ages.append(np.array([float(row["bone_age_months"]) for row in rows]))
-    np.testing.assert_allclose(ages[0], ages[1], rtol=0.02)
+        ages.append([float(row["bone_age_months"]) for row in rows])
+        for path, one, square in zip(files, found, seen, strict=True):
+            mask = read_grey(masks / f"{path.stem}.png") > 0 if extra else one.mask
+            want = remove_background(read_grey(path), mask, "crop", 64)
+            assert np.abs(want.astype(int) - square).mean() < 1.0
+            assert not np.array_equal(square, fit_square(read_grey(path), 64))
 
-    predictor = boneage_jax.load_predictor(aged)
-    files = sorted((radiographs / "images").iterdir())
-    images = [read_grey(path) for path in files]
-    np.testing.assert_allclose(predictor(images)["bone_age_months"], ages[0], rtol=1e-3)
-    found = load_segmenter(here / "unet", batch_size=1)(images[:2])
-    squares = [
-        remove_background(image, one.mask, "crop", 64)
-        for image, one in zip(images, found, strict=False)
-    ]
-    np.testing.assert_array_equal(predictor.fit(images[0], ""), squares[0])
-    assert not np.array_equal(squares[0], fit_square(images[0], 64))
+    images, stems = [read_grey(path) for path in files], [path.stem for path in files]
+    by_network = boneage_jax.load_predictor(aged)(images)
+    np.testing.assert_allclose(by_network["bone_age_months"], ages[0], rtol=1e-3)
+    by_masks = boneage_jax.load_predictor(aged, masks=str(masks))(images, stems=stems)
+    np.testing.assert_allclose(by_masks["bone_age_months"], ages[1], rtol=1e-3)
+
+
+def test_a_network_never_reads_images_of_another_kind_than_in_training(
+    aged, radiographs, tmp_path, monkeypatch, capfd
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(aged, copy)
+    shutil.rmtree(copy / "background")
+    arguments = (f"--output={tmp_path / 'x.csv'}", radiographs / "images")
+    assert _call(monkeypatch, predict, f"--workdir={copy}", *arguments) != 0
+    text = capfd.readouterr().err
+    assert "is missing, but the network was trained with crop" in text
+    assert "Traceback" not in text
+    # And the other way round: what an earlier, failed start left behind.
+    facts = json.loads((copy / "facts.json").read_text()) | {"background": ""}
+    (copy / "facts.json").write_text(json.dumps(facts))
+    shutil.copytree(aged / "background", copy / "background")
+    assert _call(monkeypatch, predict, f"--workdir={copy}", *arguments) != 0
+    assert "says crop, but the network was trained with whole" in capfd.readouterr().err
+
+
+def test_a_workdir_that_holds_no_checkpoint_is_claimed_anew(aged, tmp_path):
+    folder, facts = tmp_path / "run", Facts(64, 24, 100.0, 40.0)
+    config = check_config(cls.get_config())
+    claim_workdir(folder, config, facts, aged / "background")
+    assert (folder / "background" / "unet" / "checkpoints").is_dir()
+    claim_workdir(folder, config, facts, None)
+    assert not (folder / "background").exists()
+    (folder / "background").touch()
+    claim_workdir(folder, config, facts, aged / "background")
+    assert (folder / "background" / "background.json").exists()
+
+
+def test_reports_of_a_u_net_do_not_make_its_data_stale(prepared, radiographs, here, capfd):
+    data_dir = Path(prepared["network"].data_path).parents[2]
+    (here / "unet" / "evaluation" / "other").mkdir(parents=True)
+    (here / "unet" / "evaluation" / "other" / "report.json").write_text("{}")
+    options = {"raw_dir": radiographs, "data_dir": data_dir}
+    prepare.prepare("radiograph_folder/96", masks=here / "unet", **options)
+    assert "is prepared in" in capfd.readouterr().err
+    (here / "unet").rename(here / "moved")
+    try:
+        prepare.prepare("radiograph_folder/96", masks=here / "unet", **options)
+        assert "is gone; radiograph_folder/96-crop keeps" in capfd.readouterr().err
+    finally:
+        (here / "moved").rename(here / "unet")
+
+
+def test_data_that_does_not_fit_the_task(here, radiographs, tmp_path, monkeypatch, capfd):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    arguments = (
+        "--config=configs/seg.py",
+        "--config.data.name=radiograph_folder",
+        "--config.data.config=64",
+        f"--config.data.raw_dir={radiographs}",
+    )
+    assert _call(monkeypatch, main, *arguments, workdir) != 0
+    text = capfd.readouterr().err
+    assert "config.task=hand_mask needs mask; radiograph_folder has bone_age" in text
+    assert "Traceback" not in text and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", '{"task": "hand_mask", "steps": "12"}'),
+        ("config.json", '{"task": "hand_mask", "model": 3}'),
+        ("facts.json", '{"image_size": null, "train_images": 1, "age_mean": 0, "age_std": 1}'),
+        ("facts.json", '{"image_size": 0, "train_images": 1, "age_mean": 0, "age_std": 1}'),
+    ],
+)
+def test_a_damaged_workdir_of_a_u_net(here, radiographs, tmp_path, monkeypatch, capfd, name, text):
+    copy = tmp_path / "copy"
+    shutil.copytree(here / "unet", copy)
+    (copy / name).write_text(text)
+    arguments = (f"--workdir={copy}", f"--output={tmp_path / 'out'}", radiographs / "images")
+    assert _call(monkeypatch, segment, *arguments) != 0
+    error = capfd.readouterr().err
+    assert "error:" in error and "Traceback" not in error
 
 
 def test_evaluation_of_a_u_net(here, capsys, monkeypatch):
@@ -372,6 +488,38 @@ def test_a_run_of_one_task_is_refused_by_the_doors_of_the_other(
         assert _call(monkeypatch, module, *arguments) != 0
         text = capfd.readouterr().err
         assert "holds a run of task" in text and "Traceback" not in text
+
+
+def test_pretraining_runs_first_and_once(here, tmp_path, monkeypatch, capfd):
+    recipe = (
+        "--config=configs/seg.py",
+        "--config.data.config=64-small",
+        "--config.batch_size=12",
+        "--config.eval_batch_size=32",
+        "--config.evaluate_every=10.0",
+        "--config.steps=2",
+        "--config.pretrain.data=hand_phantom/64-small",
+        "--config.pretrain.steps=3",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert _call(monkeypatch, main, *recipe) == 0
+    first, run = (
+        json.loads((folder / "report.json").read_text())
+        for folder in (tmp_path / "run" / "pretrain", tmp_path / "run")
+    )
+    assert first["curve"][-1]["step"] == 3 and run["curve"][-1]["step"] == 2
+    assert run["compute"]["train_flops"] * 3 == first["compute"]["train_flops"] * 5
+    # Without its own checkpoints the run begins again, but not its pre-training.
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "report.json").unlink()
+    before = (tmp_path / "run" / "pretrain" / "report.json").stat().st_mtime_ns
+    capfd.readouterr()
+    assert _call(monkeypatch, main, *recipe) == 0
+    assert "nothing is left to do" in capfd.readouterr().err
+    assert (tmp_path / "run" / "pretrain" / "report.json").stat().st_mtime_ns == before
+    again = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert again["compute"]["train_flops"] == run["compute"]["train_flops"]
+    assert again["mask"] == run["mask"]
 
 
 def test_pretraining_hands_over_the_network_and_its_cost(here, tmp_path, monkeypatch, capfd):

@@ -3,12 +3,15 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 _FILE = "prepared_from.json"
 _DEPTH = 8  # folders below the raw folder
+# Of a folder of masks its PNGs, of a U-Net's workdir the network: not reports or evaluations.
+_MASKS = re.compile(r"[^/]*\.png |facts\.json |config\.json |checkpoints/")
 
 
 class Fingerprint(NamedTuple):
@@ -35,16 +38,19 @@ def fingerprint(
       settings: the builder's options; values count as text.
       exclude: a folder that does not count: prepared data may lie inside `raw_dir`.
     """
-    folders = [Path(raw_dir)] if raw_dir else []
+    folders = [(Path(raw_dir), "")] if raw_dir else []
     if raw_dir:
-        for value in settings.values():
+        for key, value in settings.items():
             path = Path(value) if isinstance(value, str | os.PathLike) and value else None
             if path and path.is_absolute() and path.exists():
-                folders.append(path)
+                folders.append((path, key))
     digest = hashlib.sha256()
     excluded = os.path.realpath(exclude) if exclude else ""
-    for folder in folders:
-        for line in sorted(_files(folder, folder, excluded)):
+    for folder, key in folders:
+        lines = _files(folder, folder, excluded)
+        if key == "masks":
+            lines = (line for line in lines if _MASKS.match(line))
+        for line in sorted(lines):
             digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
         digest.update(b"\n")
     return Fingerprint(

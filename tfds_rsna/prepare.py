@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,8 @@ def prepare(
     if "masks" in getattr(cls, "OPTIONS", {}):  # there, masks are what is learned
         options, masks = options | {"masks": masks}, ""
     takes_masks = "masks" in inspect.signature(cls.__init__).parameters
+    if mask_mode and not masks:
+        raise InputError(f"mask_mode={mask_mode} needs masks, a folder or the workdir of a U-Net")
     if masks and not takes_masks:
         raise InputError(f"{cls.name} takes no masks; leave --masks out")
     if masks:
@@ -87,7 +89,7 @@ def prepare(
     root = root.expanduser()
     settings = _check_options(cls, options)
     if masks:
-        settings["masks"] = str(Path(masks).expanduser().absolute())
+        settings["masks"] = str(Path(masks).expanduser().resolve())
     if "skip_unreadable" in inspect.signature(cls.__init__).parameters:
         settings["skip_unreadable"] = bool(skip_unreadable)
     if raw_dir:
@@ -98,6 +100,9 @@ def prepare(
             raise InputError(f"raw_dir={raw_dir}: no such folder")
     path = Path(root, cls.name, config, str(cls.VERSION))
     label = f"{cls.name}/{config}" if config else cls.name
+    if masks and not Path(settings["masks"]).exists() and _made_with(path, settings["masks"]):
+        print(f"{settings['masks']} is gone; {label} keeps what it was made with", file=sys.stderr)
+        return _make(cls, config, root, None, {})
     try:
         wanted = fingerprint(raw_dir or None, settings, exclude=root)
         reason = "--overwrite" if overwrite else _why_prepare(path, wanted, needs_raw_data(cls))
@@ -182,6 +187,12 @@ def _why_prepare(path: Path, wanted: Fingerprint, needs_raw: bool) -> str:
     return "the options have changed" if found.settings != wanted.settings else ""
 
 
+def _made_with(path: Path, masks: str) -> bool:
+    """Whether prepared data is whole and was made with these masks."""
+    found = read_fingerprint(path)
+    return found is not None and found.settings.get("masks") == masks
+
+
 def _check_can_download(
     cls: BuilderClass, label: str, root: Path, reason: str, download: bool
 ) -> None:
@@ -224,7 +235,7 @@ def _build(
         write_fingerprint(builder.data_dir, wanted)
         if (background := getattr(builder, "background", None)) is not None:
             background.save(Path(builder.data_dir, "background"))
-            _report_empty(background.empty)
+            _report_doubts(background.empty, background.doubtful)
         common = Path(beside, cls.name, ".config")  # TFDS notes the default config there
         if common.is_dir():
             shutil.copytree(common, Path(root, cls.name, ".config"), dirs_exist_ok=True)
@@ -237,14 +248,14 @@ def _build(
     print(f"prepared {path}: {splits} ({seconds:.1f} s)", file=sys.stderr)
 
 
-def _report_empty(stems: list[str]) -> None:
-    if stems:
-        more = " ..." if len(stems) > 10 else ""
-        print(
-            f"{len(stems)} radiographs keep their background, for their mask shows no hand: "
-            f"{', '.join(sorted(stems)[:10])}{more}",
-            file=sys.stderr,
-        )
+def _report_doubts(empty: Sequence[str], doubtful: Collection[str]) -> None:
+    for stems, what in (
+        (empty, "radiographs keep their background, for their mask shows no hand"),
+        (doubtful, "masks look doubtful, see background/background.json"),
+    ):
+        if stems:
+            more = " ..." if len(stems) > 10 else ""
+            print(f"{len(stems)} {what}: {', '.join(sorted(stems)[:10])}{more}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -93,19 +93,24 @@ def fit_square(image: np.ndarray, size: int) -> np.ndarray:
             f"need uint8 [H, W] and size >= 1, got {image.dtype} {image.shape}, {size}"
         )
     height, width = image.shape
-    scale = size / max(height, width)
-    new_height = min(size, max(1, round(height * scale)))
-    new_width = min(size, max(1, round(width * scale)))
+    top, left, new_height, new_width = placement(height, width, size)
     if (new_height, new_width) != (height, width):
-        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        method = cv2.INTER_AREA if size < max(height, width) else cv2.INTER_LINEAR
         image = cv2.resize(image, (new_width, new_height), interpolation=method)
     if new_height == new_width:
         return np.ascontiguousarray(image)
     edges = image[[0, -1], :] if new_height < size else image[:, [0, -1]]
     square = np.full((size, size), np.uint8(np.median(edges)))
-    top, left = (size - new_height) // 2, (size - new_width) // 2
     square[top : top + new_height, left : left + new_width] = image
     return square
+
+
+def placement(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+    """Where `fit_square` puts an image in its square: (top, left, height, width), pixels."""
+    scale = size / max(height, width)
+    new_height = min(size, max(1, round(height * scale)))
+    new_width = min(size, max(1, round(width * scale)))
+    return (size - new_height) // 2, (size - new_width) // 2, new_height, new_width
 
 
 def find_images(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:

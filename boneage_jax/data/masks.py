@@ -6,7 +6,7 @@ import math
 import cv2
 import numpy as np
 
-from boneage_jax.data.files import fit_square
+from boneage_jax.data.files import fit_square, placement
 
 MODES = ("crop", "upright", "multiply")
 
@@ -15,8 +15,8 @@ _PART = 0.05  # of the largest part's area: smaller parts are specks
 _DARKEST = 24  # grey level of the darkest part of a stretched hand: told from the background
 _UPRIGHT_MIN = 1.15  # elongation below which the long axis says nothing of the hand's direction
 
-# What a mask of a whole hand looks like; outside it a person should look. Measured on 902
-# radiographs, see docs/masks.md.
+# What the mask of a whole hand looks like; outside it a person should look. docs/masks.md tells how
+# many of 902 radiographs that are.
 AREA = (0.08, 0.75)  # of the image
 CONFIDENCE = 0.97  # expected Dice
 SIDES = 2  # sides of the image that the mask touches at most: the forearm leaves through one
@@ -100,14 +100,20 @@ def check_mask(p_hand: np.ndarray) -> MaskCheck:
     return MaskCheck(area, parts, sides, confidence, tuple(reasons))
 
 
+def as_mask(values: np.ndarray) -> np.ndarray:
+    """A mask file, uint8 [H, W], as bool: 0 and 1, or 0 and 255 with grey outlines."""
+    return values > (127 if values.max() > 1 else 0)
+
+
+def cut_padding(square: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The part of a square [S, S] that `fit_square` filled with an image [height, width]."""
+    top, left, inner_height, inner_width = placement(height, width, square.shape[0])
+    return square[top : top + inner_height, left : left + inner_width]
+
+
 def unfit(square: np.ndarray, height: int, width: int) -> np.ndarray:
     """Undoes `fit_square`: cuts the padding off and resizes to [height, width], bilinear."""
-    size = square.shape[0]
-    scale = size / max(height, width)
-    inner_height = min(size, max(1, round(height * scale)))
-    inner_width = min(size, max(1, round(width * scale)))
-    top, left = (size - inner_height) // 2, (size - inner_width) // 2
-    inner = square[top : top + inner_height, left : left + inner_width]
+    inner = cut_padding(square, height, width)
     return cv2.resize(inner, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
@@ -142,9 +148,9 @@ def remove_background(image: np.ndarray, mask: np.ndarray, mode: str, size: int)
     image, mask = image[box], mask[box]
     image = _stretch(image, mask)
     if mode == "upright" and (angle := tilt(mask)):
-        image, mask = _turn(image, angle), _turn(mask.astype(np.uint8), angle) > 0
-        box = _box(mask)
-        image = image[box]
+        image, mask = _turn(image, angle), _turn(mask.astype(np.uint8) * 255, angle) > 0
+        if mask.any():  # a mask of a few pixels can fall between the new ones
+            image = image[_box(mask)]
     margin = math.ceil(_MARGIN * max(image.shape))
     return fit_square(np.pad(image, margin), size)
 

@@ -60,7 +60,8 @@ class Split:
 class Dataset:
     """A prepared data set: TFDS's name and config, its splits, the image size in pixels.
 
-    `background` is the folder that tells how backgrounds were taken out, None if they were not.
+    `features` names what a record holds. `background` is the folder that tells how backgrounds were
+    taken out, None if they were not.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Dataset:
     version: str
     image_size: int
     splits: dict[str, Split]
+    features: frozenset[str] = frozenset()
     background: Path | None = None
 
     def split(self, name: str) -> Split:
@@ -100,13 +102,12 @@ def open_dataset(config: ConfigDict) -> Dataset:
     """
     from tfds_rsna.prepare import prepare
 
+    options = {"masks": config.masks, "mask_mode": config.mask_mode}
     builder = prepare(
         f"{config.name}/{config.config}",
         raw_dir=config.raw_dir,
         data_dir=config.data_dir,
-        masks=config.masks,
-        mask_mode=config.mask_mode if config.masks else "",
-        **config.get("options", {}),
+        **options | dict(config.get("options", {})),
     )
     sources = {name: builder.as_data_source(split=name) for name in builder.info.splits}
     splits = {
@@ -129,6 +130,7 @@ def open_dataset(config: ConfigDict) -> Dataset:
         str(builder.version),
         image_size,
         splits,
+        frozenset(builder.info.features),
         background if background.is_dir() else None,
     )
 

@@ -1,6 +1,7 @@
 """A contact sheet of masks over their radiographs, for a person to look at."""
 
 import heapq
+import os
 import threading
 import zlib
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ class ContactSheet:
 
     def add(self, name: str, image: np.ndarray, mask: np.ndarray, reasons: Sequence[str]) -> None:
         """Takes one radiograph uint8 [H, W] with its mask bool [H, W]; from any thread."""
-        doubtful, rank = bool(reasons), -zlib.crc32(name.encode())
+        doubtful, rank = bool(reasons), -zlib.crc32(os.fsencode(name))
         with self._lock:
             self._counts[doubtful] += 1
             heap, limit = self._kept[doubtful], _DOUBTFUL if doubtful else _OTHERS

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from boneage_jax.data.files import find_images, read_grey
+from boneage_jax.data.files import find_images, placement, read_grey
+from boneage_jax.data.masks import as_mask
 from boneage_jax.errors import InputError
 from tfds_rsna.hand_mask.coco import draw_segments, read_coco
 
@@ -80,13 +81,10 @@ def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
       bool [size, size].
     """
     height, width = mask.shape
-    scale = size / max(height, width)
-    new_height = min(size, max(1, round(height * scale)))
-    new_width = min(size, max(1, round(width * scale)))
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    top, left, new_height, new_width = placement(height, width, size)
+    method = cv2.INTER_AREA if size < max(height, width) else cv2.INTER_LINEAR
     pixels = cv2.resize(mask.astype(np.float32), (new_width, new_height), interpolation=method)
     square = np.zeros((size, size), bool)
-    top, left = (size - new_height) // 2, (size - new_width) // 2
     square[top : top + new_height, left : left + new_width] = pixels > 0.5
     return square
 
@@ -127,8 +125,7 @@ def _add(masks: dict[str, _Mask], name: str, mask: _Mask) -> None:
 
 
 def _read(path: Path) -> np.ndarray:
-    values = read_grey(path)
-    return values > (127 if values.max() > 1 else 0)
+    return as_mask(read_grey(path))
 
 
 def _mask_folder(raw_dir: Path, name: str) -> Path | None:
