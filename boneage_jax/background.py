@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from boneage_jax.data.files import fit_square, read_grey
-from boneage_jax.data.masks import AREA, MODES, as_mask, remove_background
+from boneage_jax.data.masks import MODES, NO_HAND, as_mask, remove_background
 from boneage_jax.errors import InputError
 
 _FILE = "background.json"
@@ -96,7 +96,7 @@ class Background:
             p_hand = self._segmenter.probabilities([square])[0]
             mask, check = self._segmenter.finish(p_hand, *image.shape)
             reasons = "; ".join(check.reasons)
-            if check.area < AREA[0]:
+            if check.area < NO_HAND:
                 mask = np.zeros_like(mask)  # better whole than cut down to a speck
         else:
             mask, reasons = self._read(stem, image.shape), ""

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from boneage_jax.errors import InputError
-from boneage_jax.models.efficientnet import Conv, EfficientNet
+from boneage_jax.models.efficientnet import VARIANTS, Conv, EfficientNet
 from boneage_jax.models.pretrained import from_keras
-from boneage_jax.models.registry import NAMES, create_model
+from boneage_jax.models.registry import create_model
 
 # Trainable and moving parameters with 1000 classes and 3 channels: keras.io/api/applications less
 # Keras's 7 input-normalisation values; Lite: timm's results table.
@@ -230,7 +230,7 @@ def test_new_weights_are_spread_as_in_keras(name):
     assert float(kernel.std()) == pytest.approx(wanted, rel=0.1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_reads_one_and_three_channels(name):
     model = create_model(name)
     for channels in (1, 3):

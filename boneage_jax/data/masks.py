@@ -17,7 +17,8 @@ _UPRIGHT_MIN = 1.15  # elongation below which the long axis says nothing of the 
 
 # What the mask of a whole hand looks like; outside it a person should look. docs/masks.md tells how
 # many of 902 radiographs that are.
-AREA = (0.08, 0.75)  # of the image
+AREA = (0.04, 0.75)  # of the image
+NO_HAND = 0.01  # of the image: less is a speck
 CONFIDENCE = 0.97  # expected Dice
 SIDES = 2  # sides of the image that the mask touches at most: the forearm leaves through one
 _TOUCH = 0.05  # of a side's length that the mask must cover there to touch it
