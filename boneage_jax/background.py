@@ -49,19 +49,18 @@ class Background:
     Args:
       masks: a folder of masks STEM.png (0 background), or the workdir of a U-Net.
       mode: see `boneage_jax.data.masks.remove_background`.
-      cost: of the masks that a data set already has.
 
     Raises:
       InputError: no such folder, no masks in it, another mode, or a damaged workdir.
     """
 
-    def __init__(self, masks: str | os.PathLike[str], mode: str, cost: Cost | None = None):
+    def __init__(self, masks: str | os.PathLike[str], mode: str):
         folder = Path(masks).expanduser()
         if mode not in MODES:
             raise InputError(f"mask_mode={mode!r} must be one of {', '.join(MODES)}")
         if not folder.is_dir():
             raise InputError(f"masks={folder}: no such folder")
-        self.mode, self.cost, self._masks = mode, cost or Cost(), folder
+        self.mode, self._masks = mode, folder
         self._segmenter: Any = None
         self._lock, self._images = threading.Lock(), 0
         self.empty: list[str] = []  # images whose mask shows no hand: they keep their background
@@ -203,4 +202,4 @@ def load_background(folder: Path, masks: str = "", *, wanted: str = "") -> Backg
             "this network was trained on radiographs without background, from a folder of masks; "
             "give --masks=DIR, their masks or the workdir of a U-Net"
         )
-    return Background(source, note[0], note[1])
+    return Background(source, note[0])

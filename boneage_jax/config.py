@@ -37,9 +37,7 @@ def base_config() -> ConfigDict:
     config.accumulate = 1  # micro-batches per step
     config.epochs = 10.0  # passes over the training split
     config.steps = 0  # number of steps instead of epochs, where not 0
-    config.budget_flops = (
-        0.0  # training FLOPs to spend, masks and pre-training included, not epochs
-    )
+    config.budget_flops = 0.0  # training FLOPs instead of epochs, masks and pre-training included
     config.evaluate_every = 1.0  # epochs between evaluations on the validation split
     config.checkpoint_every = 0  # steps between further checkpoints; each evaluation makes one
     config.log_every = 10  # steps between lines of metrics.jsonl

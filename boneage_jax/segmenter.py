@@ -42,11 +42,6 @@ class Segmenter:
         self.flops_per_mask = trained.run.eval_flops // self.batch_size
         self.train_flops = flops_of(trained.state.flops_spent)
 
-    @property
-    def folder(self) -> os.PathLike[str]:
-        """The workdir it was read from."""
-        return self._trained.folder
-
     def __call__(self, images: Sequence[np.ndarray]) -> list[HandMaskFound]:
         """Finds the hand in radiographs, uint8 [H, W] each, of any sizes.
 

@@ -126,6 +126,8 @@ def load_trained(
             config.eval_batch_size = eval_batch_size
             # Nothing is trained on it, so another number of devices is no obstacle.
             config.batch_size = eval_batch_size * config.accumulate
+            # A budget would be counted anew, by tracing the train step.
+            config.steps, config.budget_flops = 1, 0.0
     facts = load_facts(folder)
     if not (folder / "checkpoints").is_dir():
         raise InputError(f"{folder} holds no checkpoints; train first or name its workdir")
