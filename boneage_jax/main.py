@@ -47,7 +47,10 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path]:
             f"command line: unknown config key: {key}; see boneage_jax/config.py for all keys"
         ) from error
     except (flags.Error, TypeError, ValueError) as error:
-        raise InputError(f"command line: {str(error).strip().splitlines()[0]}") from error
+        # Around a recipe's own error ml_collections puts a traceback; the error is its last line.
+        lines = str(error).strip().splitlines()
+        reason = lines[-1].partition("InputError: ")[2] or lines[0]
+        raise InputError(f"command line: {reason}") from error
     if rest:
         raise InputError(f"command line: unexpected argument {rest[0]!r}; see --help")
     name = f"{Path(file).stem}-{preset}" if preset else Path(file).stem
