@@ -60,6 +60,7 @@ def base_config() -> ConfigDict:
     config.data.train_split = "train"
     config.data.eval_split = "validation"
     config.data.validation_fraction = 0.11  # cut from train where the data has no validation
+    config.data.test_fraction = 0.0  # cut from train before it where the data has no test split
     config.data.split_seed = 0
     config.data.threads = 4  # that read records
     config.data.buffer = 2  # batches ready ahead of the step
@@ -141,7 +142,10 @@ def check_config(config: ConfigDict) -> ConfigDict:
         _require(given[key] >= 0, key, given[key], "0 or more")
     for key in ("epochs", "evaluate_every", "optimizer.learning_rate"):
         _require(given[key] > 0, key, given[key], "more than 0")
-    for key in ("ema_decay", "model.dropout", "model.drop_path_rate", "data.validation_fraction"):
+    for key in (
+        *("ema_decay", "model.dropout", "model.drop_path_rate"),
+        *("data.validation_fraction", "data.test_fraction"),
+    ):
         _require(0 <= given[key] < 1, key, given[key], "in [0, 1)")
     _choice(given, "task", ("bone_age", "hand_mask"))
     _choice(given, "select", ("latest", "best"))

@@ -90,12 +90,13 @@ def open_dataset(config: ConfigDict) -> Dataset:
 
     Args:
       config: the `data` section: `name`, `config` (the TFDS builder config), `raw_dir`,
-        `data_dir`, `options` (of the builder), `masks`, `mask_mode`, `validation_fraction`,
-        `split_seed`.
+        `data_dir`, `options` (of the builder), `masks`, `mask_mode`, `test_fraction`,
+        `validation_fraction`, `split_seed`.
 
     Returns:
-      The data set. Where the raw data has no validation split, one is cut from `train`: by id,
-      stratified by age and sex, the same for everybody who uses the same seed.
+      The data set. Where the raw data has no test or validation split, one is cut from `train`:
+      first test, then validation from what is left; by id, stratified by age and sex, the same for
+      everybody who uses the same seed.
 
     Raises:
       InputError: unknown data set, raw data missing or damaged, not prepared and no raw data.
@@ -115,8 +116,10 @@ def open_dataset(config: ConfigDict) -> Dataset:
         for name, source in sources.items()
         if len(source)
     }
-    if "validation" not in splits and config.validation_fraction:
-        splits |= _cut_validation(splits["train"], config)
+    for name in ("test", "validation"):
+        fraction = config[f"{name}_fraction"]
+        if name not in splits and fraction:
+            splits |= _cut(splits["train"], name, fraction, config.split_seed)
     image_size = builder.info.features["image"].shape[0]
     if image_size is None:
         raise InputError(
@@ -141,16 +144,20 @@ def standardization(split: Split) -> tuple[float, float]:
     return float(ages.mean()), float(max(ages.std(), 1e-3))
 
 
-def _cut_validation(train: Split, config: ConfigDict) -> dict[str, Split]:
-    fraction = config.validation_fraction
+def _cut(train: Split, name: str, fraction: float, seed: int) -> dict[str, Split]:
+    """A part of `train` called `name`, and what is left of it.
+
+    The part depends on `train`, fraction and seed alone: a test part is the very one that, with the
+    same numbers, another config takes for validation.
+    """
     parts = stratified_split(
         train.labels["id"],
         train.labels.get("bone_age"),
         train.labels.get("male"),
-        {"train": 1 - fraction, "validation": fraction},
-        seed=config.split_seed,
+        {"train": 1 - fraction, name: fraction},
+        seed=seed,
     )
-    return {name: train.take(name, np.sort(rows)) for name, rows in parts.items()}
+    return {key: train.take(key, np.sort(rows)) for key, rows in parts.items()}
 
 
 def _read_labels(source: RecordSource) -> dict[str, np.ndarray]:
