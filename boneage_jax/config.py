@@ -43,6 +43,7 @@ def base_config() -> ConfigDict:
     config.log_every = 10  # steps between lines of metrics.jsonl
     config.ema_decay = 0.0  # moving average of the parameters, 0 switches it off
     config.test_flips = False  # average predictions over the image and its mirror image
+    config.test_views = 0  # and over so many augmented copies, see make_eval_step
     config.select = "latest"  # latest | best: the checkpoint that is reported and predicts
     config.compile_cache = True  # keep compiled programs for the next start on this machine
     config.init_from = ""  # workdir of a finished run whose network this one starts from
@@ -81,6 +82,10 @@ def base_config() -> ConfigDict:
     config.augment.frame = 0.0
     config.augment.fill = "border"
     config.augment.resample = "auto"
+    config.mix = ConfigDict()  # see boneage_jax/data/mix.py
+    config.mix.probability = 1.0
+    config.mix.mixup = 0.0
+    config.mix.cutmix = 0.0
     config.normalize = "zscore"  # zscore | percentile | equalize | none
 
     config.model = ConfigDict()
@@ -98,7 +103,10 @@ def base_config() -> ConfigDict:
     config.model.sex_input = False  # the age head is told the sex
 
     config.loss = ConfigDict()
-    config.loss.age = "l1"  # l1 | huber | mse on the standardised age
+    config.loss.age = "l1"  # l1 | huber | mse on the standardised age | distribution over bins
+    config.loss.bins = 80  # of a distribution: over 0..240 months
+    config.loss.sigma = 10.0  # months, width of a label's distribution
+    config.loss.distribution_weight = 1.0  # of its divergence, beside l1 on its mean
     config.loss.sex_weight = 0.1
     config.loss.dice_weight = 1.0  # of the soft Dice beside the cross-entropy of hand masks
 
@@ -135,12 +143,14 @@ def check_config(config: ConfigDict) -> ConfigDict:
             )
     for key in ("batch_size", "eval_batch_size", "accumulate", "log_every", "data.threads"):
         _require(given[key] >= 1, key, given[key], "at least 1")
+    _require(given["loss.bins"] >= 2, "loss.bins", given["loss.bins"], "at least 2")
     for key in (
-        *("steps", "checkpoint_every", "pretrain.steps", "budget_flops"),
-        *("loss.sex_weight", "loss.dice_weight", "optimizer.weight_decay"),
+        *("steps", "checkpoint_every", "pretrain.steps", "budget_flops", "test_views"),
+        *("loss.sex_weight", "loss.dice_weight", "loss.distribution_weight"),
+        "optimizer.weight_decay",
     ):
         _require(given[key] >= 0, key, given[key], "0 or more")
-    for key in ("epochs", "evaluate_every", "optimizer.learning_rate"):
+    for key in ("epochs", "evaluate_every", "optimizer.learning_rate", "loss.sigma"):
         _require(given[key] > 0, key, given[key], "more than 0")
     for key in (
         *("ema_decay", "model.dropout", "model.drop_path_rate"),
@@ -153,7 +163,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
     _choice(given, "parallel", ("jit", "pmap"))
     _choice(given, "normalize", ("zscore", "percentile", "equalize", "none"))
     _choice(given, "model.dtype", ("float32", "bfloat16"))
-    _choice(given, "loss.age", ("l1", "huber", "mse"))
+    _choice(given, "loss.age", ("l1", "huber", "mse", "distribution"))
     if given["parallel"] == "jit" and not given["model.bn_sync"]:
         raise InputError(
             "config.model.bn_sync=False needs config.parallel=pmap: jit sees one global batch"
@@ -169,6 +179,9 @@ def check_config(config: ConfigDict) -> ConfigDict:
     starts = [key for key in ("pretrain.data", "init_from", "model.pretrained") if given[key]]
     if len(starts) > 1:
         raise InputError(f"config.{starts[0]} and config.{starts[1]} exclude each other")
+    if given["task"] != "bone_age":
+        for key in ("test_views", "mix.mixup", "mix.cutmix"):
+            _require(not given[key], key, given[key], f"0 for config.task={given['task']}")
     if given["model.pretrained"] and given["task"] != "bone_age":
         raise InputError("config.model.pretrained is for bone_age; start a U-Net from init_from")
     return ConfigDict(config.to_dict()).lock()

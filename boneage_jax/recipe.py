@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from boneage_jax.background import Cost, read_note
 from boneage_jax.data.augment import AugmentConfig, augment, unaugmented
+from boneage_jax.data.mix import MixConfig, mix
 from boneage_jax.data.normalize import normalize
 from boneage_jax.data.source import Dataset, Split, standardization
 from boneage_jax.errors import InputError
@@ -23,7 +24,7 @@ from boneage_jax.optimizer import make_optimizer
 from boneage_jax.parallel import Parallel
 from boneage_jax.state import TrainState, Tree
 from boneage_jax.step import Batch, Inputs, make_eval_step, make_train_step
-from boneage_jax.tasks.bone_age import BoneAge, BoneAgeNet
+from boneage_jax.tasks.bone_age import BoneAge, BoneAgeNet, bin_centers
 from boneage_jax.tasks.hand_mask import HandMask
 from boneage_jax.tasks.task import Task
 
@@ -104,20 +105,36 @@ def make_task(config: ConfigDict, facts: Facts, axis_name: str | None) -> Task:
         bn_epsilon=float(model.bn_epsilon),
         depthwise=model.depthwise,
     )
+    loss = config.loss
     net = BoneAgeNet(
         backbone,
         sex_input=model.sex_input,
         hidden=model.hidden,
         dropout=float(model.dropout),
+        centers=bin_centers(loss.bins, facts.age_mean, facts.age_std)
+        if loss.age == "distribution"
+        else (),
     )
     return BoneAge(
-        net, facts.age_mean, facts.age_std, config.loss.age, float(config.loss.sex_weight)
+        net,
+        facts.age_mean,
+        facts.age_std,
+        loss.age,
+        float(loss.sex_weight),
+        float(loss.distribution_weight),
+        float(loss.sigma),
     )
 
 
-def make_inputs(config: ConfigDict) -> Inputs:
-    """What turns a stored batch (uint8) into what the model reads, on the device."""
+def make_inputs(config: ConfigDict, *, mixed: bool = False) -> Inputs:
+    """What turns a stored batch (uint8) into what the model reads, on the device.
+
+    Args:
+      config: a checked config.
+      mixed: mix images as `config.mix` says, wherever keys are given: for training alone.
+    """
     settings = AugmentConfig.from_dict(config.augment.to_dict())
+    mixing = MixConfig.from_dict(config.mix.to_dict())
     method = config.normalize
 
     def inputs(batch: Batch, keys: jax.Array | None) -> Batch:
@@ -128,7 +145,8 @@ def make_inputs(config: ConfigDict) -> Inputs:
             batch = batch | {"image": images, "mask": mask}
         else:
             batch = batch | {"image": augment(batch["image"], keys, settings)}
-        return batch | {"image": normalize(batch["image"], method)}
+        batch = batch | {"image": normalize(batch["image"], method)}
+        return mix(batch, keys, mixing) if mixed and keys is not None else batch
 
     return inputs
 
@@ -170,7 +188,7 @@ class Run:
         task = make_task(self.config, self.facts, None)
         side = self.facts.image_size
         return count_flops(
-            make_eval_step(task, make_inputs(self.config), flips=self.config.test_flips),
+            make_eval_step(task, make_inputs(self.config), **_eval_options(self.config)),
             jax.eval_shape(lambda: task.init(jax.random.key(0), (side, side, 1))),
             batch_shapes(self.config.eval_batch_size, self.facts, task),
         )
@@ -182,7 +200,7 @@ class Run:
             make_train_step(
                 self.task,
                 self.optimizer,
-                make_inputs(self.config),
+                make_inputs(self.config, mixed=True),
                 flops_per_step=self.train_flops,
                 axis_name=self.parallel.axis_name,
                 **_step_options(self.config),
@@ -196,7 +214,7 @@ class Run:
             make_eval_step(
                 self.task,
                 make_inputs(self.config),
-                flips=self.config.test_flips,
+                **_eval_options(self.config),
                 axis_name=self.parallel.axis_name,
             )
         )
@@ -253,7 +271,7 @@ def _side(data: str) -> int:
 def _train_flops(config: ConfigDict, facts: Facts, optimizer: optax.GradientTransformation) -> int:
     task = make_task(config, facts, None)
     return count_flops(
-        make_train_step(task, optimizer, make_inputs(config), **_step_options(config)),
+        make_train_step(task, optimizer, make_inputs(config, mixed=True), **_step_options(config)),
         jax.eval_shape(lambda: fresh_state(config, facts, task, optimizer)),
         task.metrics_type.empty(),
         batch_shapes(config.batch_size, facts, task),
@@ -262,6 +280,10 @@ def _train_flops(config: ConfigDict, facts: Facts, optimizer: optax.GradientTran
 
 def _step_options(config: ConfigDict) -> dict[str, Any]:
     return {"ema_decay": float(config.ema_decay), "accumulate": config.accumulate}
+
+
+def _eval_options(config: ConfigDict) -> dict[str, Any]:
+    return {"flips": config.test_flips, "views": config.test_views}
 
 
 def fresh_state(

@@ -22,6 +22,7 @@ Metrics: TypeAlias = clu.metrics.Collection
 TrainStep = Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics]]
 Inputs = Callable[[Batch, jax.Array | None], Batch]
 EvalStep = Callable[[Tree, Batch], tuple[Metrics, Batch]]
+_VIEWS = 0  # seed of the views in evaluation
 
 
 def make_train_step(
@@ -116,7 +117,12 @@ def make_train_step(
 
 
 def make_eval_step(
-    task: Task, inputs: Inputs, *, flips: bool = False, axis_name: str | None = None
+    task: Task,
+    inputs: Inputs,
+    *,
+    flips: bool = False,
+    views: int = 0,
+    axis_name: str | None = None,
 ) -> EvalStep:
     """Builds `(variables, batch) -> (metrics, predictions)`.
 
@@ -125,19 +131,32 @@ def make_eval_step(
 
     Args:
       task: model, loss and metrics.
-      inputs: see `make_train_step`; called without keys.
+      inputs: see `make_train_step`; called without keys, but for `views`.
       flips: average the outputs over the image and its mirror image (twice the compute).
+      views: average also over so many augmented copies of each image, drawn as in training. Each
+        image meets the same draws, whichever batch it is in (1 + views times the compute).
       axis_name: device axis to reduce the metrics over, or None.
     """
 
     def eval_step(variables: Tree, batch: Batch) -> tuple[Metrics, Batch]:
-        batch = inputs(batch, None)
-        outputs, _ = task.apply(variables, batch, train=False, keys=None)
-        if flips:
+        def read(batch: Batch) -> Batch:
+            outputs, _ = task.apply(variables, batch, train=False, keys=None)
+            if not flips:
+                return outputs
             mirrored = batch | {"image": batch["image"][:, :, ::-1]}
             others, _ = task.apply(variables, mirrored, train=False, keys=None)
-            others = task.mirror(others)
-            outputs = jax.tree.map(lambda a, b: (a + b) / 2, outputs, others)
+            return jax.tree.map(lambda a, b: (a + b) / 2, outputs, task.mirror(others))
+
+        def add_view(total: Batch, view: jax.Array) -> tuple[Batch, None]:
+            key = jax.random.fold_in(jax.random.key(_VIEWS), view)
+            keys = jnp.broadcast_to(key, stored["image"].shape[:1])
+            return jax.tree.map(jnp.add, total, read(inputs(stored, keys))), None
+
+        stored, batch = batch, inputs(batch, None)
+        outputs = read(batch)
+        if views:
+            total, _ = jax.lax.scan(add_view, outputs, jnp.arange(views))
+            outputs = jax.tree.map(lambda x: x / (1 + views), total)
         per_image, parts = task.loss(outputs, batch)
         metrics = task.metrics(per_image, parts, outputs, batch)
         return _sum(metrics, axis_name), task.predictions(outputs, parts)

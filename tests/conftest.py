@@ -35,7 +35,11 @@ class TinyBackbone(nn.Module):
 
 def tiny_task(axis_name: str | None = None, **options) -> BoneAge:
     """A bone-age task on `TinyBackbone`."""
-    net = {key: options.pop(key) for key in ("sex_input", "hidden", "dropout") if key in options}
+    net = {
+        key: options.pop(key)
+        for key in ("sex_input", "hidden", "dropout", "centers")
+        if key in options
+    }
     return BoneAge(BoneAgeNet(TinyBackbone(axis_name), **net), 120.0, 40.0, **options)
 
 

@@ -14,8 +14,16 @@ import optax
 from boneage_jax.metrics import age_summary, sex_summary
 from boneage_jax.tasks.task import Arrays, Task, Tree
 
-LOSSES = ("l1", "huber", "mse")
+LOSSES = ("l1", "huber", "mse", "distribution")
+AGE_RANGE = (0.0, 240.0)  # months that the bins of a label distribution span
 _HEAD_LAYER = 10_000  # folded into the keys of the head's dropout, beyond any backbone layer
+
+
+def bin_centers(bins: int, age_mean: float, age_std: float) -> tuple[float, ...]:
+    """The standardised middles of equal bins over `AGE_RANGE`."""
+    low, high = AGE_RANGE
+    middles = low + (np.arange(bins) + 0.5) * (high - low) / bins
+    return tuple(((middles - age_mean) / age_std).tolist())
 
 
 class BoneAgeNet(nn.Module):
@@ -30,12 +38,15 @@ class BoneAgeNet(nn.Module):
         stands in, so that such a model also reads images of unknown sex.
       hidden: width of a dense layer before the age, 0 for none.
       dropout: rate on the features, drawn per image.
+      centers: standardised ages of bins; the age is then the mean of a distribution over them.
+        Empty for one number.
     """
 
     backbone: nn.Module
     sex_input: bool = False
     hidden: int = 0
     dropout: float = 0.0
+    centers: tuple[float, ...] = ()
 
     @nn.compact
     def __call__(
@@ -46,9 +57,10 @@ class BoneAgeNet(nn.Module):
         train: bool = False,
         image_keys: jax.Array | None = None,
     ) -> Arrays:
-        """Reads images [B, H, W, C] and male int [B] (1, 0, -1 for unknown).
+        """Reads images [B, H, W, C] and male [B] (1, 0, -1 for unknown, between for a mixture).
 
-        Returns `age` (standardised) and `sex_logit` (male positive), float32 [B].
+        Returns `age` (standardised) and `sex_logit` (male positive), float32 [B]; with `centers`
+        also `age_logits` [B, bins].
         """
         features = self.backbone(images, train=train, image_keys=image_keys)
         features = features.astype(jnp.float32)
@@ -66,8 +78,14 @@ class BoneAgeNet(nn.Module):
             x = jnp.concatenate([x, nn.Dense(32, name="sex_embedding")(sexes)], axis=-1)
         if self.hidden:
             x = nn.relu(nn.Dense(self.hidden, name="age_hidden")(x))
-        age = nn.Dense(1, name="age")(x)[:, 0]
-        return {"age": age, "sex_logit": sex_logit}
+        if not self.centers:
+            return {"age": nn.Dense(1, name="age")(x)[:, 0], "sex_logit": sex_logit}
+        # Small weights: the first distribution is flat, its mean the middle of the bins.
+        logits = nn.Dense(
+            len(self.centers), name="age_bins", kernel_init=nn.initializers.normal(0.01)
+        )(x)
+        age = jax.nn.softmax(logits) @ jnp.asarray(self.centers)
+        return {"age": age, "sex_logit": sex_logit, "age_logits": logits}
 
 
 @flax.struct.dataclass
@@ -88,8 +106,14 @@ class BoneAge(Task):
     Attributes:
       model: see `BoneAgeNet`.
       age_mean, age_std: months, of the training split; the network learns (age - mean) / std.
-      loss_name: l1 | huber | mse, on the standardised age.
+      loss_name: l1 | huber | mse, on the standardised age; or distribution, for a model with
+        `centers`: l1 on the mean and `distribution_weight` times the divergence from a normal
+        distribution about the age, cut off and renormalised on the bins (label distribution
+        learning, Geng 2016, arXiv:1408.6027; l1 beside it as in Gao et al. 2018, DLDL-v2,
+        arXiv:1807.08478).
       sex_weight: weight of the sex head's binary cross-entropy.
+      distribution_weight: see `loss_name`.
+      sigma: months, standard deviation of that normal distribution.
     """
 
     model: BoneAgeNet
@@ -97,6 +121,8 @@ class BoneAge(Task):
     age_std: float
     loss_name: str = "l1"
     sex_weight: float = 0.1
+    distribution_weight: float = 1.0
+    sigma: float = 10.0
 
     name: ClassVar[str] = "bone_age"
     metrics_type: ClassVar[type[clu.metrics.Collection]] = BoneAgeMetrics
@@ -123,18 +149,26 @@ class BoneAge(Task):
         return outputs, updated["batch_stats"]
 
     def loss(self, outputs: Arrays, batch: Arrays) -> tuple[jax.Array, Arrays]:
-        difference = outputs["age"] - (batch["bone_age"] - self.age_mean) / self.age_std
+        target = (batch["bone_age"] - self.age_mean) / self.age_std
+        difference = outputs["age"] - target
         match self.loss_name:
             case "l1":
                 age_loss = jnp.abs(difference)
+            case "distribution":
+                centers = jnp.asarray(self.model.centers)
+                away = (centers - target[:, None]) * (self.age_std / self.sigma)
+                divergence = optax.kl_divergence(
+                    jax.nn.log_softmax(outputs["age_logits"]), jax.nn.softmax(-0.5 * away**2)
+                )
+                age_loss = jnp.abs(difference) + self.distribution_weight * divergence
             case "huber":
                 age_loss = optax.huber_loss(difference, delta=1.0)
             case _:
                 age_loss = jnp.square(difference)
         known = batch["male"] >= 0
-        male = batch["male"] == 1
+        male = batch["male"] > 0.5
         cross_entropy = optax.sigmoid_binary_cross_entropy(
-            outputs["sex_logit"], male.astype(jnp.float32)
+            outputs["sex_logit"], batch["male"].astype(jnp.float32)
         )
         parts = {
             "error": jnp.abs(difference) * self.age_std,
