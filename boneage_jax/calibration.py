@@ -1,10 +1,10 @@
 """What the validation split teaches about predictions on new radiographs.
 
-Two things: how wide an interval must be to hold the true age (split conformal prediction, Vovk et
-al. 2005: the quantile of absolute validation errors), and how far the statistics of a new image may
-lie from those of the validation images before it is called no hand radiograph. These statistics are
-of the image, not of the network: pooled features of a network trained on hands alone put noise and
-plain gradients right among the hands.
+How ages are to be corrected; how wide an interval must be to hold the true age (split conformal
+prediction, Vovk et al. 2005: the quantile of absolute validation errors); and how far the
+statistics of a new image may lie from those of the validation images before it is called no hand
+radiograph. These statistics are of the image, not of the network: pooled features of a network
+trained on hands alone put noise and plain gradients right among the hands.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from boneage_jax.correction import Correction, cross_fitted
 from boneage_jax.errors import InputError
 
 _COVERAGE = 0.95
@@ -54,22 +55,36 @@ class Calibration:
     """Measured on the validation split.
 
     Attributes:
-      half_width: months; 95 % of new radiographs lie within prediction ± half_width.
+      half_width: months; 95 % of new radiographs lie within corrected prediction ± half_width.
       mean: float64 [10], of `image_statistics`.
       precision: float64 [10, 10], inverse of their covariance.
       max_distance: above it an image is not accepted.
+      correction: of predicted ages.
     """
 
     half_width: float
     mean: np.ndarray
     precision: np.ndarray
     max_distance: float
+    correction: Correction = dataclasses.field(default_factory=Correction)
 
     @classmethod
     def fit(
-        cls, predicted: np.ndarray, true: np.ndarray, images: Iterable[np.ndarray]
+        cls,
+        predicted: np.ndarray,
+        true: np.ndarray,
+        images: Iterable[np.ndarray],
+        method: str = "none",
     ) -> "Calibration":
-        """From predictions and true ages [n] in months, and images uint8 [S, S] of a split."""
+        """From what a network says of a split that it was not trained on.
+
+        Args:
+          predicted, true: months [n], uncorrected predictions and true ages.
+          images: uint8 [S, S] each, in any order.
+          method: of the correction, see `boneage_jax.correction`.
+        """
+        correction = Correction.fit(predicted, true, method)
+        predicted = cross_fitted(predicted, true, method)
         errors = np.sort(np.abs(predicted.astype(np.float64) - true))
         # The finite-sample quantile; with fewer than 19 images it is the largest error.
         rank = min(math.ceil(_COVERAGE * (len(errors) + 1)), len(errors)) - 1
@@ -79,7 +94,7 @@ class Calibration:
         covariance += np.eye(len(covariance)) * (
             0.01 * np.trace(covariance) / len(covariance) + 1e-6
         )
-        fitted = cls(float(errors[rank]), seen.mean(0), np.linalg.inv(covariance), 0.0)
+        fitted = cls(float(errors[rank]), seen.mean(0), np.linalg.inv(covariance), 0.0, correction)
         largest = float(fitted._of(seen).max())
         return dataclasses.replace(fitted, max_distance=_MARGIN * largest)
 
@@ -93,7 +108,8 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Writes a .npz of plain arrays."""
-        np.savez(path, **dataclasses.asdict(self))
+        arrays = dataclasses.asdict(self)
+        np.savez(path, **arrays.pop("correction"), **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Calibration":
@@ -104,11 +120,17 @@ class Calibration:
         """
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+                correction = (
+                    Correction(float(stored["slope"]), float(stored["intercept"]))
+                    if "slope" in stored
+                    else Correction()  # written before ages were corrected
+                )
                 return cls(
                     float(stored["half_width"]),
                     stored["mean"],
                     stored["precision"],
                     float(stored["max_distance"]),
+                    correction,
                 )
         except FileNotFoundError:
             raise InputError(

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from boneage_jax.correction import METHODS
 from boneage_jax.errors import InputError
 
 # Keys that change how a run is executed but not what it learns: free to differ on a restart.
@@ -44,6 +45,7 @@ def base_config() -> ConfigDict:
     config.ema_decay = 0.0  # moving average of the parameters, 0 switches it off
     config.test_flips = False  # average predictions over the image and its mirror image
     config.test_views = 0  # and over so many augmented copies, see make_eval_step
+    config.bias_correction = "none"  # none | shift | line: of ages, fitted on validation at the end
     config.select = "latest"  # latest | best: the checkpoint that is reported and predicts
     config.compile_cache = True  # keep compiled programs for the next start on this machine
     config.init_from = ""  # workdir of a finished run whose network this one starts from
@@ -158,6 +160,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
     ):
         _require(0 <= given[key] < 1, key, given[key], "in [0, 1)")
     _choice(given, "task", ("bone_age", "hand_mask"))
+    _choice(given, "bias_correction", METHODS)
     _choice(given, "select", ("latest", "best"))
     _choice(given, "data.mask_mode", ("", "crop", "upright", "multiply"))
     _choice(given, "parallel", ("jit", "pmap"))

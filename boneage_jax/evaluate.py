@@ -32,7 +32,7 @@ def evaluate(
       InputError: no run, no checkpoint, no such split, or the data cannot be opened.
     """
     from boneage_jax.data.source import open_dataset
-    from boneage_jax.evaluation import evaluate_split, with_labels
+    from boneage_jax.evaluation import corrected, evaluate_split, with_labels
     from boneage_jax.report.write import write_report
     from boneage_jax.report.writer import read_metrics
     from boneage_jax.summary import make_report
@@ -47,6 +47,9 @@ def evaluate(
     part = dataset.split(split)
     _, rows = evaluate_split(trained.run, trained.state, part, keys=trained.run.task.reported)
     rows = with_labels(rows, part)
+    if config.bias_correction != "none":
+        own = split == config.data.eval_split
+        rows = corrected(rows, config, None if own else trained.calibration().correction)
     history = [row for row in read_metrics(trained.folder) if row["step"] <= trained.step]
     report = make_report(trained.run, trained.state, dataset, split, rows, history)
     folder = trained.folder / "evaluation" / split

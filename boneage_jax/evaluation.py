@@ -4,7 +4,9 @@ import collections
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from boneage_jax.correction import Correction, cross_fitted
 from boneage_jax.data.loader import eval_batches
 from boneage_jax.data.source import Split
 from boneage_jax.parallel import process
@@ -68,3 +70,20 @@ def with_labels(rows: Rows, split: Split) -> Rows:
     unknown = np.full(len(split), -1, np.int64)
     male = labels.get("male", unknown).astype(np.int64)
     return rows | {"true_age": labels["bone_age"], "male": male}
+
+
+def corrected(rows: Rows, config: ConfigDict, correction: Correction | None = None) -> Rows:
+    """Rows with the ages corrected as `config.bias_correction` says; others are left alone.
+
+    Args:
+      rows: as `with_labels` returns them.
+      config: of the run.
+      correction: what the run fitted on its validation split; None for the rows of that split
+        itself, which are then corrected each by what the others show.
+    """
+    if "predicted_age" not in rows or config.bias_correction == "none":
+        return rows
+    ages = rows["predicted_age"]
+    if correction is not None:
+        return rows | {"predicted_age": correction(ages)}
+    return rows | {"predicted_age": cross_fitted(ages, rows["true_age"], config.bias_correction)}

@@ -121,7 +121,8 @@ class Predictor:
         }
         _, outputs = run.eval_step(self._variables, run.parallel.put_batch(batch))
         rows = {k: v[:real] for k, v in run.parallel.fetch(outputs).items()}
-        age, calibration = rows["predicted_age"], self._calibration
+        calibration = self._calibration
+        age = calibration.correction(rows["predicted_age"])
         near = calibration.distance(squares) <= calibration.max_distance
         return {
             "bone_age_months": age,

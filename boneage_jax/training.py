@@ -25,7 +25,7 @@ from boneage_jax.config import check_config
 from boneage_jax.data.loader import train_batches
 from boneage_jax.data.source import Split, describe, open_dataset
 from boneage_jax.errors import InputError
-from boneage_jax.evaluation import evaluate_split, with_labels
+from boneage_jax.evaluation import corrected, evaluate_split, with_labels
 from boneage_jax.optimizer import make_schedule
 from boneage_jax.parallel import process
 from boneage_jax.recipe import Facts, Run, build_run, check_labels, fresh_state
@@ -119,12 +119,16 @@ def train(
     _, rows = evaluate_split(run, state, eval_split, keys=run.task.reported)
     rows = with_labels(rows, eval_split)
     history = read_metrics(workdir)
+    fitted_on, rows = rows, corrected(rows, config)
     report = make_report(run, state, dataset, config.data.eval_split, rows, history)
     if index == 0:
         if config.task == "bone_age":
-            Calibration.fit(rows["predicted_age"], rows["true_age"], eval_split.images()).save(
-                workdir / "calibration.npz"
-            )
+            Calibration.fit(
+                fitted_on["predicted_age"],
+                fitted_on["true_age"],
+                eval_split.images(),
+                config.bias_correction,
+            ).save(workdir / "calibration.npz")
         write_report(workdir, report, rows, f"{config.model.name} on {dataset.name}", eval_split)
     if any(traces != 1 for traces in run.parallel.compilations.values()):
         raise RuntimeError(f"a step was compiled more than once: {run.parallel.compilations}")
