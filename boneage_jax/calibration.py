@@ -20,6 +20,7 @@ import numpy as np
 from boneage_jax.correction import Correction, cross_fitted
 from boneage_jax.errors import InputError
 
+CALIBRATION = "calibration.npz"  # in a workdir
 _COVERAGE = 0.95
 _MARGIN = 1.25  # times the largest distance of a validation image
 _SIDE = 128  # pixels at which statistics are taken, whatever the network reads

@@ -39,6 +39,7 @@ def base_config() -> ConfigDict:
     config.epochs = 10.0  # passes over the training split
     config.steps = 0  # number of steps instead of epochs, where not 0
     config.budget_flops = 0.0  # training FLOPs instead of epochs, masks and pre-training included
+    config.members = 1  # networks trained from different seeds, whose predictions are averaged
     config.evaluate_every = 1.0  # epochs between evaluations on the validation split
     config.checkpoint_every = 0  # steps between further checkpoints; each evaluation makes one
     config.log_every = 10  # steps between lines of metrics.jsonl
@@ -143,7 +144,10 @@ def check_config(config: ConfigDict) -> ConfigDict:
             raise InputError(
                 f"config.{key}={value!r} must be {type(default).__name__}, as {default!r} is"
             )
-    for key in ("batch_size", "eval_batch_size", "accumulate", "log_every", "data.threads"):
+    for key in (
+        *("batch_size", "eval_batch_size", "accumulate", "members", "log_every"),
+        "data.threads",
+    ):
         _require(given[key] >= 1, key, given[key], "at least 1")
     _require(given["loss.bins"] >= 2, "loss.bins", given["loss.bins"], "at least 2")
     for key in (
@@ -185,6 +189,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
     if given["task"] != "bone_age":
         for key in ("test_views", "mix.mixup", "mix.cutmix"):
             _require(not given[key], key, given[key], f"0 for config.task={given['task']}")
+        _require(given["members"] == 1, "members", given["members"], "1 for hand masks")
     if given["model.pretrained"] and given["task"] != "bone_age":
         raise InputError("config.model.pretrained is for bone_age; start a U-Net from init_from")
     return ConfigDict(config.to_dict()).lock()

@@ -31,28 +31,27 @@ def evaluate(
     Raises:
       InputError: no run, no checkpoint, no such split, or the data cannot be opened.
     """
+    from boneage_jax.calibration import CALIBRATION, Calibration
     from boneage_jax.data.source import open_dataset
-    from boneage_jax.evaluation import corrected, evaluate_split, with_labels
+    from boneage_jax.ensemble import average, load_members, predict_split, report_members
+    from boneage_jax.evaluation import corrected, with_labels
     from boneage_jax.report.write import write_report
-    from boneage_jax.report.writer import read_metrics
-    from boneage_jax.summary import make_report
-    from boneage_jax.workdir import load_trained
 
-    trained = load_trained(workdir)
-    config = trained.run.config
+    workdir = Path(workdir)
+    members = load_members(workdir)
+    config = members[0].run.config
     with config.unlocked():
         config.data.raw_dir = raw_dir or config.data.raw_dir
         config.data.data_dir = data_dir or config.data.data_dir
     dataset = open_dataset(config.data)
     part = dataset.split(split)
-    _, rows = evaluate_split(trained.run, trained.state, part, keys=trained.run.task.reported)
-    rows = with_labels(rows, part)
+    rows = with_labels(average(predict_split(members, part)), part)
     if config.bias_correction != "none":
         own = split == config.data.eval_split
-        rows = corrected(rows, config, None if own else trained.calibration().correction)
-    history = [row for row in read_metrics(trained.folder) if row["step"] <= trained.step]
-    report = make_report(trained.run, trained.state, dataset, split, rows, history)
-    folder = trained.folder / "evaluation" / split
+        found = None if own else Calibration.load(workdir / CALIBRATION).correction
+        rows = corrected(rows, config, found)
+    report = report_members(members, dataset, split, rows, workdir)
+    folder = workdir / "evaluation" / split
     folder.mkdir(parents=True, exist_ok=True)
     title = f"{config.model.name} on {dataset.name}, {split} split"
     write_report(folder, report, rows, title, part)

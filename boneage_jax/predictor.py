@@ -2,38 +2,42 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
 
 from boneage_jax.background import load_background
+from boneage_jax.calibration import CALIBRATION, Calibration
 from boneage_jax.data.files import fit_square
+from boneage_jax.ensemble import average, load_members
 from boneage_jax.errors import InputError
-from boneage_jax.workdir import Trained, load_trained
+from boneage_jax.workdir import Trained
 
 _BATCH = 16
 
 
 class Predictor:
-    """A trained network as a function of images; compiled once, on its first batch.
+    """A trained network, or the mean of several, as a function of images; compiled once.
 
     Args:
-      trained: see `boneage_jax.workdir.load_trained`.
+      members: see `boneage_jax.ensemble.load_members`.
+      folder: the workdir they belong to, with calibration and background.
       masks: for a network trained on radiographs without background: their masks or a U-Net's
         workdir, in place of the U-Net that the run keeps.
     """
 
-    def __init__(self, trained: Trained, masks: str = ""):
-        self._trained, self._calibration = trained, trained.calibration()
+    def __init__(self, members: Sequence[Trained], folder: Path, masks: str = ""):
+        self._run, self._calibration = members[0].run, Calibration.load(folder / CALIBRATION)
         self._background = load_background(
-            trained.folder / "background", masks, wanted=trained.run.facts.background
+            folder / "background", masks, wanted=self._run.facts.background
         )
-        self._variables = {
-            "params": trained.state.eval_params,
-            "batch_stats": trained.state.batch_stats,
-        }
-        self.batch_size = int(trained.run.config.eval_batch_size)
-        self.image_size = trained.run.facts.image_size
+        self._variables = [
+            {"params": member.state.eval_params, "batch_stats": member.state.batch_stats}
+            for member in members
+        ]
+        self.batch_size = int(self._run.config.eval_batch_size)
+        self.image_size = self._run.facts.image_size
 
     def __call__(
         self,
@@ -107,7 +111,7 @@ class Predictor:
         return self._background(image, stem, self.image_size)
 
     def _batch(self, squares: Sequence[np.ndarray], sexes: np.ndarray) -> dict[str, np.ndarray]:
-        run, real = self._trained.run, len(squares)
+        run, real = self._run, len(squares)
         images = np.zeros((self.batch_size, self.image_size, self.image_size, 1), np.uint8)
         images[:real, ..., 0] = np.stack(squares) if real else 0
         male = np.full(self.batch_size, -1, np.int32)
@@ -119,8 +123,10 @@ class Predictor:
             "weight": np.zeros(self.batch_size, np.float32),
             "draw": np.arange(self.batch_size, dtype=np.uint32),
         }
-        _, outputs = run.eval_step(self._variables, run.parallel.put_batch(batch))
-        rows = {k: v[:real] for k, v in run.parallel.fetch(outputs).items()}
+        placed = run.parallel.put_batch(batch)
+        outputs = [run.eval_step(variables, placed)[1] for variables in self._variables]
+        rows = average([run.parallel.fetch(each) for each in outputs])
+        rows = {key: values[:real] for key, values in rows.items()}
         calibration = self._calibration
         age = calibration.correction(rows["predicted_age"])
         near = calibration.distance(squares) <= calibration.max_distance
@@ -136,7 +142,7 @@ class Predictor:
 def load_predictor(
     workdir: str | os.PathLike[str], *, batch_size: int = _BATCH, masks: str = ""
 ) -> Predictor:
-    """The predictor of a trained bone-age network.
+    """The predictor of a trained bone-age network or ensemble.
 
     Args:
       workdir: of a finished training.
@@ -148,4 +154,5 @@ def load_predictor(
     """
     devices = jax.device_count()
     rounded = -(-batch_size // devices) * devices
-    return Predictor(load_trained(workdir, task="bone_age", eval_batch_size=rounded), masks)
+    members = load_members(workdir, task="bone_age", eval_batch_size=rounded)
+    return Predictor(members, Path(workdir), masks)

@@ -26,6 +26,8 @@ def make_report(
     split: str,
     rows: dict[str, np.ndarray],
     history: list[dict[str, Any]],
+    *,
+    members: int = 1,
 ) -> dict[str, Any]:
     """The report of a split, as DESIGN describes it; groups that do not apply are absent.
 
@@ -36,6 +38,7 @@ def make_report(
       split: name of the split that `rows` belong to.
       rows: predictions and labels.
       history: the rows of metrics.jsonl.
+      members: how many networks of this size make one prediction.
     """
     evaluations = [row for row in history if f"validation/{run.task.metric}" in row]
     curve = [
@@ -54,7 +57,7 @@ def make_report(
         "prepare_flops": 0,
         "mask_flops": note[1].total if note else 0,
         "eval_flops": len(evaluations) * eval_batches * run.eval_flops,
-        "flops_per_prediction": run.eval_flops // run.config.eval_batch_size
+        "flops_per_prediction": members * run.eval_flops // run.config.eval_batch_size
         + (note[1].flops_per_mask if note else 0),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "seconds": history[-1]["seconds"] if history else 0.0,

@@ -19,7 +19,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from boneage_jax.calibration import Calibration
+from boneage_jax.calibration import CALIBRATION, Calibration
 from boneage_jax.checkpoint import Checkpoints
 from boneage_jax.config import check_config
 from boneage_jax.data.loader import train_batches
@@ -47,7 +47,8 @@ def train(
     Args:
       config: see `boneage_jax.config.base_config`; recipes lie in `configs/`.
       workdir: receives config.json, metrics.jsonl, checkpoints/, tensorboard/, report.json,
-        report.html, figures/ and predictions.csv.
+        report.html, figures/ and predictions.csv; of an ensemble, members/K/ receive the
+        checkpoints.
       devices: the devices to use, all by default.
 
     Returns:
@@ -57,6 +58,10 @@ def train(
       InputError: a wrong config or damaged data, in one line.
     """
     config, workdir = check_config(config), Path(workdir)
+    if config.members > 1:
+        from boneage_jax.ensemble import train_members  # which calls this function
+
+        return train_members(config, workdir, devices)
     index, count = process()
 
     # ----- data
@@ -128,7 +133,7 @@ def train(
                 fitted_on["true_age"],
                 eval_split.images(),
                 config.bias_correction,
-            ).save(workdir / "calibration.npz")
+            ).save(workdir / CALIBRATION)
         write_report(workdir, report, rows, f"{config.model.name} on {dataset.name}", eval_split)
     if any(traces != 1 for traces in run.parallel.compilations.values()):
         raise RuntimeError(f"a step was compiled more than once: {run.parallel.compilations}")

@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from boneage_jax.calibration import Calibration
 from boneage_jax.checkpoint import Checkpoints
 from boneage_jax.config import check_config, differences, load_config, save_config
 from boneage_jax.errors import InputError
@@ -40,7 +39,9 @@ def claim_workdir(
     Raises:
       InputError: the folder cannot be written, or holds a run of another config or other data.
     """
-    begun = any((folder / "checkpoints").glob("[0-9]*"))
+    begun = any(folder.glob("checkpoints/[0-9]*")) or any(
+        folder.glob("members/*/checkpoints/[0-9]*")
+    )
     if begun and (folder / "config.json").exists():
         changed = differences(load_config(folder / "config.json"), config)
         if changed:
@@ -92,10 +93,6 @@ class Trained:
     step: int
     folder: Path
 
-    def calibration(self) -> Calibration:
-        """What the end of training measured on the validation split."""
-        return Calibration.load(self.folder / "calibration.npz")
-
 
 def load_trained(
     folder: str | os.PathLike[str],
@@ -129,6 +126,8 @@ def load_trained(
             # A budget would be counted anew, by tracing the train step.
             config.steps, config.budget_flops = 1, 0.0
     facts = load_facts(folder)
+    if config.members > 1:
+        raise InputError(f"{folder} holds {config.members} networks; name one: {folder}/members/0")
     if not (folder / "checkpoints").is_dir():
         raise InputError(f"{folder} holds no checkpoints; train first or name its workdir")
     run = build_run(config, facts, devices)
