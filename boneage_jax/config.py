@@ -55,6 +55,17 @@ def base_config() -> ConfigDict:
     config.pretrain.data = ""  # NAME/CONFIG of a builder that needs no raw data; none if empty
     config.pretrain.steps = 0
 
+    config.finetune = ConfigDict()  # what of the network trains, see docs/finetuning.md
+    config.finetune.last_blocks = -1  # only the last so many blocks of the backbone; -1 for all
+    config.finetune.last_layers = -1  # or only the last so many layers; -1 for all
+    config.finetune.head_first = 0.0  # fraction of the run, at its start, for the heads alone
+    config.finetune.layer_decay = 1.0  # learning rate of a block, over that of the next one
+    config.finetune.backbone_weight_decay = -1.0  # -1 for optimizer.weight_decay
+
+    config.progressive = ConfigDict()  # smaller images first
+    config.progressive.sizes = ""  # pixels, e.g. 128,192; the last is that of the data
+    config.progressive.fractions = ""  # of the steps for each, e.g. 0.5,0.5
+
     config.data = ConfigDict()
     config.data.name = "hand_phantom"  # a builder of tfds_rsna
     config.data.config = "96"  # the builder's config: the stored size in pixels
@@ -116,6 +127,8 @@ def base_config() -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3
+    config.optimizer.reference_batch = 0  # images per step it is meant for; 0: any, as it is
+    config.optimizer.batch_scaling = "linear"  # linear | sqrt, where reference_batch is given
     config.optimizer.schedule = "cosine"  # constant | cosine | one_cycle
     config.optimizer.warmup = 0.05  # fraction of the run
     config.optimizer.weight_decay = 0.05
@@ -163,6 +176,12 @@ def check_config(config: ConfigDict) -> ConfigDict:
         *("data.validation_fraction", "data.test_fraction"),
     ):
         _require(0 <= given[key] < 1, key, given[key], "in [0, 1)")
+    _require(given["optimizer.reference_batch"] >= 0, "optimizer.reference_batch", "", "0 or more")
+    head_first, decay = given["finetune.head_first"], given["finetune.layer_decay"]
+    _require(0 <= head_first < 1, "finetune.head_first", head_first, "in [0, 1)")
+    _require(0 < decay <= 1, "finetune.layer_decay", decay, "in (0, 1]")
+    if given["finetune.last_blocks"] >= 0 and given["finetune.last_layers"] >= 0:
+        raise InputError("config.finetune.last_blocks and .last_layers exclude each other")
     _choice(given, "task", ("bone_age", "hand_mask"))
     _choice(given, "bias_correction", METHODS)
     _choice(given, "select", ("latest", "best"))

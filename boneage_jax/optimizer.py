@@ -1,5 +1,7 @@
 """The optax chain that a config describes."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,13 +14,36 @@ _SCHEDULES = ("constant", "cosine", "one_cycle")
 _OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "lion")
 
 
-def make_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """How the updates of the backbone differ from those of the heads.
+
+    Attributes:
+      in_backbone: maps a tree of parameters to booleans, True for those of the backbone.
+      backbone_decay: weight decay of the backbone's kernels, -1 for that of all.
+      rate_factors: maps a tree of parameters to factors of the learning rate, None for 1.
+      head_steps: steps at the start in which the backbone rests.
+      resting: whether the optimizer is that of these steps. With and without, its state has the
+        same structure.
+    """
+
+    in_backbone: Callable[[Any], Any] = lambda params: jax.tree.map(lambda _: False, params)
+    backbone_decay: float = -1.0
+    rate_factors: Callable[[Any], Any] | None = None
+    head_steps: int = 0
+    resting: bool = False
+
+
+def make_schedule(
+    config: ConfigDict, total_steps: int, peak: float | None = None
+) -> optax.Schedule:
     """Learning rate over steps.
 
     Args:
       config: `learning_rate` (the peak), `schedule` (constant | cosine | one_cycle),
         `warmup` (fraction of the run that rises linearly from zero).
       total_steps: the updates of the whole run; the schedule ends there.
+      peak: in place of `learning_rate`, see `peak_rate`.
 
     Raises:
       InputError: for an unknown schedule or a warm-up outside [0, 1).
@@ -29,7 +54,8 @@ def make_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
         )
     if not 0 <= config.warmup < 1:
         raise InputError(f"optimizer.warmup={config.warmup} must be a fraction in [0, 1)")
-    peak, warmup = config.learning_rate, round(config.warmup * total_steps)
+    peak = config.learning_rate if peak is None else peak
+    warmup = round(config.warmup * total_steps)
     if config.schedule == "one_cycle":
         # Smith & Topin, arXiv:1708.07120: rise to the peak, then fall far below the start.
         return optax.cosine_onecycle_schedule(
@@ -49,7 +75,33 @@ def decay_mask(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
-def make_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
+def peak_rate(config: ConfigDict, batch_size: int) -> float:
+    """The learning rate scaled to the batch.
+
+    Args:
+      config: `learning_rate`, which is that of `reference_batch` images where this is not 0, and
+        `batch_scaling`: linear (Goyal et al. 2017, arXiv:1706.02677) | sqrt (as Adam's noise
+        suggests: Malladi et al. 2022, arXiv:2205.10287).
+      batch_size: images per step over all devices.
+
+    Raises:
+      InputError: another scaling.
+    """
+    if config.batch_scaling not in ("linear", "sqrt"):
+        raise InputError(f"optimizer.batch_scaling={config.batch_scaling!r}: choose linear or sqrt")
+    if not config.reference_batch:
+        return float(config.learning_rate)
+    ratio = batch_size / config.reference_batch
+    return float(config.learning_rate) * (ratio if config.batch_scaling == "linear" else ratio**0.5)
+
+
+def make_optimizer(
+    config: ConfigDict,
+    total_steps: int,
+    *,
+    peak: float | None = None,
+    groups: Groups | None = None,
+) -> optax.GradientTransformation:
     """Gradient clipping, then the named optimizer on the schedule.
 
     Args:
@@ -57,29 +109,89 @@ def make_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransf
         `weight_decay` (decoupled, kernels only), `clip_norm` (0 switches it off), `beta1`,
         `beta2`.
       total_steps: see `make_schedule`.
+      peak: learning rate instead of the section's.
+      groups: how the parameters of backbone and heads differ, None for not at all.
 
     Raises:
       InputError: for an unknown optimizer, or a weight decay that the optimizer does not have.
     """
-    schedule = make_schedule(config, total_steps)
-    name, decay = config.name, config.weight_decay
-    if name not in _OPTIMIZERS:
-        raise InputError(f"optimizer.name={name!r} is unknown; choose one of {_OPTIMIZERS}")
-    if decay and name not in ("adamw", "lion"):
-        raise InputError(f"optimizer.weight_decay needs adamw or lion, not {name}; set it to 0")
-    betas = {"b1": config.beta1, "b2": config.beta2}
-    match name:
-        case "adam":
-            core = optax.adam(schedule, **betas)
-        case "adamw":
-            core = optax.adamw(schedule, weight_decay=decay, mask=decay_mask, **betas)
-        case "lion":
-            core = optax.lion(schedule, weight_decay=decay, mask=decay_mask, **betas)
-        case "sgd":
-            core = optax.sgd(schedule, momentum=config.beta1, nesterov=True)
-        case "rmsprop":
-            # The EfficientNet paper's optimizer (arXiv:1905.11946): decay 0.9, momentum 0.9.
-            core = optax.rmsprop(schedule, decay=0.9, eps=1e-3, momentum=config.beta1)
+    schedule = make_schedule(config, total_steps, peak)
+    groups = groups or Groups()
+    if config.name not in _OPTIMIZERS:
+        raise InputError(f"optimizer.name={config.name!r} is unknown; choose one of {_OPTIMIZERS}")
+    decays = config.weight_decay or groups.backbone_decay > 0
+    if decays and config.name not in ("adamw", "lion"):
+        raise InputError(f"optimizer.weight_decay needs adamw or lion, not {config.name}; set to 0")
+    if not groups.head_steps:
+        core = _core(config, schedule, groups)
+    else:
+        # Each group has a state of its own: bias correction counts the steps of that group alone.
+        late = _core(config, lambda step: schedule(step + groups.head_steps), groups)
+        core = optax.partition(
+            {
+                "heads": _core(config, schedule, groups),
+                "backbone": _resting(late) if groups.resting else late,
+            },
+            lambda params: jax.tree.map(
+                lambda inside: "backbone" if inside else "heads", groups.in_backbone(params)
+            ),
+        )
     if config.clip_norm:
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), core)
     return core
+
+
+def _core(
+    config: ConfigDict, schedule: optax.Schedule, groups: Groups
+) -> optax.GradientTransformation:
+    betas = {"b1": config.beta1, "b2": config.beta2}
+    parts = []
+    match config.name:
+        case "adam":
+            parts += [optax.scale_by_adam(**betas)]
+        case "adamw":
+            parts += [optax.scale_by_adam(**betas), *_decays(config.weight_decay, groups)]
+        case "lion":
+            parts += [optax.scale_by_lion(**betas), *_decays(config.weight_decay, groups)]
+        case "sgd":
+            parts += [optax.trace(decay=config.beta1, nesterov=True)]
+        case "rmsprop":
+            # The EfficientNet paper's optimizer (arXiv:1905.11946): decay 0.9, momentum 0.9.
+            parts += [optax.scale_by_rms(decay=0.9, eps=1e-3)]
+    if groups.rate_factors is not None:
+        parts.append(_scale_by_factors(groups.rate_factors))
+    parts.append(optax.scale_by_learning_rate(schedule))
+    if config.name == "rmsprop":
+        parts.append(optax.trace(decay=config.beta1))  # of the scaled steps, as in TensorFlow
+    return optax.chain(*parts)
+
+
+def _resting(core: optax.GradientTransformation) -> optax.GradientTransformation:
+    """No update, and the state of `core` left as it is."""
+    return optax.GradientTransformation(
+        core.init, lambda updates, state, params=None: (optax.tree.zeros_like(updates), state)
+    )
+
+
+def _decays(decay: float, groups: Groups) -> list[optax.GradientTransformation]:
+    if groups.backbone_decay < 0:
+        return [optax.add_decayed_weights(decay, decay_mask)]
+
+    def where(backbone: bool) -> Callable[[Any], Any]:
+        return lambda params: jax.tree.map(
+            lambda kernel, inside: kernel and inside == backbone,
+            decay_mask(params),
+            groups.in_backbone(params),
+        )
+
+    return [
+        optax.add_decayed_weights(decay, where(False)),
+        optax.add_decayed_weights(groups.backbone_decay, where(True)),
+    ]
+
+
+def _scale_by_factors(factors: Callable[[Any], Any]) -> optax.GradientTransformation:
+    def update(updates: Any, params: Any) -> Any:
+        return jax.tree.map(lambda u, f: u * f, updates, factors(updates))
+
+    return optax.stateless(update)

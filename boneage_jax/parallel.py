@@ -88,9 +88,12 @@ class Parallel:
             }
         return jax.device_put(batch, self.batch_sharding)
 
-    def train_step(self, step: Step) -> Step:
-        """Compiles `(state, metrics, batch) -> (state, metrics)`; the state is donated."""
-        counted = self._count("train", step)
+    def train_step(self, step: Step, name: str = "train") -> Step:
+        """Compiles `(state, metrics, batch) -> (state, metrics)`; the state is donated.
+
+        `name` is that under which `compilations` counts it.
+        """
+        counted = self._count(name, step)
         if self.mode == "pmap":
             return jax.pmap(
                 counted,

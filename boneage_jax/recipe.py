@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,17 +13,26 @@ import optax
 from ml_collections import ConfigDict
 
 from boneage_jax.background import Cost, read_note
-from boneage_jax.data.augment import AugmentConfig, augment, unaugmented
+from boneage_jax.data.augment import AugmentConfig, augment, shrink, unaugmented
 from boneage_jax.data.mix import MixConfig, mix
 from boneage_jax.data.normalize import normalize
 from boneage_jax.data.source import Dataset, Split, standardization
 from boneage_jax.errors import InputError
+from boneage_jax.finetune import (
+    Trainable,
+    check_finetune,
+    in_backbone,
+    pretraining_part,
+    rate_factors,
+    trainable_part,
+)
 from boneage_jax.flops import count_flops
 from boneage_jax.models.registry import UNET_NAMES, create_model
-from boneage_jax.optimizer import make_optimizer
+from boneage_jax.optimizer import Groups, make_optimizer, peak_rate
 from boneage_jax.parallel import Parallel
-from boneage_jax.state import TrainState, Tree
-from boneage_jax.step import Batch, Inputs, make_eval_step, make_train_step
+from boneage_jax.phases import Phase, Stretch, plan, steps_within
+from boneage_jax.state import TrainState, Tree, select
+from boneage_jax.step import Batch, Inputs, TrainStep, make_eval_step, make_train_step
 from boneage_jax.tasks.bone_age import BoneAge, BoneAgeNet, bin_centers
 from boneage_jax.tasks.hand_mask import HandMask
 from boneage_jax.tasks.task import Task
@@ -73,13 +82,19 @@ def check_labels(task: str, dataset: Dataset) -> None:
         )
 
 
-def make_task(config: ConfigDict, facts: Facts, axis_name: str | None) -> Task:
+def make_task(
+    config: ConfigDict,
+    facts: Facts,
+    axis_name: str | None,
+    frozen: frozenset[str] = frozenset(),
+) -> Task:
     """The task a config names, with its model.
 
     Args:
       config: a checked config.
       facts: of the training data.
       axis_name: the device axis BatchNorm reduces over, or None.
+      frozen: layers of the backbone that are not trained.
 
     Raises:
       InputError: unknown task, model or model option.
@@ -104,6 +119,7 @@ def make_task(config: ConfigDict, facts: Facts, axis_name: str | None) -> Task:
         padding=model.padding,
         bn_epsilon=float(model.bn_epsilon),
         depthwise=model.depthwise,
+        frozen=frozen,
     )
     loss = config.loss
     net = BoneAgeNet(
@@ -126,18 +142,22 @@ def make_task(config: ConfigDict, facts: Facts, axis_name: str | None) -> Task:
     )
 
 
-def make_inputs(config: ConfigDict, *, mixed: bool = False) -> Inputs:
+def make_inputs(config: ConfigDict, *, mixed: bool = False, size: int = 0) -> Inputs:
     """What turns a stored batch (uint8) into what the model reads, on the device.
 
     Args:
       config: a checked config.
       mixed: mix images as `config.mix` says, wherever keys are given: for training alone.
+      size: pixels that images are shrunk to before they are augmented, 0 for as they are.
     """
     settings = AugmentConfig.from_dict(config.augment.to_dict())
     mixing = MixConfig.from_dict(config.mix.to_dict())
     method = config.normalize
 
     def inputs(batch: Batch, keys: jax.Array | None) -> Batch:
+        if size:
+            small = {key: shrink(batch[key], size) for key in ("image", "mask") if key in batch}
+            batch = batch | small
         if keys is None:
             batch = batch | {"image": unaugmented(batch["image"], settings)}
         elif "mask" in batch:
@@ -162,6 +182,8 @@ class Run:
       task: on one of these devices.
       optimizer: of the whole run.
       total_steps: optimizer updates of the whole run.
+      trainable: what is trained.
+      phases: of the run, one where neither image size nor trained part changes.
     """
 
     config: ConfigDict
@@ -170,6 +192,8 @@ class Run:
     task: Task
     optimizer: optax.GradientTransformation
     total_steps: int
+    trainable: Trainable
+    phases: list[Phase]
 
     @property
     def evaluate_every(self) -> int:
@@ -177,10 +201,40 @@ class Run:
         per_epoch = self.facts.train_images / self.config.batch_size
         return max(round(self.config.evaluate_every * per_epoch), 1)
 
-    @functools.cached_property
+    @property
     def train_flops(self) -> int:
-        """FLOPs of one train step, counted on a full batch without a device axis."""
-        return _train_flops(self.config, self.facts, self.optimizer)
+        """FLOPs of one train step of the last phase, on a full batch without a device axis."""
+        return self._costs(self.phases[-1].stretch)
+
+    def flops_until(self, step: int) -> int:
+        """FLOPs of the first `step` train steps."""
+        return sum(
+            (min(step, phase.stop) - phase.start) * self._costs(phase.stretch)
+            for phase in self.phases
+            if phase.start < step
+        )
+
+    @functools.cached_property
+    def _costs(self) -> Callable[[Stretch], int]:
+        return functools.cache(lambda stretch: _train_flops(self.config, self.facts, stretch))
+
+    def train_step_at(self, step: int) -> Any:
+        """The train step on the devices that makes update number `step`, from 0."""
+        phase = next(phase for phase in self.phases if step < phase.stop)
+        return self._train_steps(phase.stretch)
+
+    @functools.cached_property
+    def _train_steps(self) -> Callable[[Stretch], Any]:
+        return functools.cache(self._make_train_step)
+
+    def _make_train_step(self, stretch: Stretch) -> Any:
+        name = "train" if len(self.phases) == 1 else f"train at {stretch}"
+        axis_name = self.parallel.axis_name
+        step = _pure_train_step(
+            *(self.config, self.facts, stretch, self.total_steps, axis_name),
+            flops_per_step=self._costs(stretch),
+        )
+        return self.parallel.train_step(step, name)
 
     @functools.cached_property
     def eval_flops(self) -> int:
@@ -191,20 +245,6 @@ class Run:
             make_eval_step(task, make_inputs(self.config), **_eval_options(self.config)),
             jax.eval_shape(lambda: task.init(jax.random.key(0), (side, side, 1))),
             batch_shapes(self.config.eval_batch_size, self.facts, task),
-        )
-
-    @functools.cached_property
-    def train_step(self) -> Any:
-        """The train step on the devices."""
-        return self.parallel.train_step(
-            make_train_step(
-                self.task,
-                self.optimizer,
-                make_inputs(self.config, mixed=True),
-                flops_per_step=self.train_flops,
-                axis_name=self.parallel.axis_name,
-                **_step_options(self.config),
-            )
         )
 
     @functools.cached_property
@@ -235,31 +275,83 @@ def build_run(config: ConfigDict, facts: Facts, devices: Sequence[jax.Device] | 
     parallel.check_batch("batch_size", config.batch_size, config.accumulate)
     parallel.check_batch("eval_batch_size", config.eval_batch_size)
     make_inputs(config)  # raises on a wrong value
-    task = make_task(config, facts, parallel.axis_name)
+    check_finetune(config)
+    part = trainable_part(config)
+    task = make_task(config, facts, parallel.axis_name, part.frozen)
     total_steps = _total_steps(config, facts)
-    optimizer = make_optimizer(config.optimizer, total_steps)
-    return Run(config, facts, parallel, task, optimizer, total_steps)
+    phases = plan(config, facts.image_size, total_steps)
+    optimizer = _optimizer(config, total_steps)
+    return Run(config, facts, parallel, task, optimizer, total_steps, part, phases)
+
+
+def _optimizer(
+    config: ConfigDict, total_steps: int, *, resting: bool = False
+) -> optax.GradientTransformation:
+    """The optimizer of a run, or with `resting` that of its steps for the heads alone."""
+    settings, part = config.finetune, trainable_part(config)
+    groups = Groups(
+        in_backbone=in_backbone,
+        backbone_decay=float(settings.backbone_weight_decay),
+        rate_factors=None
+        if settings.layer_decay == 1.0
+        else lambda params: rate_factors(params, part, float(settings.layer_decay)),
+        head_steps=round(settings.head_first * total_steps),
+        resting=resting,
+    )
+    peak = peak_rate(config.optimizer, config.batch_size)
+    return make_optimizer(config.optimizer, total_steps, peak=peak, groups=groups)
+
+
+def _pure_train_step(
+    config: ConfigDict,
+    facts: Facts,
+    stretch: Stretch,
+    total_steps: int,
+    axis_name: str | None = None,
+    flops_per_step: int = 0,
+) -> TrainStep:
+    """The train step of a stretch; it knows nothing of devices."""
+    whole = trainable_part(config)
+    part = whole.heads_only() if stretch.heads_only else whole
+    return make_train_step(
+        make_task(config, facts, axis_name, part.frozen),
+        _optimizer(config, total_steps, resting=stretch.heads_only),
+        make_inputs(
+            config, mixed=True, size=0 if stretch.size == facts.image_size else stretch.size
+        ),
+        ema_decay=float(config.ema_decay),
+        accumulate=config.accumulate,
+        flops_per_step=flops_per_step,
+        axis_name=axis_name,
+        trained=whole,
+        learning=part,
+    )
 
 
 def _total_steps(config: ConfigDict, facts: Facts) -> int:
     if not config.budget_flops:
         epochs = math.ceil(config.epochs * facts.train_images / config.batch_size)
         return config.steps or epochs
-    # No schedule changes the FLOPs of a step.
-    each = _train_flops(config, facts, make_optimizer(config.optimizer, 1))
-    before = config.pretrain.steps * each
+    cost = functools.cache(lambda stretch: _train_flops(config, facts, stretch))
+    stretches = functools.partial(plan, config, facts.image_size)
+    # Pre-training has no phases: the whole network at the full size.
+    before = config.pretrain.steps and config.pretrain.steps * _train_flops(
+        pretraining_part(config), facts, Stretch(facts.image_size, False)
+    )
     if config.pretrain.data and _side(config.pretrain.data) != facts.image_size:
         raise InputError(
             f"config.budget_flops needs pretrain.data={config.pretrain.data!r} of the size of the "
             f"data, {facts.image_size}"
         )
     left = int(config.budget_flops) - facts.mask_flops - before
-    if left < each:
+    steps = steps_within(left, stretches, cost)
+    if not steps:
+        each = cost(stretches(1)[0].stretch)
         raise InputError(
             f"config.budget_flops={config.budget_flops:.3g} leaves no step: one costs {each:.3g}, "
             f"pre-training {before:.3g}, the masks {facts.mask_flops:.3g}"
         )
-    return left // each
+    return steps
 
 
 def _side(data: str) -> int:
@@ -268,18 +360,17 @@ def _side(data: str) -> int:
     return int(size) if size.isdigit() else 0
 
 
-def _train_flops(config: ConfigDict, facts: Facts, optimizer: optax.GradientTransformation) -> int:
+def _train_flops(config: ConfigDict, facts: Facts, stretch: Stretch) -> int:
+    # No schedule changes the FLOPs of a step; a head-first part must be there to rest.
+    steps = 1000
+    optimizer = _optimizer(config, steps)
     task = make_task(config, facts, None)
     return count_flops(
-        make_train_step(task, optimizer, make_inputs(config, mixed=True), **_step_options(config)),
+        _pure_train_step(config, facts, stretch, steps),
         jax.eval_shape(lambda: fresh_state(config, facts, task, optimizer)),
         task.metrics_type.empty(),
         batch_shapes(config.batch_size, facts, task),
     )
-
-
-def _step_options(config: ConfigDict) -> dict[str, Any]:
-    return {"ema_decay": float(config.ema_decay), "accumulate": config.accumulate}
 
 
 def _eval_options(config: ConfigDict) -> dict[str, Any]:
@@ -293,13 +384,14 @@ def fresh_state(
     root = jax.random.key(config.seed)
     variables = task.init(jax.random.fold_in(root, 0), (facts.image_size, facts.image_size, 1))
     params: Tree = variables["params"]
+    trained = select(params, trainable_part(config))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=variables["batch_stats"],
         # A copy: the state is donated to the step, and no buffer may be donated twice.
-        ema_params=jax.tree.map(jnp.copy, params) if config.ema_decay else {},
-        opt_state=optimizer.init(params),
+        ema_params=jax.tree.map(jnp.copy, trained) if config.ema_decay else {},
+        opt_state=optimizer.init(trained),
         rng=jax.random.key_data(jax.random.fold_in(root, 1)),
         flops_spent=jnp.zeros((2,), jnp.uint32),
     )

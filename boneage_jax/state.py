@@ -1,5 +1,6 @@
 """All that a training run carries from one step to the next."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -19,7 +20,8 @@ class TrainState:
       step: int32 [], the number of optimizer updates done.
       params: float32 tree, the weights that are trained.
       batch_stats: float32 tree, BatchNorm means and variances.
-      ema_params: exponential moving average of `params`; an empty dict when it is switched off.
+      ema_params: exponential moving average of those `params` that are trained; an empty dict when
+        it is switched off.
       opt_state: optax state.
       rng: uint32 [2], the key of the run. It never changes: every random draw is derived from it
         and the running number of the image, so a resumed run draws what it would have drawn.
@@ -38,7 +40,32 @@ class TrainState:
     @property
     def eval_params(self) -> Tree:
         """The weights to evaluate and predict with: averaged ones where they are kept."""
-        return self.ema_params or self.params
+        return merge(self.params, self.ema_params)
+
+
+def merge(whole: Tree, part: Tree) -> Tree:
+    """`whole`, nested dicts, with the leaves that `part` also has taken from `part`."""
+    if not isinstance(whole, dict):
+        return part
+    return {key: merge(value, part[key]) if key in part else value for key, value in whole.items()}
+
+
+def select(tree: Tree, wanted: Callable[[tuple[str, ...]], bool]) -> Tree:
+    """Those leaves of nested dicts whose path of keys is wanted; dicts left empty are dropped."""
+
+    def inside(node: Tree, path: tuple[str, ...]) -> Tree:
+        found = {}
+        for key, value in node.items():
+            here = (*path, key)
+            if isinstance(value, dict):
+                below = inside(value, here)
+                if below:
+                    found[key] = below
+            elif wanted(here):
+                found[key] = value
+        return found
+
+    return inside(tree, ())
 
 
 def add_flops(spent: jax.Array, flops: int) -> jax.Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from boneage_jax.state import TrainState, Tree, add_flops
+from boneage_jax.state import TrainState, Tree, add_flops, merge, select
 from boneage_jax.tasks.task import Task
 
 Batch = dict[str, jax.Array]
@@ -22,7 +22,12 @@ Metrics: TypeAlias = clu.metrics.Collection
 TrainStep = Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics]]
 Inputs = Callable[[Batch, jax.Array | None], Batch]
 EvalStep = Callable[[Tree, Batch], tuple[Metrics, Batch]]
+Wanted = Callable[[tuple[str, ...]], bool]
 _VIEWS = 0  # seed of the views in evaluation
+
+
+def _everything(path: tuple[str, ...]) -> bool:
+    return True
 
 
 def make_train_step(
@@ -34,6 +39,8 @@ def make_train_step(
     accumulate: int = 1,
     flops_per_step: int = 0,
     axis_name: str | None = None,
+    trained: Wanted = _everything,
+    learning: Wanted | None = None,
 ) -> TrainStep:
     """Builds `(state, metrics, batch) -> (state, metrics)`.
 
@@ -51,9 +58,15 @@ def make_train_step(
       accumulate: number of micro-batches, run one after the other by a scan; B must divide.
       flops_per_step: counted FLOPs of one step on the whole batch.
       axis_name: device axis to reduce over, or None.
+      trained: says of a path of keys whether the parameter there has optimizer state and average.
+      learning: the same of the parameters that this step differentiates by and changes, a part of
+        those that are `trained`; all of them where None. No backward pass runs through layers in
+        front of the first of these.
     """
+    learning = learning or trained
 
-    def loss_fn(params: Tree, batch_stats: Tree, batch: Batch, keys: jax.Array) -> Any:
+    def loss_fn(part: Tree, params: Tree, batch_stats: Tree, batch: Batch, keys: jax.Array) -> Any:
+        params = merge(params, part)
         augment_keys, model_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         batch = inputs(batch, augment_keys)
         outputs, batch_stats = task.apply(
@@ -70,13 +83,14 @@ def make_train_step(
         root = jax.random.wrap_key_data(state.rng)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(root, batch["draw"])
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        args = select(state.params, learning), state.params
         if accumulate == 1:
-            (_, (stats, metrics)), grads = grad_fn(state.params, state.batch_stats, batch, keys)
+            (_, (stats, metrics)), grads = grad_fn(*args, state.batch_stats, batch, keys)
             return grads, stats, metrics
 
         def micro(carry: Any, part: Any) -> Any:
             grads, stats, metrics = carry
-            (_, (stats, new)), more = grad_fn(state.params, stats, *part)
+            (_, (stats, new)), more = grad_fn(*args, stats, *part)
             return (jax.tree.map(jnp.add, grads, more), stats, metrics.merge(new)), None
 
         # Micro-batch m takes the images m, m + k, m + 2k ...: the same ones on any number of
@@ -85,7 +99,7 @@ def make_train_step(
             lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (batch, keys)
         )
         start = (
-            jax.tree.map(jnp.zeros_like, state.params),
+            jax.tree.map(jnp.zeros_like, args[0]),
             state.batch_stats,
             task.metrics_type.empty(),
         )
@@ -96,16 +110,18 @@ def make_train_step(
         grads, batch_stats, new = gradients(state, batch)
         # One reduction for all: gradients, statistics (equal already where BatchNorm is synced).
         grads, batch_stats = _mean((grads, batch_stats), axis_name)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        part = select(state.params, trained)
+        grads = merge(jax.tree.map(jnp.zeros_like, part), grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, part)
+        part = optax.apply_updates(part, updates)
         ema = state.ema_params
         if ema_decay:
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-            ema = optax.incremental_update(params, ema, 1.0 - decay)
+            ema = optax.incremental_update(part, ema, 1.0 - decay)
         state = dataclasses.replace(
             state,
             step=state.step + 1,
-            params=params,
+            params=merge(state.params, part),
             batch_stats=batch_stats,
             ema_params=ema,
             opt_state=opt_state,

@@ -26,7 +26,7 @@ from boneage_jax.data.loader import train_batches
 from boneage_jax.data.source import Split, describe, open_dataset
 from boneage_jax.errors import InputError
 from boneage_jax.evaluation import corrected, evaluate_split, with_labels
-from boneage_jax.optimizer import make_schedule
+from boneage_jax.optimizer import make_schedule, peak_rate
 from boneage_jax.parallel import process
 from boneage_jax.recipe import Facts, Run, build_run, check_labels, fresh_state
 from boneage_jax.report.write import write_report
@@ -108,7 +108,7 @@ def train(
 
     # ----- loop
     with MetricWriter(workdir, resume_step=start) as writer:
-        spent = flops_of(state.flops_spent) - (start or 0) * run.train_flops
+        spent = flops_of(state.flops_spent) - run.flops_until(start or 0)
         loop = _Loop(run, writer, checkpoints, eval_split, start or 0, spent)
         try:
             state = loop.run_steps(state, batches)
@@ -156,7 +156,10 @@ class _Loop:
         self._run, self._writer, self._checkpoints = run, writer, checkpoints
         self._eval_split, self._step = eval_split, start
         # All learning rates at once: asking the schedule at each step would sync the host.
-        schedule = make_schedule(run.config.optimizer, run.total_steps)
+        settings = run.config.optimizer
+        schedule = make_schedule(
+            settings, run.total_steps, peak_rate(settings, run.config.batch_size)
+        )
         self._rates = np.asarray(jax.vmap(schedule)(np.arange(run.total_steps + 1)))
         history = writer.last_row or {}
         self._seconds_before = float(history.get("seconds", 0.0))
@@ -183,7 +186,8 @@ class _Loop:
             disable=process()[0] != 0,
         ) as bar:
             while self._step < run.total_steps:
-                state, metrics = run.train_step(state, metrics, next(batches))
+                train_step = run.train_step_at(self._step)
+                state, metrics = train_step(state, metrics, next(batches))
                 self._step += 1
                 queue.append(metrics.loss)
                 while len(queue) > ahead or (queue and self._step == first + 1):
@@ -210,7 +214,7 @@ class _Loop:
         return self._seconds_before + time.monotonic() - self._began
 
     def _flops(self) -> int:
-        return self._spent + self._step * self._run.train_flops
+        return self._spent + self._run.flops_until(self._step)
 
     def _log(self, metrics: Any, bar: tqdm, done: int) -> None:
         """Notes the metrics of the last steps, and writes those noted before.
@@ -284,8 +288,13 @@ def _describe_model(run: Run, state: TrainState, workdir: Path) -> None:
         f"{run.total_steps} steps of {config.batch_size} images on {run.parallel.device_count} "
         f"{run.parallel.devices[0].platform} device(s) by {config.parallel}; "
         f"{run.train_flops / config.batch_size / 1e9:.3g} GFLOP per image trained, "
-        f"{run.total_steps * run.train_flops / 1e12:.3g} TFLOP in all",
+        f"{run.flops_until(run.total_steps) / 1e12:.3g} TFLOP in all",
     )
+    if not run.trainable.all:
+        _say(f"{len(run.trainable.frozen)} layers of the backbone are frozen")
+    for phase in run.phases if len(run.phases) > 1 else ():
+        what = "the heads" if phase.stretch.heads_only else "all that trains"
+        _say(f"  steps {phase.start}-{phase.stop}: {what} at {phase.stretch.size} px")
 
 
 def _say(*lines: str) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from boneage_jax.errors import InputError
+from boneage_jax.finetune import pretraining_part
 from boneage_jax.pretrained import load_pretrained, pretrained_options
 from boneage_jax.state import TrainState
 from boneage_jax.workdir import load_trained
@@ -26,7 +27,8 @@ def pretraining(config: ConfigDict) -> ConfigDict:
     first.evaluate_every = 1e6  # once, at the end
     first.checkpoint_every = config.checkpoint_every or max(config.pretrain.steps // 10, 1)
     first.pretrain.data, first.pretrain.steps = "", 0
-    return first
+    first.members, first.bias_correction = 1, "none"
+    return pretraining_part(first)
 
 
 def start_from(state: TrainState, folder: str | os.PathLike[str], task: str) -> TrainState:
@@ -49,7 +51,7 @@ def start_from(state: TrainState, folder: str | os.PathLike[str], task: str) -> 
         state,
         params=params,
         batch_stats=_same_shapes(other.batch_stats, state.batch_stats, folder),
-        ema_params=jax.tree.map(jnp.copy, params) if state.ema_params else {},
+        ema_params=_averages(state, params),
         flops_spent=jnp.asarray(jax.device_get(other.flops_spent)),
     )
 
@@ -80,8 +82,19 @@ def with_pretrained_backbone(state: TrainState, config: ConfigDict) -> TrainStat
     return dataclasses.replace(
         state,
         **parts,
-        ema_params=jax.tree.map(jnp.copy, parts["params"]) if state.ema_params else {},
+        ema_params=_averages(state, parts["params"]),
     )
+
+
+def _averages(state: TrainState, params: Any) -> Any:
+    """Copies of those parameters that the state keeps averages of: no buffer may serve twice."""
+
+    def like(average: Any, found: Any) -> Any:
+        if isinstance(average, dict):
+            return {key: like(value, found[key]) for key, value in average.items()}
+        return jnp.copy(found)
+
+    return like(state.ema_params, params)
 
 
 def _same_shapes(found: Any, wanted: Any, folder: str | os.PathLike[str]) -> Any:

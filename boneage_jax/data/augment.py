@@ -194,6 +194,21 @@ def unaugmented(images: jax.Array, config: AugmentConfig) -> jax.Array:
     return x
 
 
+def shrink(images: jax.Array, size: int) -> jax.Array:
+    """Images of fewer pixels: two small matrix products, low-pass filtered; a batch stays uint8.
+
+    Args:
+      images: uint8 [B, H, W, 1].
+      size: pixels, at most H and W.
+
+    Returns:
+      uint8 [B, size, size, 1].
+    """
+    shape = (images.shape[0], size, size, images.shape[-1])
+    small = jax.image.resize(images.astype(jnp.float32), shape, "linear", antialias=True)
+    return jnp.round(small).astype(jnp.uint8)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Geometry:
     """Affine maps from output to input, in pixels about the centre, x right and y down.

@@ -93,6 +93,38 @@ def stage_repeats(spec: Variant) -> list[int]:
     ]
 
 
+def layer_names(variant: str) -> dict[str, list[str]]:
+    """The layers of each block, both from the input to the output.
+
+    A layer is a convolution and has its name less `_conv`, e.g. stem, block2a_expand,
+    block2a_dwconv, block2a_se_reduce, block2a_project, top; the BatchNorm behind a convolution
+    belongs to it. Blocks are stem, block1a ... and top.
+
+    Args:
+      variant: a key of `VARIANTS`.
+    """
+    spec = VARIANTS[variant]
+    blocks = {"stem": ["stem"]}
+    for number, (stage, repeats) in enumerate(zip(STAGES, stage_repeats(spec), strict=True), 1):
+        for repeat in range(repeats):
+            name = f"block{number}{chr(ord('a') + repeat)}"
+            parts = ["expand"] if stage.expand != 1 else []
+            parts += ["dwconv"] if spec.lite else ["dwconv", "se_reduce", "se_expand"]
+            blocks[name] = [f"{name}_{part}" for part in (*parts, "project")]
+    return blocks | {"top": ["top"]}
+
+
+def layer_of(module: str) -> str:
+    """The layer that a submodule belongs to: block2a_expand_bn is of block2a_expand."""
+    if module.endswith("_conv"):
+        return module.removesuffix("_conv")
+    if not module.endswith("_bn"):
+        return module  # depthwise, squeeze-and-excite
+    name = module.removesuffix("_bn")
+    # The BatchNorm behind a depthwise convolution is called after its block alone.
+    return name if name in ("stem", "top") or "_" in name else f"{name}_dwconv"
+
+
 class Conv(nn.Module):
     """A convolution without bias: dense k x k, or 1x1 as the matrix product that it is.
 
@@ -174,6 +206,8 @@ class EfficientNet(nn.Module):
       constant_channel: append a channel of ones to the images, zero in the padding as they are.
         A stem folded from colour channels of unequal means is then exact at the border too, see
         `boneage_jax.models.stem`.
+      frozen: layers (see `layer_names`) that are not trained: their BatchNorm keeps to the moving
+        statistics in training too, and a block whose layers are all frozen is never dropped.
     """
 
     variant: str
@@ -187,6 +221,7 @@ class EfficientNet(nn.Module):
     drop_path_rate: float = 0.2
     depthwise: str = "auto"
     constant_channel: bool = False
+    frozen: frozenset[str] = frozenset()
 
     @nn.compact
     def __call__(
@@ -223,13 +258,17 @@ class EfficientNet(nn.Module):
             implementation=self.depthwise,
             dtype=self.dtype,
         )
-        norm = functools.partial(
+        make_norm = functools.partial(
             BatchNorm,
-            use_running_average=not train,
             momentum=self.bn_momentum,
             epsilon=self.bn_epsilon,
             axis_name=self.bn_axis_name,
         )
+
+        def norm(*, name: str, **options: Any) -> Any:
+            fixed = not train or layer_of(name) in self.frozen
+            return make_norm(name=name, use_running_average=fixed, **options)
+
         width = functools.partial(round_filters, width=spec.width)
         fixed = (lambda filters: filters) if spec.lite else width
         repeats = stage_repeats(spec)
@@ -248,10 +287,13 @@ class EfficientNet(nn.Module):
         index = 0
         for number, stage in enumerate(STAGES, start=1):
             for repeat in range(repeats[number - 1]):
+                name = f"block{number}{chr(ord('a') + repeat)}"
                 rate = self.drop_path_rate * index / blocks
+                if f"{name}_project" in self.frozen:  # layers are frozen from the input on
+                    rate = 0.0
                 x = self._block(
                     x,
-                    f"block{number}{chr(ord('a') + repeat)}",
+                    name,
                     stage,
                     first=repeat == 0,
                     filters=width(stage.filters),

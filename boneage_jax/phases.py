@@ -1,0 +1,115 @@
+"""The phases of a run: stretches of steps with one image size and one trained part each.
+
+Two switches make phases: `config.finetune.head_first`, a start in which the heads alone are
+trained, and `config.progressive`, a start on smaller images (Howard 2018; Touvron et al. 2019,
+arXiv:1906.06423; Tan & Le 2021, arXiv:2104.00298). Each phase has a compiled step of its own.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+from ml_collections import ConfigDict
+
+from boneage_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """What a phase runs: images of `size` pixels; the heads alone, or all that trains."""
+
+    size: int
+    heads_only: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch from update `start` to before update `stop`."""
+
+    stretch: Stretch
+    start: int
+    stop: int
+
+
+def parse_progressive(config: ConfigDict, stored: int) -> list[tuple[int, float]]:
+    """The (size, fraction of the steps) of `config.progressive`, in order.
+
+    Args:
+      config: the whole config.
+      stored: pixels of the stored images.
+
+    Raises:
+      InputError: not as many fractions as sizes, sizes that do not rise to the stored one, or
+        fractions that do not add up to 1.
+    """
+    texts = config.progressive.sizes, config.progressive.fractions
+    if not any(texts):
+        return [(stored, 1.0)]
+    try:
+        sizes = [int(x) for x in texts[0].split(",")]
+        fractions = [float(x) for x in texts[1].split(",")]
+    except ValueError:
+        raise InputError(
+            f"config.progressive.sizes={texts[0]!r} and .fractions={texts[1]!r} must be lists such "
+            "as 128,192 and 0.5,0.5"
+        ) from None
+    if len(sizes) != len(fractions) or any(not 0 < f <= 1 for f in fractions):
+        raise InputError(
+            f"config.progressive.fractions={texts[1]!r} must hold a fraction above 0 for each of "
+            f"sizes={texts[0]!r}"
+        )
+    if sizes != sorted(set(sizes)) or sizes[-1] != stored or sizes[0] < 32:
+        raise InputError(
+            f"config.progressive.sizes={texts[0]!r} must rise from at least 32 to the stored size, "
+            f"{stored}"
+        )
+    if not math.isclose(math.fsum(fractions), 1.0, abs_tol=1e-6):
+        raise InputError(f"config.progressive.fractions={texts[1]!r} must add up to 1")
+    return list(zip(sizes, fractions, strict=True))
+
+
+def plan(config: ConfigDict, stored: int, total_steps: int) -> list[Phase]:
+    """The phases of a run of `total_steps` updates; phases without a step are left out.
+
+    Raises:
+      InputError: see `parse_progressive`.
+    """
+    sizes = parse_progressive(config, stored)
+    heads_until = round(config.finetune.head_first * total_steps)
+    ends, total = [], 0.0
+    for _, fraction in sizes:
+        total += fraction
+        ends.append(round(min(total, 1.0) * total_steps))
+    cuts = sorted({0, heads_until, total_steps, *ends})
+    phases = []
+    for start, stop in itertools.pairwise(cuts):
+        size = next(size for (size, _), end in zip(sizes, ends, strict=True) if start < end)
+        phases.append(Phase(Stretch(size, start < heads_until), start, stop))
+    return phases
+
+
+def steps_within(
+    budget: int,
+    plan_of: Callable[[int], Sequence[Phase]],
+    cost: Callable[[Stretch], int],
+) -> int:
+    """The largest number of steps whose phases cost no more than `budget` FLOPs, 0 for none.
+
+    Args:
+      budget: FLOPs.
+      plan_of: the phases of a number of steps.
+      cost: FLOPs of one step of a stretch.
+    """
+
+    def price(steps: int) -> int:
+        return sum((p.stop - p.start) * cost(p.stretch) for p in plan_of(steps))
+
+    low, high = 0, 1
+    while price(high) <= budget:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if price(middle) <= budget else (low, middle)
+    # Rounding of fractions may let a slightly longer run be cheaper; a step or two, not sought.
+    return low
