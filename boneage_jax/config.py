@@ -40,6 +40,7 @@ def base_config() -> ConfigDict:
     config.steps = 0  # number of steps instead of epochs, where not 0
     config.budget_flops = 0.0  # training FLOPs instead of epochs, masks and pre-training included
     config.members = 1  # networks trained from different seeds, whose predictions are averaged
+    config.member_flops = 0.0  # where not 0: as many members as a budget holds of so many FLOPs
     config.evaluate_every = 1.0  # epochs between evaluations on the validation split
     config.checkpoint_every = 0  # steps between further checkpoints; each evaluation makes one
     config.log_every = 10  # steps between lines of metrics.jsonl
@@ -75,6 +76,7 @@ def base_config() -> ConfigDict:
     config.data.train_split = "train"
     config.data.eval_split = "validation"
     config.data.validation_fraction = 0.11  # cut from train where the data has no validation
+    config.data.official_splits = True  # False: all parts are cut from train, whatever there is
     config.data.test_fraction = 0.0  # cut from train before it where the data has no test split
     config.data.split_seed = 0
     config.data.threads = 4  # that read records
@@ -118,6 +120,7 @@ def base_config() -> ConfigDict:
 
     config.loss = ConfigDict()
     config.loss.age = "l1"  # l1 | huber | mse on the standardised age | distribution over bins
+    config.loss.standardize = True  # ages as z-scores; False: in months
     config.loss.bins = 80  # of a distribution: over 0..240 months
     config.loss.sigma = 10.0  # months, width of a label's distribution
     config.loss.distribution_weight = 1.0  # of its divergence, beside l1 on its mean
@@ -166,6 +169,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
     for key in (
         *("steps", "checkpoint_every", "pretrain.steps", "budget_flops", "test_views"),
         *("loss.sex_weight", "loss.dice_weight", "loss.distribution_weight"),
+        "member_flops",
         "optimizer.weight_decay",
     ):
         _require(given[key] >= 0, key, given[key], "0 or more")
@@ -202,6 +206,10 @@ def check_config(config: ConfigDict) -> ConfigDict:
         raise InputError(
             "config.budget_flops does not know what init_from has spent; give config.steps"
         )
+    if given["member_flops"] and given["members"] != 1:
+        raise InputError("config.members and config.member_flops exclude each other")
+    for key in ("data.train_split", "data.eval_split"):
+        _require(given[key] != "test", key, given[key], "another split: the test split is locked")
     starts = [key for key in ("pretrain.data", "init_from", "model.pretrained") if given[key]]
     if len(starts) > 1:
         raise InputError(f"config.{starts[0]} and config.{starts[1]} exclude each other")

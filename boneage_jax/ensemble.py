@@ -7,7 +7,7 @@ together: report, predictions, calibration and one line of metrics.jsonl per mem
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +25,35 @@ from boneage_jax.recipe import Facts
 from boneage_jax.report.write import write_report
 from boneage_jax.report.writer import MetricWriter, read_metrics
 from boneage_jax.summary import make_report
+from boneage_jax.test_lock import openings
 from boneage_jax.workdir import Trained, claim_workdir, load_trained
 
 _SUMMED = ("train_flops", "eval_flops", "parameters", "seconds")
+
+
+def member_count(config: ConfigDict) -> int:
+    """The number of networks that a run trains: `members`, or as `member_flops` shares a budget.
+
+    A budget below twice `member_flops` goes to one network.
+    """
+    if not (config.member_flops and config.budget_flops):
+        return int(config.members)
+    return max(int(config.budget_flops // config.member_flops), 1)
 
 
 def member_config(config: ConfigDict, number: int, mask_flops: int = 0) -> ConfigDict:
     """The config of one member: a seed of its own and an equal share of the budget.
 
     Args:
-      config: of the ensemble, a checked config with `members` above 1.
+      config: of the ensemble, a checked config of more than one member.
       number: of the member, from 0.
       mask_flops: what the masks have cost; each member's budget holds them, all pay them once.
     """
-    own = ConfigDict(config.to_dict())
-    own.members = 1
-    own.seed = config.seed * config.members + number  # no two ensembles share a member
+    own, count = ConfigDict(config.to_dict()), member_count(config)
+    own.members, own.member_flops = 1, 0.0
+    own.seed = config.seed * count + number  # no two ensembles share a member
     if config.budget_flops:
-        shared = (int(config.budget_flops) - mask_flops) // config.members
+        shared = (int(config.budget_flops) - mask_flops) // count
         own.budget_flops = float(max(shared, 0) + mask_flops)
     return check_config(own)
 
@@ -57,9 +68,7 @@ def load_members(folder: str | os.PathLike[str], **options: Any) -> list[Trained
     Raises:
       InputError: as `load_trained`; also where the members differ in network or data.
     """
-    count = load_config(Path(folder) / "config.json").members
-    if not isinstance(count, int) or count < 1:
-        raise InputError(f"{folder}/config.json is damaged: members={count!r}")
+    count = member_count(check_config(load_config(Path(folder) / "config.json")))
     if count == 1:
         return [load_trained(folder, **options)]
     found = [load_trained(_member_folder(Path(folder), k), **options) for k in range(count)]
@@ -99,7 +108,9 @@ def report_members(
         history = [row for row in read_metrics(member.folder) if row["step"] <= member.step]
         reports.append(
             make_report(
-                member.run, member.state, dataset, split, rows, history, members=len(members)
+                *(member.run, member.state, dataset, split, rows, history),
+                members=len(members),
+                test_opened=len(openings(workdir)),
             )
         )
     report = reports[0]
@@ -115,13 +126,17 @@ def report_members(
 
 
 def train_members(
-    config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None = None
+    config: ConfigDict,
+    workdir: Path,
+    train: Callable[..., dict[str, Any]],
+    devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, Any]:
     """Trains the members one after the other, each as far as it is not done yet, and reports.
 
     Args:
-      config: a checked config with `members` above 1.
+      config: a checked config of more than one member.
       workdir: of the ensemble.
+      train: `boneage_jax.train`, which calls this function.
       devices: see `boneage_jax.train`.
 
     Returns:
@@ -130,19 +145,18 @@ def train_members(
     Raises:
       InputError: see `boneage_jax.train`.
     """
-    from boneage_jax.training import train  # which calls this function
-
     writes = process()[0] == 0
     dataset = open_dataset(config.data)
     facts = Facts.of(dataset, dataset.split(config.data.train_split))
     claim_workdir(workdir, config, facts, dataset.background, writes=writes)
     done = workdir / "report.json"
     fresh = False
-    for number in range(config.members):
+    count = member_count(config)
+    for number in range(count):
         folder = _member_folder(workdir, number)
         fresh |= not (folder / "report.json").exists()
         if writes:
-            print(f"member {number + 1} of {config.members} in {folder}", file=sys.stderr)
+            print(f"member {number + 1} of {count} in {folder}", file=sys.stderr)
         train(member_config(config, number, facts.mask_flops), folder, devices=devices)
     if done.exists() and not fresh:
         return json.loads(done.read_text())
@@ -161,7 +175,7 @@ def train_members(
         _note_curve(workdir, members, parts, split)
     report = report_members(members, dataset, config.data.eval_split, rows, workdir)
     if writes:
-        title = f"{config.members} x {config.model.name} on {dataset.name}"
+        title = f"{count} x {config.model.name} on {dataset.name}"
         write_report(workdir, report, rows, title, split)
     return report
 

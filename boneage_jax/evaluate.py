@@ -1,10 +1,10 @@
 """Evaluates a trained network on a split of its data set.
 
-usage: python -m boneage_jax.evaluate --workdir=DIR [--split=validation] [--raw_dir=DIR]
-                                      [--data_dir=DIR]
+usage: python -m boneage_jax.evaluate --workdir=DIR [--split=validation] [--unlock_test]
+                                      [--raw_dir=DIR] [--data_dir=DIR]
 
 Prints the result and writes WORKDIR/evaluation/SPLIT/{report.json,report.html,predictions.csv,
-figures/}.
+figures/}. The test split is locked: --split=test needs --unlock_test, which is recorded.
 """
 
 import argparse
@@ -13,24 +13,33 @@ from pathlib import Path
 from typing import Any
 
 from boneage_jax.errors import door
+from boneage_jax.test_lock import TEST, check_unlocked, note_opening
 
 
 def evaluate(
-    workdir: str | Path, split: str = "validation", *, raw_dir: str = "", data_dir: str = ""
+    workdir: str | Path,
+    split: str = "validation",
+    *,
+    unlock_test: bool = False,
+    raw_dir: str = "",
+    data_dir: str = "",
 ) -> dict[str, Any]:
     """Evaluates the selected checkpoint of a run.
 
     Args:
       workdir: of a finished or running training.
       split: a split of the data set the run was trained on.
+      unlock_test: must be said where `split` is test; noted in the workdir.
       raw_dir, data_dir: where the data lies now, if not where it lay in training.
 
     Returns:
       The content of the written report.json.
 
     Raises:
-      InputError: no run, no checkpoint, no such split, or the data cannot be opened.
+      InputError: no run, no checkpoint, no such split, the test split without `unlock_test`, or the
+        data cannot be opened.
     """
+    check_unlocked(split, unlock_test)
     from boneage_jax.calibration import CALIBRATION, Calibration
     from boneage_jax.data.source import open_dataset
     from boneage_jax.ensemble import average, load_members, predict_split, report_members
@@ -48,8 +57,12 @@ def evaluate(
     rows = with_labels(average(predict_split(members, part)), part)
     if config.bias_correction != "none":
         own = split == config.data.eval_split
-        found = None if own else Calibration.load(workdir / CALIBRATION).correction
-        rows = corrected(rows, config, found)
+        fitted = None if own else Calibration.load(workdir / CALIBRATION).correction
+        rows = corrected(rows, config, fitted)
+    if split == TEST:
+        ages = {"predicted_age", "true_age"} <= rows.keys()
+        found = {"mae": float(abs(rows["predicted_age"] - rows["true_age"]).mean())} if ages else {}
+        note_opening(workdir, members[0].step, found)
     report = report_members(members, dataset, split, rows, workdir)
     folder = workdir / "evaluation" / split
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,6 +77,7 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--workdir", required=True, help="folder of a training")
     parser.add_argument("--split", default="validation", help="validation | test | train")
+    parser.add_argument("--unlock_test", action="store_true", help="open the test split")
     parser.add_argument("--raw_dir", default="", help="raw data, if it moved")
     parser.add_argument("--data_dir", default="", help="prepared data, if it moved")
     args = parser.parse_args()
@@ -72,7 +86,13 @@ def main() -> None:
     from boneage_jax.report.page import summary_lines
 
     use_compile_cache()
-    report = evaluate(args.workdir, args.split, raw_dir=args.raw_dir, data_dir=args.data_dir)
+    report = evaluate(
+        args.workdir,
+        args.split,
+        unlock_test=args.unlock_test,
+        raw_dir=args.raw_dir,
+        data_dir=args.data_dir,
+    )
     folder = Path(args.workdir) / "evaluation" / args.split
     print(*summary_lines(report), f"report: {folder / 'report.html'}", sep="\n")
 

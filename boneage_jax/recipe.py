@@ -122,23 +122,22 @@ def make_task(
         frozen=frozen,
     )
     loss = config.loss
+    scale = (facts.age_mean, facts.age_std) if loss.standardize else (0.0, 1.0)
     net = BoneAgeNet(
         backbone,
         sex_input=model.sex_input,
         hidden=model.hidden,
         dropout=float(model.dropout),
-        centers=bin_centers(loss.bins, facts.age_mean, facts.age_std)
-        if loss.age == "distribution"
-        else (),
+        centers=bin_centers(loss.bins, *scale) if loss.age == "distribution" else (),
     )
     return BoneAge(
         net,
-        facts.age_mean,
-        facts.age_std,
+        *scale,
         loss.age,
         float(loss.sex_weight),
         float(loss.distribution_weight),
         float(loss.sigma),
+        train_mean=facts.age_mean,
     )
 
 

@@ -28,6 +28,7 @@ def make_report(
     history: list[dict[str, Any]],
     *,
     members: int = 1,
+    test_opened: int = 0,
 ) -> dict[str, Any]:
     """The report of a split, as DESIGN describes it; groups that do not apply are absent.
 
@@ -39,6 +40,7 @@ def make_report(
       rows: predictions and labels.
       history: the rows of metrics.jsonl.
       members: how many networks of this size make one prediction.
+      test_opened: how often the test split was evaluated with this run.
     """
     evaluations = [row for row in history if f"validation/{run.task.metric}" in row]
     curve = [
@@ -73,7 +75,8 @@ def make_report(
             "version": dataset.version,
             "split": split,
             "splits": {name: len(part) for name, part in dataset.splits.items()},
-            "test_unlocked": split == "test",
+            "test_unlocked": test_opened > 0,
+            "test_openings": test_opened,
         },
         **run.task.summarize(rows),
         "compute": compute,

@@ -24,6 +24,7 @@ from boneage_jax.checkpoint import Checkpoints
 from boneage_jax.config import check_config
 from boneage_jax.data.loader import train_batches
 from boneage_jax.data.source import Split, describe, open_dataset
+from boneage_jax.ensemble import member_count, train_members
 from boneage_jax.errors import InputError
 from boneage_jax.evaluation import corrected, evaluate_split, with_labels
 from boneage_jax.optimizer import make_schedule, peak_rate
@@ -33,6 +34,7 @@ from boneage_jax.report.write import write_report
 from boneage_jax.report.writer import MetricWriter, read_metrics
 from boneage_jax.state import TrainState, flops_of
 from boneage_jax.summary import make_report
+from boneage_jax.test_lock import openings
 from boneage_jax.transfer import pretraining, start_from, with_pretrained_backbone
 from boneage_jax.workdir import claim_workdir
 
@@ -58,10 +60,8 @@ def train(
       InputError: a wrong config or damaged data, in one line.
     """
     config, workdir = check_config(config), Path(workdir)
-    if config.members > 1:
-        from boneage_jax.ensemble import train_members  # which calls this function
-
-        return train_members(config, workdir, devices)
+    if member_count(config) > 1:
+        return train_members(config, workdir, train, devices)
     index, count = process()
 
     # ----- data
@@ -125,7 +125,10 @@ def train(
     rows = with_labels(rows, eval_split)
     history = read_metrics(workdir)
     fitted_on, rows = rows, corrected(rows, config)
-    report = make_report(run, state, dataset, config.data.eval_split, rows, history)
+    report = make_report(
+        *(run, state, dataset, config.data.eval_split, rows, history),
+        test_opened=len(openings(workdir)),
+    )
     if index == 0:
         if config.task == "bone_age":
             Calibration.fit(

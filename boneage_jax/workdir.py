@@ -126,8 +126,8 @@ def load_trained(
             # A budget would be counted anew, by tracing the train step.
             config.steps, config.budget_flops = 1, 0.0
     facts = load_facts(folder)
-    if config.members > 1:
-        raise InputError(f"{folder} holds {config.members} networks; name one: {folder}/members/0")
+    if (folder / "members").is_dir():
+        raise InputError(f"{folder} holds an ensemble; name one of it: {folder}/members/0")
     if not (folder / "checkpoints").is_dir():
         raise InputError(f"{folder} holds no checkpoints; train first or name its workdir")
     run = build_run(config, facts, devices)

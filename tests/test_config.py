@@ -9,7 +9,7 @@ from configs import cls, seg
 @pytest.mark.parametrize(
     ("recipe", "preset"),
     [
-        *((cls, preset) for preset in ("", "rsna", "small", "subset")),
+        *((cls, preset) for preset in ("", "rsna", "subset", "transfer", "scratch", "earlier")),
         *((seg, preset) for preset in ("", "subset", "all")),
     ],
 )

@@ -163,13 +163,35 @@ def test_another_config_or_task_does_not_touch_a_workdir(finished, here, capsys,
     assert error.startswith("error:") and "seed: 0 -> 7" in error
 
 
-def test_evaluate_reports_another_split(finished, here, capsys, monkeypatch):
+def test_the_test_split_is_locked_and_each_opening_is_recorded(finished, here, capsys, monkeypatch):
     workdir, _ = finished
-    monkeypatch.setattr(sys, "argv", ["evaluate", f"--workdir={workdir}", "--split=test"])
-    assert door(evaluate.main) == 0
-    report = json.loads((workdir / "evaluation" / "test" / "report.json").read_text())
-    assert report["dataset"]["split"] == "test" and report["dataset"]["test_unlocked"]
-    assert sum(band["n"] for band in report["age"]["by_age"]) == 32
+
+    def evaluated(*more):
+        monkeypatch.setattr(sys, "argv", ["evaluate", f"--workdir={workdir}", *more])
+        return door(evaluate.main)
+
+    assert evaluated("--split=test") == 2
+    assert "--unlock_test" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (workdir / "evaluation" / "test").exists()
+    assert evaluated("--split=train") == 0  # which is open, and is no opening
+    report = json.loads((workdir / "evaluation" / "train" / "report.json").read_text())
+    assert not report["dataset"]["test_unlocked"]
+    for times in (1, 2):
+        assert evaluated("--split=test", "--unlock_test") == 0
+        report = json.loads((workdir / "evaluation" / "test" / "report.json").read_text())
+        assert report["dataset"]["split"] == "test" and report["dataset"]["test_unlocked"]
+        assert report["dataset"]["test_openings"] == times
+        assert sum(band["n"] for band in report["age"]["by_age"]) == 32
+    noted = json.loads((workdir / "test_unlocked.json").read_text())
+    assert len(noted) == 2 and noted[1]["mae"] == pytest.approx(report["age"]["mae"], abs=1e-3)
+    # From now on every report says that the test split was seen.
+    assert evaluated("--split=validation") == 0
+    report = json.loads((workdir / "evaluation" / "validation" / "report.json").read_text())
+    assert report["dataset"]["test_unlocked"] and report["dataset"]["test_openings"] == 2
+
+
+def test_evaluate_names_the_splits_there_are(finished, here, capsys, monkeypatch):
+    workdir, _ = finished
     monkeypatch.setattr(sys, "argv", ["evaluate", f"--workdir={workdir}", "--split=tset"])
     assert door(evaluate.main) == 2
     assert "validation" in capsys.readouterr().err.strip().splitlines()[-1]

@@ -90,8 +90,8 @@ def open_dataset(config: ConfigDict) -> Dataset:
 
     Args:
       config: the `data` section: `name`, `config` (the TFDS builder config), `raw_dir`,
-        `data_dir`, `options` (of the builder), `masks`, `mask_mode`, `test_fraction`,
-        `validation_fraction`, `split_seed`.
+        `data_dir`, `options` (of the builder), `masks`, `mask_mode`, `official_splits`,
+        `test_fraction`, `validation_fraction`, `split_seed`.
 
     Returns:
       The data set. Where the raw data has no test or validation split, one is cut from `train`:
@@ -116,6 +116,8 @@ def open_dataset(config: ConfigDict) -> Dataset:
         for name, source in sources.items()
         if len(source)
     }
+    if not config.official_splits:
+        splits = {"train": splits["train"]}
     for name in ("test", "validation"):
         fraction = config[f"{name}_fraction"]
         if name not in splits and fraction:

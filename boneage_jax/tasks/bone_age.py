@@ -105,7 +105,8 @@ class BoneAge(Task):
 
     Attributes:
       model: see `BoneAgeNet`.
-      age_mean, age_std: months, of the training split; the network learns (age - mean) / std.
+      age_mean, age_std: months; the network learns (age - mean) / std. Of the training split, or 0
+        and 1 to learn months.
       loss_name: l1 | huber | mse, on the standardised age; or distribution, for a model with
         `centers`: l1 on the mean and `distribution_weight` times the divergence from a normal
         distribution about the age, cut off and renormalised on the bins (label distribution
@@ -114,6 +115,7 @@ class BoneAge(Task):
       sex_weight: weight of the sex head's binary cross-entropy.
       distribution_weight: see `loss_name`.
       sigma: months, standard deviation of that normal distribution.
+      train_mean: months, mean age of the training split, the prediction that needs no network.
     """
 
     model: BoneAgeNet
@@ -123,6 +125,7 @@ class BoneAge(Task):
     sex_weight: float = 0.1
     distribution_weight: float = 1.0
     sigma: float = 10.0
+    train_mean: float | None = None
 
     name: ClassVar[str] = "bone_age"
     metrics_type: ClassVar[type[clu.metrics.Collection]] = BoneAgeMetrics
@@ -196,7 +199,8 @@ class BoneAge(Task):
         }
 
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
-        age = age_summary(rows["predicted_age"], rows["true_age"], rows["male"], self.age_mean)
+        mean = self.age_mean if self.train_mean is None else self.train_mean
+        age = age_summary(rows["predicted_age"], rows["true_age"], rows["male"], mean)
         groups: dict[str, Any] = {"age": age}
         if (rows["male"] >= 0).any():
             groups["sex"] = sex_summary(rows["p_male"], rows["male"])

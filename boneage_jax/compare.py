@@ -1,0 +1,52 @@
+"""Compares two recipes on the same images: paired bootstrap of their errors.
+
+usage: python -m boneage_jax.compare RUN_A RUN_B [--split=validation] [--json=FILE]
+
+RUN is the workdir of a training, a predictions.csv, or several of these with commas between: the
+runs of one recipe from different seeds. Prints both errors and the difference B - A with its 95 %
+interval.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from boneage_jax.comparison import align, compare, read_predictions
+from boneage_jax.errors import InputError, door
+
+
+def main() -> None:
+    """The door."""
+    parser = argparse.ArgumentParser("python -m boneage_jax.compare", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("run_a", metavar="RUN_A", help="workdir(s) or predictions.csv")
+    parser.add_argument("run_b", metavar="RUN_B", help="likewise")
+    parser.add_argument("--split", default="validation", help="whose predictions to read")
+    parser.add_argument("--json", type=Path, help="file to write the numbers to")
+    args = parser.parse_args()
+    names = args.run_a, args.run_b
+    a, b = (read_predictions([Path(p) for p in name.split(",")], args.split) for name in names)
+    found = compare(a, align(b, a.ids, a.true, names))
+    for letter, name in zip("ab", names, strict=True):
+        runs = found[f"runs_{letter}"]
+        print(f"{letter.upper()}: {found[f'mae_{letter}']:.2f} months  {name} ({runs:.0f} run(s))")
+    print(
+        f"B - A: {found['difference']:+.2f} months, 95 % interval "
+        f"{found['difference_low']:+.2f} to {found['difference_high']:+.2f}, "
+        f"p = {found['p']:.2g}, {found['images']:.0f} images"
+    )
+    if args.json:
+        try:
+            args.json.write_text(json.dumps(found, indent=1) + "\n")
+        except OSError as error:
+            raise InputError(f"--json={args.json} cannot be written: {error.strerror}") from error
+
+
+def run() -> None:
+    """Console script."""
+    sys.exit(door(main))
+
+
+if __name__ == "__main__":
+    run()

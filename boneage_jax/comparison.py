@@ -1,0 +1,176 @@
+"""Whether one recipe is better than another: paired comparison of absolute errors.
+
+Two results on the same images share the difficulty of those images, so it is the differences image
+by image that are compared. Where a recipe was run from several seeds, images and seeds are both
+drawn anew (crossed bootstrap, Owen 2007, doi 10.1214/07-AOAS134: each factor is resampled by
+itself; slightly conservative).
+"""
+
+import csv
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from boneage_jax.errors import InputError
+
+_RESAMPLES = 10_000
+_COLUMNS = ("id", "true_age", "predicted_age")
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What the runs of one recipe say of the same images.
+
+    Attributes:
+      ids: [n] text.
+      true: months [n].
+      predicted: months [runs, n].
+    """
+
+    ids: tuple[str, ...]
+    true: np.ndarray
+    predicted: np.ndarray
+
+    @property
+    def errors(self) -> np.ndarray:
+        """Absolute errors, months [runs, n]."""
+        return np.abs(self.predicted - self.true)
+
+
+def read_predictions(paths: Sequence[Path], split: str = "validation") -> Predictions:
+    """Reads the predictions of one recipe from one or several runs.
+
+    Args:
+      paths: workdirs, or files such as predictions.csv.
+      split: of which a workdir's predictions are read.
+
+    Raises:
+      InputError: a file is missing or damaged, or the runs are not of the same images and ages.
+    """
+    tables = [_read(_file(path, split)) for path in paths]
+    ids = tuple(tables[0])
+    parts = [
+        Predictions(tuple(t), *(np.array(column) for column in zip(*t.values(), strict=True)))
+        for t in tables
+    ]
+    names = [str(path) for path in paths]
+    aligned = [
+        align(dataclasses.replace(part, predicted=part.predicted[None]), ids, parts[0].true, pair)
+        for part, pair in zip(parts, ((names[0], name) for name in names), strict=True)
+    ]
+    return Predictions(ids, parts[0].true, np.concatenate([part.predicted for part in aligned]))
+
+
+def align(
+    given: Predictions, ids: Sequence[str], true: np.ndarray, names: tuple[str, str]
+) -> Predictions:
+    """`given` in the order of other `ids`, with their ages `true`.
+
+    Args:
+      given: predictions.
+      ids, true: of the images that it must be of.
+      names: of those other images and of `given`, for messages.
+
+    Raises:
+      InputError: other images, or other true ages.
+    """
+    lone = sorted(set(ids) ^ set(given.ids))
+    if lone:
+        raise InputError(
+            f"{names[0]} and {names[1]} are not of the same images: id {lone[0]} is in one of them "
+            "only; compare runs on the same split with the same data.split_seed"
+        )
+    place = {key: number for number, key in enumerate(given.ids)}
+    order = [place[key] for key in ids]
+    changed = np.flatnonzero(given.true[order] != true)
+    if changed.size:
+        raise InputError(
+            f"{names[0]} and {names[1]} disagree on the true age of id {ids[changed[0]]}"
+        )
+    return Predictions(tuple(ids), true, given.predicted[:, order])
+
+
+def compare(a: Predictions, b: Predictions, seed: int = 0) -> dict[str, float]:
+    """The error of `b` less that of `a`, with its uncertainty.
+
+    Args:
+      a, b: of the same images in the same order.
+      seed: of the resampling.
+
+    Returns:
+      mae_a, mae_b, difference (b - a) in months with difference_low and difference_high (95 %
+      paired bootstrap interval, 10,000 resamples), p (two-sided, random sign flips of the mean
+      difference of each image: no difference between the recipes on these images with these
+      runs), images, runs_a, runs_b.
+
+    Raises:
+      ValueError: other images, or none.
+    """
+    if a.ids != b.ids or not a.ids:
+        raise ValueError("both predictions must be of the same images, at least one")
+    rng = np.random.default_rng(seed)
+    errors_a, errors_b = a.errors, b.errors
+    each = errors_b.mean(axis=0) - errors_a.mean(axis=0)
+    n = len(each)
+    low, high = np.percentile(_resampled(errors_a, errors_b, rng), [2.5, 97.5])
+    signs = rng.integers(0, 2, (_RESAMPLES, n), dtype=np.int8) * 2 - 1
+    flipped = np.abs(signs @ each) / n
+    extreme = int((flipped >= abs(each.mean()) - 1e-12).sum())
+    return {
+        "mae_a": float(errors_a.mean()),
+        "mae_b": float(errors_b.mean()),
+        "difference": float(each.mean()),
+        "difference_low": float(low),
+        "difference_high": float(high),
+        # The observed signs are one of the arrangements, so p is never 0.
+        "p": (extreme + 1) / (_RESAMPLES + 1),
+        "images": n,
+        "runs_a": len(errors_a),
+        "runs_b": len(errors_b),
+    }
+
+
+def _resampled(errors_a: np.ndarray, errors_b: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Differences of mean error under resampling of images, and of runs where there are several."""
+    n = errors_a.shape[1]
+    found = np.empty(_RESAMPLES)
+    for number in range(_RESAMPLES):
+        images = rng.integers(n, size=n)
+        means = [
+            errors[rng.integers(len(errors), size=len(errors))].mean(axis=0)[images].mean()
+            for errors in (errors_a, errors_b)
+        ]
+        found[number] = means[1] - means[0]
+    return found
+
+
+def _file(path: Path, split: str) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise InputError(f"{path}: no such workdir or file of predictions")
+    own = path / "evaluation" / split / "predictions.csv"
+    if own.exists() or split != "validation":
+        if not own.exists():
+            raise InputError(f"{own} is missing; run evaluate --workdir={path} --split={split}")
+        return own
+    return path / "predictions.csv"
+
+
+def _read(path: Path) -> dict[str, tuple[float, float]]:
+    """(true, predicted) age by id."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        table = {row["id"]: (float(row["true_age"]), float(row["predicted_age"])) for row in rows}
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: the run has not ended") from None
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}); it needs the columns {', '.join(_COLUMNS)}"
+        ) from error
+    if not table or len(table) < len(rows) or not np.isfinite(list(table.values())).all():
+        raise InputError(f"{path} is damaged: no rows, an id twice, or an age that is no number")
+    return table
