@@ -46,7 +46,7 @@ def numbers(text: str, name: str, kind: type) -> list:
 
 def write_summary(output: Path, rows: list) -> None:
     """The tables and the figure of all runs so far."""
-    write_table(output / "runs.csv", rows, RUN_COLUMNS)
+    write_table(output / "runs.csv", rows, RUN_COLUMNS, digits=12)
     summary = summarize(rows, output)
     write_table(output / "summary.csv", summary, SUMMARY_COLUMNS)
     if summary:

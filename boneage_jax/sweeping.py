@@ -251,20 +251,22 @@ def _predictions(group: Sequence[Mapping[str, Any]], output: Path) -> Prediction
     return read_predictions([output / "runs" / point.name for point in points])
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Writes a CSV in one piece; numbers with six digits, counts in full."""
+def write_table(
+    path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], digits: int = 6
+) -> None:
+    """Writes a CSV in one piece; fractions with so many significant digits, counts in full."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: _cell(value) for key, value in row.items()})
+        writer.writerow({key: _cell(value, digits) for key, value in row.items()})
     part = path.with_name(path.name + ".part")
     part.write_text(text.getvalue())
     part.replace(path)
 
 
-def _cell(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float | np.floating) else value
+def _cell(value: Any, digits: int) -> Any:
+    return f"{value:.{digits}g}" if isinstance(value, float | np.floating) else value
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
