@@ -13,9 +13,10 @@ import optax
 from ml_collections import ConfigDict
 
 from boneage_jax.background import Cost, read_note
-from boneage_jax.data.augment import AugmentConfig, augment, shrink, unaugmented
+from boneage_jax.data.augment import AugmentConfig, augment, unaugmented
 from boneage_jax.data.mix import MixConfig, mix
 from boneage_jax.data.normalize import normalize
+from boneage_jax.data.resample import shrink
 from boneage_jax.data.source import Dataset, Split, standardization
 from boneage_jax.errors import InputError
 from boneage_jax.finetune import (

@@ -9,7 +9,7 @@ import pytest
 import boneage_jax
 from boneage_jax.checkpoint import Checkpoints
 from boneage_jax.config import base_config, check_config
-from boneage_jax.data.augment import shrink
+from boneage_jax.data.resample import shrink
 from boneage_jax.errors import InputError
 from boneage_jax.phases import Phase, Stretch, plan, steps_within
 from boneage_jax.report.writer import read_metrics

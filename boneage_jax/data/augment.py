@@ -1,18 +1,19 @@
 """Augmentation of image batches, on the device and inside the jitted step.
 
 Draws come from one key per image, so an image is augmented the same way whatever batch or device it
-is on. A transform whose range is 0 in the config is never traced. Measured cost: see `_resampler`.
+is on. A transform whose range is 0 in the config is never traced. What moving images costs:
+`boneage_jax.data.resample`.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, overload
 
 import dm_pix as pix
 import jax
 import jax.numpy as jnp
 
+from boneage_jax.data.resample import STEEPEST, Geometry, Reach, resample
 from boneage_jax.errors import InputError
 
 # One uniform draw per name and image. The order is fixed: switching one transform on or off, or
@@ -24,7 +25,6 @@ _DRAWS = (
 _FRAME_DRAWS = ("frame", "left", "top", "right", "bottom")
 _WIDEST_FRAME = 0.12  # of the image, on each side
 _SHADES = 5  # grid points per side of the shading, which is interpolated between them
-_STEEPEST = 60.0  # degrees of rotate + shear up to which the two-pass resampling is offered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class AugmentConfig:
         image wide, painted over image and mask.
       fill: grey value beyond the frame: 'border' is the median of the outermost pixels of the
         image, 0 is black.
-      resample: 'matmul' | 'gather' | 'auto', see `_resampler`.
+      resample: 'matmul' | 'gather' | 'auto', see boneage_jax/data/resample.py.
 
     Raises:
       InputError: a value out of range.
@@ -86,9 +86,9 @@ class AugmentConfig:
             raise InputError(
                 f"config.augment.resample={self.resample!r} must be auto, matmul or gather"
             )
-        if self.resample == "matmul" and not self._gentle:
+        if self.resample == "matmul" and not self._reach.gentle:
             raise InputError(
-                f"config.augment.resample='matmul' needs rotate + shear <= {_STEEPEST:g} degrees, "
+                f"config.augment.resample='matmul' needs rotate + shear <= {STEEPEST:g} degrees, "
                 f"got {self.rotate:g} + {self.shear:g}; use 'gather' or 'auto'"
             )
 
@@ -108,12 +108,8 @@ class AugmentConfig:
         return cls(**{key: values[key] for key in values})
 
     @property
-    def _separable(self) -> bool:
-        return not (self.rotate or self.shear)
-
-    @property
-    def _gentle(self) -> bool:
-        return self.rotate + self.shear <= _STEEPEST
+    def _reach(self) -> Reach:
+        return Reach(self.rotate, self.shear, self.zoom, self.translate)
 
     @property
     def _resamples(self) -> bool:
@@ -155,7 +151,7 @@ def augment(
         # resampled as channels of one array.
         x = x - fill[:, None, None, None]
         layers = x if mask is None else jnp.concatenate([x, mask], axis=-1)
-        layers = _resampler(config)(layers, _Geometry.of(draw, flip, config), config)
+        layers = resample(layers, _geometry(draw, flip, config), config._reach, config.resample)
         x = layers[..., :1] + fill[:, None, None, None]
         mask = None if mask is None else layers[..., 1:]
     if config.shading:
@@ -194,178 +190,26 @@ def unaugmented(images: jax.Array, config: AugmentConfig) -> jax.Array:
     return x
 
 
-def shrink(images: jax.Array, size: int) -> jax.Array:
-    """Images of fewer pixels: two small matrix products, low-pass filtered; a batch stays uint8.
+def _geometry(draw: dict[str, jax.Array], flip: jax.Array, config: AugmentConfig) -> Geometry:
+    """The inverse of flip, rotate, shear and zoom, in this order."""
 
-    Args:
-      images: uint8 [B, H, W, 1].
-      size: pixels, at most H and W.
+    def between(name: str, limit: float) -> jax.Array:
+        return (2.0 * draw[name] - 1.0) * limit
 
-    Returns:
-      uint8 [B, size, size, 1].
-    """
-    shape = (images.shape[0], size, size, images.shape[-1])
-    small = jax.image.resize(images.astype(jnp.float32), shape, "linear", antialias=True)
-    return jnp.round(small).astype(jnp.uint8)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Geometry:
-    """Affine maps from output to input, in pixels about the centre, x right and y down.
-
-    (u, v) = matrix (x - translate_x, y - translate_y) with matrix [B, 2, 2] and the translation
-    [B] as fractions of width and height.
-    """
-
-    matrix: jax.Array
-    translate_x: jax.Array
-    translate_y: jax.Array
-
-    @classmethod
-    def of(cls, draw: dict[str, jax.Array], flip: jax.Array, config: AugmentConfig) -> "_Geometry":
-        """The inverse of flip, rotate, shear and zoom, in this order."""
-
-        def between(name: str, limit: float) -> jax.Array:
-            return (2.0 * draw[name] - 1.0) * limit
-
-        angle = jnp.deg2rad(between("rotate", config.rotate))
-        slope = jnp.tan(jnp.deg2rad(between("shear", config.shear)))
-        sign = jnp.where(flip, -1.0, 1.0)
-        cos, sin = jnp.cos(angle), jnp.sin(angle)
-        rows = [
-            [sign * cos, -sign * (cos * slope + sin)],
-            [sin, cos - sin * slope],
-        ]
-        matrix = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
-        return cls(
-            matrix / (1.0 + between("zoom", config.zoom))[:, None, None],
-            between("translate_x", config.translate),
-            between("translate_y", config.translate),
-        )
-
-
-def _resampler(
-    config: AugmentConfig,
-) -> Callable[[jax.Array, "_Geometry", AugmentConfig], jax.Array]:
-    """Chooses how images are resampled.
-
-    Milliseconds per 32 images, whole `augment` compiled, 2 cores of AMD Zen 5, best of 16:
-
-                                    128 px           256 px
-                                matmul  gather   matmul  gather
-      flip, zoom, translate        4.3     2.0     30.7     9.3
-      and rotate, shear            7.4     1.8     69.2    11.8
-
-    so a CPU gathers (a step of EfficientNet-B4 on 32 images takes seconds there). The choice for
-    accelerators is not measured: matrix products where they need no shears, and on a TPU always,
-    as it has no fast gather of single pixels.
-    """
-    if config.resample != "auto":
-        return _two_pass if config.resample == "matmul" else _gather
-    matmul_on = ("tpu", "gpu") if config._separable else ("tpu",)
-    return _two_pass if config._gentle and jax.default_backend() in matmul_on else _gather
-
-
-def _gather(layers: jax.Array, geometry: _Geometry, config: AugmentConfig) -> jax.Array:
-    """Bilinear resampling by reading four pixels for each output pixel; zero outside."""
-    _, height, width, _ = layers.shape
-    y = jnp.arange(height) - (height - 1) / 2
-    x = jnp.arange(width) - (width - 1) / 2
-
-    def one(layer: jax.Array, matrix: jax.Array, dx: jax.Array, dy: jax.Array) -> jax.Array:
-        out = jnp.stack(jnp.meshgrid(x - dx * width, y - dy * height))  # [2, H, W]
-        u, v = jnp.einsum("ij,jhw->ihw", matrix, out, precision="highest")
-        points = [v + (height - 1) / 2, u + (width - 1) / 2]
-        read = lambda plane: jax.scipy.ndimage.map_coordinates(plane, points, order=1)  # noqa: E731
-        return jax.vmap(read, -1, -1)(layer)
-
-    return jax.vmap(one)(layers, geometry.matrix, geometry.translate_x, geometry.translate_y)
-
-
-def _two_pass(layers: jax.Array, geometry: _Geometry, config: AugmentConfig) -> jax.Array:
-    """Affine resampling along the rows, then along the columns, without a gather; zero outside.
-
-    Catmull and Smith, "3-D transformations of images in scanline order", SIGGRAPH 1980. With the
-    matrix [[a, b], [c, d]] the first pass makes K(x, v) = I(alpha (x - tx) + beta v, v), where
-    beta = b / d and alpha = a - b c / d, the second O(x, y) = K(x, c (x - tx) + d (y - ty)).
-    In each pass the shear moves whole rows and the scale is the same for all rows, a matrix
-    product with triangle weights. Cost per image: 2 (H W W + H H W) FLOPs for the products on the
-    canvas, and with rotation or shear about 2 log2(H) selections per pixel.
-    Without rotation and shear it equals bilinear resampling; with them the shears interpolate
-    once more, a blur of a fraction of a pixel.
-    """
-    _, height, width, _ = layers.shape
-    (a, b), (c, d) = jnp.moveaxis(geometry.matrix, 0, -1)
-    dx, dy = geometry.translate_x * width, geometry.translate_y * height
-    x = jnp.arange(width) - (width - 1) / 2
-    y = jnp.arange(height) - (height - 1) / 2
-    moved_x, moved_y = x - dx[:, None], y - dy[:, None]  # [B, W], [B, H]
-    # Largest |beta|, |c|, |alpha|, |d|: with angle t, shear s and zoom z they are tan(t + s),
-    # sin(t) / z, cos(s) / (z cos(t + s)) and cos(t + s) / (z cos(s)).
-    steep = math.radians(config.rotate + config.shear)
-    beta_max, alpha_max = math.tan(steep), 1.0 / ((1.0 - config.zoom) * math.cos(steep))
-    turn = min(math.radians(config.rotate), math.pi / 2)
-    c_max, d_max = math.sin(turn) / (1 - config.zoom), 1.0 / (1 - config.zoom)
-    d_max /= math.cos(math.radians(config.shear))
-    reach_x, reach_y = width * (0.5 + config.translate), height * (0.5 + config.translate)
-
-    rows = jnp.moveaxis(layers, -1, 1)  # [B, C, H, W]
-    shift = (b / d)[:, None] * y  # [B, H]
-    most = beta_max * height / 2
-    rows = _shear_and_scale(
-        rows, shift, most, (a - b * c / d)[:, None] * moved_x, alpha_max * reach_x
+    angle = jnp.deg2rad(between("rotate", config.rotate))
+    slope = jnp.tan(jnp.deg2rad(between("shear", config.shear)))
+    sign = jnp.where(flip, -1.0, 1.0)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    rows = [
+        [sign * cos, -sign * (cos * slope + sin)],
+        [sin, cos - sin * slope],
+    ]
+    matrix = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+    return Geometry(
+        matrix / (1.0 + between("zoom", config.zoom))[:, None, None],
+        between("translate_x", config.translate),
+        between("translate_y", config.translate),
     )
-    columns = rows.swapaxes(2, 3)  # [B, C, W, H]
-    shift = c[:, None] * moved_x  # [B, W]
-    most = c_max * reach_x
-    columns = _shear_and_scale(columns, shift, most, d[:, None] * moved_y, d_max * reach_y)
-    return jnp.transpose(columns, (0, 3, 2, 1))
-
-
-def _shear_and_scale(
-    rows: jax.Array, shift: jax.Array, most: float, points: jax.Array, reach: float
-) -> jax.Array:
-    """Reads each row at `points` + `shift` by linear interpolation; zero outside.
-
-    Args:
-      rows: [B, C, R, L].
-      shift: [B, R], pixels, of each row.
-      most: bound on |shift|, 0 for no shift at all.
-      points: [B, N], pixels from the middle of the row.
-      reach: bound on |points|.
-
-    Returns:
-      [B, C, R, N].
-    """
-    length = rows.shape[-1]
-    pad = 0
-    if most:
-        # Only points within `most` of the row can see it once it is shifted.
-        pad = max(math.ceil(min(reach - length / 2, most)), 0) + 1
-        rows = _shift(rows, shift, math.ceil(most), pad)
-    grid = jnp.arange(length + 2 * pad) - pad - (length - 1) / 2
-    weights = jnp.maximum(1.0 - jnp.abs(points[:, None, :] - grid[:, None]), 0.0)  # [B, L', N]
-    # Three bfloat16 passes on a TPU: one pass would round to about half a grey level of 8 bits.
-    return jnp.einsum("bcrl,bln->bcrn", rows, weights, precision=jax.lax.Precision.HIGH)
-
-
-def _shift(rows: jax.Array, shift: jax.Array, most: int, pad: int) -> jax.Array:
-    """out[b, c, r, i] = rows[b, c, r, i - pad + shift[b, r]], linear, zero outside.
-
-    A barrel shifter: bit k of the whole-pixel shift selects between the row and the row moved by
-    2^k pixels, so that a different shift per row needs log2 static slices and no gather.
-    """
-    bits = (2 * most + 1).bit_length()
-    whole = jnp.floor(shift)
-    left = pad + most  # index 0 stands for a shift of -most
-    right = max(2**bits - most + pad, 0)
-    rows = jnp.pad(rows, ((0, 0), (0, 0), (0, 0), (left, right)))
-    amount = whole.astype(jnp.int32) + most
-    for k in reversed(range(bits)):
-        bit = (amount[:, None, :, None] >> k) & 1 == 1
-        rows = jnp.where(bit, rows[..., 2**k :], rows[..., : -(2**k)])
-    part = (shift - whole)[:, None, :, None]
-    return rows[..., :-1] * (1.0 - part) + rows[..., 1:] * part
 
 
 def _shading(keys: jax.Array, height: int, width: int) -> jax.Array:
