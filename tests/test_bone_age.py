@@ -7,8 +7,11 @@ import pytest
 import scipy.stats
 from conftest import plain_inputs, random_batch, tiny_task
 
+from boneage_jax.config import check_config
+from boneage_jax.recipe import Facts, make_task
 from boneage_jax.step import make_eval_step
 from boneage_jax.tasks.bone_age import AGE_RANGE, bin_centers
+from configs import cls
 
 MEAN, STD = 120.0, 40.0  # months, of tiny_task
 
@@ -117,3 +120,17 @@ def test_views_average_over_the_draws_of_training():
         ages.append(np.asarray(task.predictions(outputs, {})["predicted_age"]))
     np.testing.assert_allclose(predictions["predicted_age"], np.mean(ages, axis=0), rtol=1e-4)
     assert np.abs(np.asarray(ages[1]) - ages[0]).max() > 1e-3
+
+
+def test_ages_can_be_learned_in_months():
+    config = cls.get_config("earlier")
+    facts = Facts(image_size=32, train_images=64, age_mean=127.0, age_std=41.0)
+    task = make_task(check_config(config), facts, None)
+    outputs = {"age": jnp.asarray([100.0]), "sex_logit": jnp.zeros(1)}
+    loss, parts = task.loss(outputs, labels([130.0]))
+    np.testing.assert_allclose([loss[0], parts["error"][0]], 30.0)
+    np.testing.assert_allclose(task.predictions(outputs, {})["predicted_age"], 100.0)
+    rows = {"predicted_age": [100.0], "true_age": [130.0], "male": [-1]}
+    summary = task.summarize({key: np.asarray(value) for key, value in rows.items()})
+    # Predicting the mean of the training split would be off by 3 months, not by 130.
+    assert summary["age"]["baseline_mae"] == pytest.approx(3.0)

@@ -31,6 +31,14 @@ def test_unknown_preset_lists_the_known_ones():
         ("parallel", "tpu", "parallel"),
         ("select", "newest", "select"),
         ("loss.age", "l3", "loss.age"),
+        ("loss.sigma", 0.0, "loss.sigma"),
+        ("loss.bins", 1, "loss.bins"),
+        ("members", 0, "members"),
+        ("test_views", -1, "test_views"),
+        ("bias_correction", "curve", "bias_correction"),
+        ("data.eval_split", "test", "the test split is locked"),
+        ("data.train_split", "test", "the test split is locked"),
+        ("optimizer.reference_batch", -8, "reference_batch"),
         ("optimizer.learning_rate", "fast", "learning_rate"),
     ],
 )
@@ -94,3 +102,13 @@ def test_check_config_copies():
     checked = check_config(config)
     config.batch_size = 1
     assert checked.batch_size != 1 and isinstance(checked, ConfigDict)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("test_views", 2), ("mix.mixup", 0.4), ("mix.cutmix", 1.0), ("members", 2)]
+)
+def test_hand_masks_refuse_what_is_for_ages(key, value):
+    config = seg.get_config()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(InputError, match=key.replace(".", r"\.")):
+        check_config(config)

@@ -8,10 +8,11 @@ import pytest
 
 import boneage_jax
 from boneage_jax.config import base_config, check_config
-from boneage_jax.ensemble import member_config
+from boneage_jax.ensemble import member_config, member_count
 from boneage_jax.errors import InputError
 from boneage_jax.evaluate import evaluate
 from boneage_jax.workdir import load_trained
+from configs import cls
 from tfds_rsna.hand_phantom.render import make_phantom
 
 
@@ -126,4 +127,22 @@ def test_a_wrong_number_of_members_is_refused(wrong):
     config = small_config()
     config.members = wrong
     with pytest.raises(InputError, match=r"config\.members"):
+        check_config(config)
+
+
+@pytest.mark.parametrize(("budget", "count"), [(26e12, 1), (49e12, 1), (50e12, 2), (77e12, 3)])
+def test_a_budget_is_shared_by_as_many_members_as_it_holds(budget, count):
+    config = cls.get_config("subset")
+    assert config.member_flops == 25e12
+    config.budget_flops = budget
+    assert member_count(check_config(config)) == count
+    if count > 1:
+        own = member_config(check_config(config), count - 1)
+        assert own.budget_flops == pytest.approx(budget / count) and member_count(own) == 1
+
+
+def test_members_and_their_price_exclude_each_other():
+    config = cls.get_config("subset")
+    config.members = 2
+    with pytest.raises(InputError, match="exclude each other"):
         check_config(config)
