@@ -18,6 +18,9 @@ import pytest
 from boneage_jax.data.source import Split
 from boneage_jax.tasks.bone_age import BoneAge, BoneAgeNet
 
+# Fixtures that several files of tests share.
+pytest_plugins = ["unet_run", "weight_files", "clouds"]
+
 
 class TinyBackbone(nn.Module):
     """One strided convolution, BatchNorm, pooling: the smallest backbone with statistics."""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from test_pretrained_files import lite0_arrays
+from weight_files import lite0_arrays
 
 import boneage_jax
 from boneage_jax.checkpoint import Checkpoints

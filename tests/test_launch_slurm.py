@@ -1,0 +1,154 @@
+"""launch/slurm.sbatch with a stub of SLURM, and with SLURM itself where it is installed."""
+
+import os
+import shutil
+import signal
+import subprocess
+
+import pytest
+from clouds import HOSTILE, LAUNCH, ROOT, dry, training, wait_for
+
+JOB = {"SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "8", "SLURM_GPUS_ON_NODE": "8"}
+
+
+def test_slurm_submits_a_job_that_trains(stubs):
+    options = ["--workdir=/s/w", "--nodes=2", "--gpus-per-node=8", "--sbatch-flag=--partition=g"]
+    printed = dry(stubs, "slurm.sbatch", *options, "--", HOSTILE)
+    assert stubs.run("slurm.sbatch", *options, "--", HOSTILE).returncode == 0
+    [submitted] = stubs.calls
+    assert submitted == printed[0]
+    flags = {"--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--partition=g"}
+    cut = submitted.index(str(LAUNCH / "slurm.sbatch"))
+    assert flags <= set(submitted[:cut])
+    done = stubs.run("slurm.sbatch", *submitted[cut + 1 :], **JOB)  # as SLURM starts it
+    assert done.returncode == 0, done.stderr
+    [srun] = stubs.called("srun")
+    assert srun == printed[1]
+    assert training(srun) == ["--config=configs/cls.py:rsna", "--workdir=/s/w", HOSTILE]
+    # jax.distributed gives task i the i-th GPU it sees, so no task may see one GPU alone.
+    assert not any(word.startswith(("--gpus-per-task", "--gpu-bind")) for word in [*flags, *srun])
+
+
+@pytest.mark.parametrize(
+    ("code", "env", "requeued"),
+    [
+        ("75", {}, True),
+        ("75", {"FAIL": "1"}, True),  # preempted by SLURM, which is requeueing already
+        ("75", {"SLURM_RESTART_COUNT": "100"}, False),
+        ("3", {}, False),
+        ("0", {}, False),
+    ],
+)
+def test_slurm_requeues_after_exit_code_75(stubs, code, env, requeued):
+    done = stubs.run("slurm.sbatch", "--workdir=w", **JOB, SRUN_EXIT=code, **env)
+    assert done.returncode == int(code)
+    assert stubs.called("scontrol") == ([["scontrol", "requeue", "7"]] if requeued else [])
+
+
+def test_slurm_wants_one_task_per_gpu(stubs):
+    done = stubs.run("slurm.sbatch", "--workdir=w", **JOB | {"SLURM_NTASKS_PER_NODE": "1"})
+    assert done.returncode == 2 and "one task per GPU is needed: 8 GPUs" in done.stderr
+    assert stubs.calls == []
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """A SLURM of two nodes with two fake GPUs each, on the loopback interface of this machine."""
+    daemons = ["munged", "slurmctld", "slurmd", "sbatch", "scontrol"]
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    missing = [name for name in daemons if not shutil.which(name, path=path)]
+    if missing:
+        pytest.skip(f"no SLURM on this machine: {', '.join(missing)} not on PATH")
+    if os.geteuid():
+        pytest.skip("the daemons of SLURM need root")
+    host = subprocess.run(["hostname", "-s"], capture_output=True, text=True).stdout.strip()
+    ports = range(23000 + os.getpid() % 5000 * 4, 50000)
+    (tmp_path / "key").write_bytes(os.urandom(1024))
+    (tmp_path / "key").chmod(0o600)
+    files = {"key-file": "key", "socket": "socket", "pid-file": "munged.pid"}
+    files |= {"log-file": "munged.log", "seed-file": "seed"}
+    munge = [f"--{option}={tmp_path}/{file}" for option, file in files.items()]
+    (tmp_path / "gres.conf").write_text("NodeName=n[1-2] Name=gpu File=/dev/tty[1-2]\n")
+    (tmp_path / "slurm.conf").write_text(
+        f"""
+ClusterName=loop
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser=root
+AuthInfo=socket={tmp_path}/socket
+StateSaveLocation={tmp_path}/state
+SlurmdSpoolDir={tmp_path}/spool-%n
+SlurmctldPidFile={tmp_path}/slurmctld.pid
+SlurmdPidFile={tmp_path}/slurmd-%n.pid
+SlurmctldLogFile={tmp_path}/slurmctld.log
+SlurmdLogFile={tmp_path}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+GresTypes=gpu
+SchedulerParameters=sched_min_interval=100000,bf_interval=1
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 Gres=gpu:2
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 Gres=gpu:2
+PartitionName=main Nodes=n1,n2 Default=YES State=UP
+"""
+    )
+    env = os.environ | {"SLURM_CONF": str(tmp_path / "slurm.conf"), "PATH": path}
+
+    def call(*command: str) -> str:
+        return subprocess.run(
+            command, env=env, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60
+        ).stdout
+
+    pids = [tmp_path / f"{name}.pid" for name in ("slurmd-n1", "slurmd-n2", "slurmctld", "munged")]
+    try:
+        try:
+            call("munged", "--force", *munge)
+            call("slurmctld")
+            call("slurmd", "-N", "n1")
+            call("slurmd", "-N", "n2")
+            wait_for(lambda: call("sinfo", "-h", "-o", "%D %T").split() == ["2", "idle"], 15)
+        except (subprocess.CalledProcessError, AssertionError) as error:
+            pytest.skip(f"SLURM is installed but does not come up here: {error}")
+        yield call
+    finally:
+        for file in pids:
+            if file.exists():
+                os.kill(int(file.read_text()), signal.SIGTERM)
+
+
+def test_slurm_for_real(slurm, tmp_path):
+    """Two nodes with two GPUs: four tasks, exit code 75 in the first start, 0 in the second."""
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/usr/bin/env bash\n"
+        'echo "task $SLURM_PROCID of $SLURM_NTASKS, $SLURM_LOCALID on $SLURMD_NODENAME, GPUs'
+        ' $CUDA_VISIBLE_DEVICES, restart ${SLURM_RESTART_COUNT:-0}: ${*: -1}"\n'
+        "exit $((${SLURM_RESTART_COUNT:-0} ? 0 : 75))\n"
+    )
+    python.chmod(0o755)
+    log = tmp_path / "log"
+    slurm(
+        *("bash", "launch/slurm.sbatch", "--workdir=w", "--nodes=2", "--gpus-per-node=2"),
+        *(
+            "--cpus-per-task=1",
+            f"--python={python}",
+            f"--sbatch-flag=--output={log}",
+            "--",
+            HOSTILE,
+        ),
+    )
+
+    def job() -> str:
+        return slurm("scontrol", "show", "job", "1")
+
+    wait_for(lambda: "Restarts=1" in job() and "JobState=PENDING" in job())
+    slurm("scontrol", "update", "JobId=1", "StartTime=now")  # SLURM waits two minutes by itself
+    wait_for(lambda: "JobState=COMPLETED" in job())
+    tasks = sorted(line for line in log.read_text().splitlines() if line.startswith("task "))
+    assert tasks == [
+        f"task {i} of 4, {i % 2} on n{i // 2 + 1}, GPUs 0,1, restart {restart}: {HOSTILE}"
+        for i in range(4)
+        for restart in range(2)
+    ]
