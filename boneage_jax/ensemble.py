@@ -20,12 +20,12 @@ from boneage_jax.config import check_config, load_config
 from boneage_jax.data.source import Dataset, Split, open_dataset
 from boneage_jax.errors import InputError
 from boneage_jax.evaluation import Rows, corrected, evaluate_split, with_labels
+from boneage_jax.facts import Facts
 from boneage_jax.parallel import process
-from boneage_jax.recipe import Facts
 from boneage_jax.report.write import write_report
 from boneage_jax.report.writer import MetricWriter, read_metrics
+from boneage_jax.split_lock import openings
 from boneage_jax.summary import make_report
-from boneage_jax.test_lock import openings
 from boneage_jax.workdir import Trained, claim_workdir, load_trained
 
 _SUMMED = ("train_flops", "eval_flops", "parameters", "seconds")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from boneage_jax.errors import door
-from boneage_jax.test_lock import TEST, check_unlocked, note_opening
+from boneage_jax.split_lock import TEST, check_unlocked, note_opening
 
 
 def evaluate(

@@ -27,14 +27,15 @@ from boneage_jax.data.source import Split, describe, open_dataset
 from boneage_jax.ensemble import member_count, train_members
 from boneage_jax.errors import InputError
 from boneage_jax.evaluation import corrected, evaluate_split, with_labels
+from boneage_jax.facts import Facts
 from boneage_jax.optimizer import make_schedule, peak_rate
 from boneage_jax.parallel import process
-from boneage_jax.recipe import Facts, Run, build_run, check_labels, fresh_state
+from boneage_jax.recipe import Run, build_run, check_labels, fresh_state
 from boneage_jax.report.write import write_report
 from boneage_jax.report.writer import MetricWriter, read_metrics
+from boneage_jax.split_lock import openings
 from boneage_jax.state import TrainState, flops_of
 from boneage_jax.summary import make_report
-from boneage_jax.test_lock import openings
 from boneage_jax.transfer import pretraining, start_from, with_pretrained_backbone
 from boneage_jax.workdir import claim_workdir
 

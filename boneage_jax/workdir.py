@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from boneage_jax.checkpoint import Checkpoints
 from boneage_jax.config import check_config, differences, load_config, save_config
 from boneage_jax.errors import InputError
-from boneage_jax.recipe import Facts, Run, build_run, fresh_state
+from boneage_jax.facts import Facts
+from boneage_jax.recipe import Run, build_run, fresh_state
 from boneage_jax.state import TrainState
 
 

@@ -16,8 +16,8 @@ from boneage_jax.config import check_config
 from boneage_jax.data.files import fit_square, read_grey
 from boneage_jax.data.masks import remove_background
 from boneage_jax.errors import InputError
+from boneage_jax.facts import Facts
 from boneage_jax.predictor import Predictor
-from boneage_jax.recipe import Facts
 from boneage_jax.segmenter import load_segmenter
 from boneage_jax.workdir import claim_workdir
 from configs import cls

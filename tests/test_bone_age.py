@@ -8,7 +8,8 @@ import scipy.stats
 from conftest import plain_inputs, random_batch, tiny_task
 
 from boneage_jax.config import check_config
-from boneage_jax.recipe import Facts, make_task
+from boneage_jax.facts import Facts
+from boneage_jax.recipe import make_task
 from boneage_jax.step import make_eval_step
 from boneage_jax.tasks.bone_age import AGE_RANGE, bin_centers
 from configs import cls

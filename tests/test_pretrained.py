@@ -24,11 +24,12 @@ import boneage_jax
 from boneage_jax.checkpoint import Checkpoints
 from boneage_jax.config import base_config, check_config, save_config
 from boneage_jax.errors import InputError
+from boneage_jax.facts import Facts
 from boneage_jax.models.efficientnet import Conv
 from boneage_jax.models.pretrained import from_keras
 from boneage_jax.models.stem import HALF, IMAGENET, LITE, InputNormalization, fold_stem
 from boneage_jax.optimizer import make_optimizer
-from boneage_jax.recipe import Facts, fresh_state, make_task
+from boneage_jax.recipe import fresh_state, make_task
 
 SIDES = (64, 97)  # even and odd: 'same' and symmetric padding differ at both
 CLASSES = 7
