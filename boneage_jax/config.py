@@ -18,6 +18,7 @@ RUNTIME_KEYS = frozenset(
     {
         "parallel",
         "log_every",
+        "max_seconds",
         "compile_cache",
         "data.raw_dir",
         "data.data_dir",
@@ -44,6 +45,7 @@ def base_config() -> ConfigDict:
     config.evaluate_every = 1.0  # epochs between evaluations on the validation split
     config.checkpoint_every = 0  # steps between further checkpoints; each evaluation makes one
     config.log_every = 10  # steps between lines of metrics.jsonl
+    config.max_seconds = 0.0  # then save and end with exit status 75; 0 for as long as it takes
     config.ema_decay = 0.0  # moving average of the parameters, 0 switches it off
     config.test_flips = False  # average predictions over the image and its mirror image
     config.test_views = 0  # and over so many augmented copies, see make_eval_step
@@ -169,7 +171,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
     for key in (
         *("steps", "checkpoint_every", "pretrain.steps", "budget_flops", "test_views"),
         *("loss.sex_weight", "loss.dice_weight", "loss.distribution_weight"),
-        "member_flops",
+        *("member_flops", "max_seconds"),
         "optimizer.weight_decay",
     ):
         _require(given[key] >= 0, key, given[key], "0 or more")

@@ -1,5 +1,6 @@
 """Errors that a user can mend, and how a command-line door shows them."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -11,13 +12,31 @@ class InputError(ValueError):
     """
 
 
+class Stopped(SystemExit):
+    """A run was asked to end before its last step; started again, it goes on.
+
+    A SystemExit of status 75 (EX_TEMPFAIL), upon which schedulers start the same command again:
+    so it passes through `except Exception`, and scripts that call `train` end with that status.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(os.EX_TEMPFAIL)
+        self.message = message  # one line
+
+
 def door(main: Callable[[], int | None]) -> int:
-    """Runs `main`; an `InputError` becomes one line on standard error and exit status 2."""
+    """Runs `main`; an `InputError` becomes one line on standard error and exit status 2.
+
+    `Stopped` becomes one line as well, and status 75.
+    """
     try:
         return main() or 0
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(stopped.message, file=sys.stderr)
+        return os.EX_TEMPFAIL
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

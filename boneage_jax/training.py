@@ -25,7 +25,7 @@ from boneage_jax.config import check_config
 from boneage_jax.data.loader import train_batches
 from boneage_jax.data.source import Split, describe, open_dataset
 from boneage_jax.ensemble import member_count, train_members
-from boneage_jax.errors import InputError
+from boneage_jax.errors import InputError, Stopped
 from boneage_jax.evaluation import corrected, evaluate_split, with_labels
 from boneage_jax.facts import Facts
 from boneage_jax.optimizer import make_schedule, peak_rate
@@ -35,6 +35,7 @@ from boneage_jax.report.write import write_report
 from boneage_jax.report.writer import MetricWriter, read_metrics
 from boneage_jax.split_lock import openings
 from boneage_jax.state import TrainState, flops_of
+from boneage_jax.stopping import Stopping, listen
 from boneage_jax.summary import make_report
 from boneage_jax.transfer import pretraining, start_from, with_pretrained_backbone
 from boneage_jax.workdir import claim_workdir
@@ -59,8 +60,19 @@ def train(
 
     Raises:
       InputError: a wrong config or damaged data, in one line.
+      Stopped: asked to end early, see `boneage_jax.stopping`.
     """
-    config, workdir = check_config(config), Path(workdir)
+    config = check_config(config)
+    with listen(float(config.max_seconds)) as stopping:
+        return _train(config, Path(workdir), devices, stopping)
+
+
+def _train(
+    config: ConfigDict,
+    workdir: Path,
+    devices: Sequence[jax.Device] | None,
+    stopping: Stopping,
+) -> dict[str, Any]:
     if member_count(config) > 1:
         return train_members(config, workdir, train, devices)
     index, count = process()
@@ -110,9 +122,10 @@ def train(
     # ----- loop
     with MetricWriter(workdir, resume_step=start) as writer:
         spent = flops_of(state.flops_spent) - run.flops_until(start or 0)
-        loop = _Loop(run, writer, checkpoints, eval_split, start or 0, spent)
+        loop = _Loop(run, writer, checkpoints, eval_split, stopping, start or 0, spent)
         try:
-            state = loop.run_steps(state, batches)
+            with stopping.deferred():
+                state = loop.run_steps(state, batches)
         finally:
             batches.close()  # type: ignore[attr-defined]  # stops the reading threads
     checkpoints.wait()
@@ -153,12 +166,13 @@ class _Loop:
         writer: MetricWriter,
         checkpoints: Checkpoints,
         eval_split: Split,
+        stopping: Stopping,
         start: int,
         spent: int,
     ):
         self._spent = spent  # FLOPs of pre-training
         self._run, self._writer, self._checkpoints = run, writer, checkpoints
-        self._eval_split, self._step = eval_split, start
+        self._eval_split, self._stopping, self._step = eval_split, stopping, start
         # All learning rates at once: asking the schedule at each step would sync the host.
         settings = run.config.optimizer
         schedule = make_schedule(
@@ -203,6 +217,8 @@ class _Loop:
                     bar.unpause()
                 evaluate = self._step % run.evaluate_every == 0 or self._step == run.total_steps
                 save = bool(config.checkpoint_every) and (self._step % config.checkpoint_every == 0)
+                stop = self._stopping.reason_for_all(self._step, config.log_every)
+                save |= bool(stop)
                 if self._step % config.log_every == 0 or evaluate or save:
                     self._log(metrics, bar, done=self._step - len(queue))
                     metrics = empty
@@ -212,6 +228,12 @@ class _Loop:
                     self._checkpoints.save(self._step, state, batches, values)
                     queue.clear()  # saving has waited for the state
                     self._window = (self._step, time.monotonic())
+                if stop and self._step < run.total_steps:
+                    self._checkpoints.wait()
+                    raise Stopped(
+                        f"{stop}: saved at step {self._step} of {run.total_steps}; the same "
+                        "command goes on from there"
+                    )
         return state
 
     def _seconds(self) -> float:

@@ -138,6 +138,32 @@ def test_a_killed_run_ends_with_the_bits_of_one_never_stopped(
     assert reports[0]["age"] == reports[1]["age"] and reports[0]["sex"] == reports[1]["sex"]
 
 
+def test_a_run_asked_to_end_saves_and_goes_on_to_the_same_bits(finished, environment, tmp_path):
+    workdir, log = tmp_path / "stopped", tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command(workdir), cwd=ROOT, env=environment, stdout=file, stderr=file
+        )
+        deadline = time.monotonic() + 240
+        while "compiling" not in log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(240) == 75, log.read_text()[-2000:]
+    assert "SIGTERM: saved at step 1 of 8; the same command goes on" in log.read_text()
+    for more, status, says in (
+        (["--config.max_seconds=0.01"], 75, "max_seconds=0.01 are over: saved at step 2 of 8"),
+        ([], 0, "going on from the checkpoint of step 2"),
+    ):
+        done = subprocess.run(
+            command(workdir, *more), cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == status and says in done.stderr, done.stderr[-3000:]
+        assert "Traceback" not in done.stderr
+    whole, resumed = load_trained(finished[0]), load_trained(workdir)
+    jax.tree.map(np.testing.assert_array_equal, whole.state, resumed.state)
+    assert _learned(finished[0]) == _learned(workdir)
+
+
 def _learned(workdir: Path) -> list[dict]:
     """metrics.jsonl without what depends on the clock."""
     clock = {"seconds", "images_per_second"}
