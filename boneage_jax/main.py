@@ -5,6 +5,9 @@ usage: python -m boneage_jax.main --config=FILE.py[:PRESET] [--workdir=DIR] [--c
   --config    a recipe, e.g. configs/cls.py (phantom hands) or configs/cls.py:rsna
   --workdir   where the run lives; started again on the same folder, it goes on from its last
               checkpoint (default: runs/RECIPE or runs/RECIPE-PRESET)
+  --coordinator=HOST:PORT --processes=N --process=I
+              this process is number I of N; not needed on SLURM, Cloud TPU, GKE and Open MPI,
+              where the processes find each other
   --config.KEY=VALUE   changes one value of the recipe, e.g. --config.batch_size=16;
               all keys with their meaning: boneage_jax/config.py
 """
@@ -16,6 +19,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from boneage_jax.cluster import join_as_told
 from boneage_jax.errors import InputError, door
 
 
@@ -62,7 +66,8 @@ def main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__.strip())
         return 0
-    config, workdir = parse(sys.argv[1:])
+    argv = join_as_told(sys.argv[1:])
+    config, workdir = parse(argv)
 
     from boneage_jax.compile_cache import use_compile_cache
     from boneage_jax.report.page import summary_lines

@@ -1,0 +1,87 @@
+"""The processes of one job find each other: by what the cluster says of itself, or by flags.
+
+The runtime is JAX's own multi-controller one, `jax.distributed`: every process runs the same
+program on its own devices, and the first one is the coordinator.
+"""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import jax
+
+from boneage_jax.errors import InputError
+
+
+def announced_by(environ: Mapping[str, str], devices: Path = Path("/dev")) -> str:
+    """Which cluster says that this process is one of a job, "" where none does.
+
+    Args:
+      environ: environment variables.
+      devices: folder of device files, in which a TPU VM has those of its chips.
+    """
+    if int(environ.get("SLURM_NTASKS") or 1) > 1 and "SLURM_STEP_NODELIST" in environ:
+        return "SLURM"
+    if int(environ.get("OMPI_COMM_WORLD_SIZE") or 1) > 1:
+        return "Open MPI"
+    if "JAX_COORDINATOR_ADDRESS" in environ or "MEGASCALE_COORDINATOR_ADDRESS" in environ:
+        return "the coordinator's address"
+    # One chip of a larger slice is of no use alone, so a TPU VM always asks its metadata.
+    chips = any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))
+    if chips and find_spec("libtpu") and not environ.get("JAX_PLATFORMS", "tpu").startswith("cpu"):
+        return "Cloud TPU"
+    return ""
+
+
+def join(coordinator: str = "", processes: int = 0, process: int = -1, timeout: int = 300) -> None:
+    """Makes this process one of its job; to be called before anything asks for devices.
+
+    Without arguments the cluster is asked; where none announces itself, this process is alone.
+
+    Args:
+      coordinator: HOST:PORT of the first process.
+      processes: how many there are.
+      process: which this one is, from 0.
+      timeout: seconds to wait for the others.
+
+    Raises:
+      InputError: arguments that do not go together, or the others did not come in time.
+    """
+    given = (bool(coordinator), processes > 0, process >= 0)
+    if any(given) != all(given):
+        raise InputError(
+            "--coordinator=HOST:PORT, --processes=N and --process=I go together; leave all out "
+            "where the cluster announces itself"
+        )
+    if all(given) and process >= processes:
+        raise InputError(f"--process={process} must be below --processes={processes}")
+    cluster = "" if all(given) else announced_by(os.environ)
+    if not (all(given) or cluster):
+        return
+    own = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
+    try:
+        jax.distributed.initialize(**(own if all(given) else {}), initialization_timeout=timeout)
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0][:300]
+        where = f"announced by {cluster}" if cluster else f"of {coordinator}"
+        raise InputError(f"the processes of the job {where} did not meet: {reason}") from error
+
+
+def join_as_told(argv: Sequence[str]) -> list[str]:
+    """Joins by the flags --coordinator, --processes and --process; returns the other arguments.
+
+    Raises:
+      InputError: see `join`; also a number that is none.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--coordinator", default="")
+    parser.add_argument("--processes", type=int, default=0)
+    parser.add_argument("--process", type=int, default=-1)
+    try:
+        told, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise InputError(f"command line: {error}") from error
+    join(told.coordinator, told.processes, told.process)
+    return rest
