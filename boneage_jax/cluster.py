@@ -60,9 +60,13 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1, timeout: 
     cluster = "" if all(given) else announced_by(os.environ)
     if not (all(given) or cluster):
         return
-    own = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
     try:
-        jax.distributed.initialize(**(own if all(given) else {}), initialization_timeout=timeout)
+        jax.distributed.initialize(
+            coordinator or None,
+            processes if all(given) else None,
+            process if all(given) else None,
+            initialization_timeout=timeout,
+        )
     except (ValueError, RuntimeError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0][:300]
         where = f"announced by {cluster}" if cluster else f"of {coordinator}"
