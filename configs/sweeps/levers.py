@@ -5,7 +5,9 @@ python -m boneage_jax.sweep --config=configs/cls.py:subset --arms=configs/sweeps
   --config.data.validation_fraction=0.25 --budgets=4e12 --output=FOLDER
 
 The part that the preset reports on is held out as a locked test split, so that nothing is chosen by
-it. Sizes below 192 px make a sweep cheap: --config.data.config=128.
+it. Sizes below 192 px make a sweep cheap: --config.data.config=128. What acts on a trained network
+alone (mirror images, augmented views, bias correction) is compared on the runs of such a sweep by
+benchmarks/evaluation_levers.py.
 """
 
 from typing import Any
@@ -25,8 +27,6 @@ def get_arms() -> dict[str, dict[str, Any]]:
         "schedule-cosine": {"optimizer.schedule": "cosine"},
         "light-augmentation": {f"augment.{key}": value for key, value in light.items()},
         "no-augmentation": {f"augment.{key}": 0.0 for key in ("flip", *light)},
-        "no-test-flip": {"test_flips": False},
-        "test-views-4": {"test_views": 4},
         "mixup": {"mix.mixup": 0.4},
         "cutmix": {"mix.cutmix": 1.0},
         "batch-8": {"batch_size": 8, "optimizer.learning_rate": 1e-3},
@@ -37,6 +37,5 @@ def get_arms() -> dict[str, dict[str, Any]]:
         "head-first": {"finetune.head_first": 0.1},
         "progressive": {"progressive.sizes": "96,128", "progressive.fractions": "0.5,0.5"},
         "equalize": {"normalize": "equalize"},
-        "bias-shift": {"bias_correction": "shift"},
         "bfloat16": {"model.dtype": "bfloat16"},
     }
