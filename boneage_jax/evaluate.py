@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from boneage_jax.errors import door
+from boneage_jax.huge_pages import use_huge_pages
 from boneage_jax.split_lock import TEST, check_unlocked, note_opening
 
 
@@ -99,6 +100,7 @@ def main() -> None:
 
 def run() -> None:
     """Console script."""
+    use_huge_pages()
     sys.exit(door(main))
 
 

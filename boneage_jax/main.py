@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 
 from boneage_jax.cluster import join_as_told
 from boneage_jax.errors import InputError, door
+from boneage_jax.huge_pages import use_huge_pages
 
 
 def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path]:
@@ -82,6 +83,7 @@ def main() -> int:
 
 def run() -> None:
     """Console script."""
+    use_huge_pages()
     sys.exit(door(main))
 
 

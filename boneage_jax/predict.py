@@ -16,13 +16,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
 from boneage_jax.data.files import find_images, read_grey
 from boneage_jax.errors import InputError, door
-from boneage_jax.predictor import Predictor, load_predictor
+from boneage_jax.huge_pages import use_huge_pages
+
+if TYPE_CHECKING:
+    from boneage_jax.predictor import Predictor
 
 COLUMNS = ("file", "bone_age_months", "low_months", "high_months", "p_male", "accepted", "error")
 _SEXES = {"1": 1, "true": 1, "m": 1, "male": 1, "0": 0, "false": 0, "f": 0, "female": 0, "": -1}
@@ -53,7 +57,7 @@ def read_sexes(path: Path) -> dict[str, int]:
 
 
 def predict_files(
-    predictor: Predictor, files: Sequence[Path], sexes: dict[str, int]
+    predictor: "Predictor", files: Sequence[Path], sexes: dict[str, int]
 ) -> Iterator[dict[str, str]]:
     """Yields one CSV row per file, in order; decoding runs in threads ahead of the network."""
 
@@ -109,6 +113,7 @@ def main() -> int:
         raise InputError(f"--output={args.output} must name a CSV file in a folder that exists")
 
     from boneage_jax.compile_cache import use_compile_cache
+    from boneage_jax.predictor import load_predictor
 
     use_compile_cache()
     predictor = load_predictor(args.workdir, masks=args.masks)
@@ -135,6 +140,7 @@ def main() -> int:
 
 def run() -> None:
     """Console script."""
+    use_huge_pages()
     sys.exit(door(main))
 
 

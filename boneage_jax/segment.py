@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from boneage_jax.errors import door
+from boneage_jax.huge_pages import use_huge_pages
 
 
 def main() -> int:
@@ -46,6 +47,7 @@ def main() -> int:
 
 def run() -> None:
     """Console script."""
+    use_huge_pages()
     sys.exit(door(main))
 
 

@@ -1,0 +1,81 @@
+"""Doors start again with huge pages: once, with the same arguments, and only where it can help."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from boneage_jax.huge_pages import TUNABLES, _glibc, use_huge_pages
+
+_SHOW = """
+import os, sys
+from boneage_jax.huge_pages import use_huge_pages
+started = os.environ.get("STARTED", "")
+os.environ["STARTED"] = f"{started} {os.getpid()}".strip()
+BEFORE
+use_huge_pages()
+print(os.environ["STARTED"], os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:], sep="|")
+"""
+
+
+def _show(before: str = "", **environment: str) -> list[str]:
+    env = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    command = [sys.executable, "-c", _SHOW.replace("BEFORE", before), "--key=a b", "über"]
+    done = subprocess.run(
+        command, env=env | environment, capture_output=True, text=True, check=True, encoding="utf8"
+    )
+    return done.stdout.strip().split("|")
+
+
+@pytest.mark.skipif(_glibc() < (2, 35), reason="needs glibc 2.35: its huge pages")
+def test_process_starts_again_once_with_its_arguments() -> None:
+    started, tunables, *arguments = _show()
+    first, second = started.split()
+    assert first == second  # exec keeps the process id: signals and job control still reach it
+    assert tunables == TUNABLES
+    assert arguments == ["--key=a b", "über"]
+
+
+@pytest.mark.skipif(_glibc() < (2, 35), reason="needs glibc 2.35: its huge pages")
+def test_glibc_takes_the_settings() -> None:
+    # An unknown or malformed tunable is reported or ignored; the loader lists what is in force.
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    loader = next(line.split()[-1] for line in maps if "ld-linux" in line)
+    listed = subprocess.run(
+        [loader, "--list-tunables"],
+        env={"GLIBC_TUNABLES": TUNABLES},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    found = dict(line.split(": ", 1) for line in listed.splitlines() if ": " in line)
+    for key, wanted in {
+        "hugetlb": 1,
+        "mmap_max": 0,
+        "trim_threshold": 1 << 40,
+        "arena_max": 1,
+    }.items():
+        assert int(found[f"glibc.malloc.{key}"].split()[0], 0) == wanted
+
+
+def test_a_users_own_settings_stand() -> None:
+    started, tunables, *_ = _show(GLIBC_TUNABLES="glibc.malloc.arena_max=3")
+    assert len(started.split()) == 1
+    assert tunables == "glibc.malloc.arena_max=3"
+
+
+def test_a_process_with_jax_goes_on() -> None:
+    started, tunables, *_ = _show(before="sys.modules['jax'] = os")
+    assert len(started.split()) == 1
+    assert tunables == "None"
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.delitem(sys.modules, "jax")
+    monkeypatch.setattr(os, "confstr", lambda name: "musl 1.2")
+    monkeypatch.setattr(os, "execv", lambda *args: pytest.fail("started again"))
+    use_huge_pages()
+    assert "GLIBC_TUNABLES" not in os.environ
