@@ -11,7 +11,9 @@ seconds; `damaged`, a result that contradicts the sound input or the rules of it
 
 import argparse
 import collections
+import gc
 import json
+import os
 import random
 import signal
 import sys
@@ -39,7 +41,22 @@ def _alarm(number: int, frame: FrameType | None) -> None:
 
 
 def outcome(call: Callable[[], str]) -> tuple[str, str]:
-    """What became of a case, and the words of it."""
+    """What became of a case, and the words of it; a traceback on the screen is one, too."""
+    with tempfile.TemporaryFile() as screen:
+        shown = os.dup(2)
+        os.dup2(screen.fileno(), 2)
+        try:
+            result = _called(call)
+            gc.collect()  # what is reported when it is thrown away
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
+        screen.seek(0)
+        text = screen.read().decode(errors="replace")
+    return ("traceback", text) if "Traceback (most recent" in text else result
+
+
+def _called(call: Callable[[], str]) -> tuple[str, str]:
     before = signal.signal(signal.SIGALRM, _alarm)
     signal.alarm(SECONDS)
     try:

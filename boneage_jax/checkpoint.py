@@ -4,6 +4,7 @@ Saving is asynchronous and atomic: orbax writes to a temporary folder and rename
 while saving costs nothing that was saved before.
 """
 
+import logging as standard_logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from boneage_jax.errors import InputError
+from boneage_jax.integrity import checksums, first_damaged
 from boneage_jax.state import TrainState
 
 
@@ -30,8 +32,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, metric: str, *, read_only: bool = False):
-        # Orbax reports each save at INFO and each cast at WARNING; a failure raises.
-        logging.set_verbosity(logging.ERROR)
+        # Orbax reports each save at INFO, each cast at WARNING, and before it raises at ERROR.
+        logging.set_verbosity(logging.FATAL)
         self._folder = workdir.absolute() / "checkpoints"
         self._metric = metric
         best = BestN(
@@ -73,6 +75,7 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
+                checksums=ocp.args.JsonSave(checksums(state)),
                 data=grain.checkpoint.CheckpointSave(iterator),
             ),
             metrics=metrics,
@@ -114,18 +117,30 @@ class Checkpoints:
         items: dict[str, Any] = {"state": ocp.args.StandardRestore(shapes)}
         if iterator is not None:
             items["data"] = grain.checkpoint.CheckpointRestore(iterator)
+        if (self._folder / str(step) / "checksums").exists():  # not in older checkpoints
+            items["checksums"] = ocp.args.JsonRestore()
         before = sys.unraisablehook
         sys.unraisablehook = _without_late_reads(before)
+        reports = standard_logging.getLogger("asyncio")
+        reports.addFilter(_no_late_read)
         try:
-            state = self._manager.restore(step, args=ocp.args.Composite(**items)).state
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
             sys.unraisablehook = before
-            return state
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            reports.removeFilter(_no_late_read)
+        except Exception as error:  # orbax raises a bare Exception where a read fails
             reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
             raise InputError(
                 f"{self._folder}/{step} cannot be restored: it is damaged or was written by "
                 f"another model or version ({reason})"
             ) from error
+        if restored.get("checksums") is not None:
+            damaged = first_damaged(restored.state, restored.checksums)
+            if damaged:
+                raise InputError(
+                    f"{self._folder}/{step} is damaged: state{damaged} is not what was saved; "
+                    "remove that step, or train again"
+                )
+        return restored.state
 
     def wait(self) -> None:
         """Returns once everything is on disk; raises what a background save raised."""
@@ -149,3 +164,8 @@ def _without_late_reads(hook: Callable[[Any], None]) -> Callable[[Any], None]:
             hook(unraisable)
 
     return quiet
+
+
+def _no_late_read(record: standard_logging.LogRecord) -> bool:
+    """The same for those that asyncio reports in their place, each with a traceback."""
+    return "exception was never retrieved" not in record.getMessage()
