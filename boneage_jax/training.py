@@ -35,6 +35,7 @@ from boneage_jax.facts import Facts
 from boneage_jax.nonfinite import Guard, Watched, all_finite
 from boneage_jax.optimizer import make_schedule, peak_rate
 from boneage_jax.parallel import process
+from boneage_jax.pulse import Pulse
 from boneage_jax.recipe import Run, build_run, check_labels, fresh_state
 from boneage_jax.report.write import write_report
 from boneage_jax.report.writer import MetricWriter, read_metrics
@@ -127,7 +128,7 @@ def _train(
         state = checkpoints.restore(start, state, batches)
         _say(f"going on from the checkpoint of step {start}")
 
-    with Watchdog(float(config.stall_seconds)) as watch, peers():
+    with Pulse(), Watchdog(float(config.stall_seconds)) as watch, peers():
         # ----- loop
         with MetricWriter(workdir, resume_step=start) as writer:
             spent = flops_of(state.flops_spent) - run.flops_until(start or 0)

@@ -26,7 +26,7 @@ class Watchdog:
 
     def __init__(self, stall_seconds: float, end: Callable[[str], None] | None = None):
         self._seconds = stall_seconds
-        self._end = end or _end_process
+        self._end = end or end_process
         self._waits = ("nothing", float("inf"))
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -77,7 +77,8 @@ class Watchdog:
                 return
 
 
-def _end_process(message: str) -> None:
+def end_process(message: str) -> None:
+    """Prints one line and ends this process with status 75, whatever its threads do."""
     os.write(2, f"\n{message}\n".encode())  # bare: the main thread may hold the buffers
     # Flushing may wait for the very disk that hangs.
     flush = threading.Thread(target=_flush, daemon=True)
