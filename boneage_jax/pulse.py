@@ -1,9 +1,9 @@
 """The processes of a job watch each other: a dead one is noticed in `GONE_AFTER` seconds.
 
 Where the others wait for it inside a step, Gloo and NCCL may report a closed connection; where
-they wait at a barrier of orbax, nothing does. JAX's own service notices after 100 s and aborts each
-process with a stack trace and the status of a crash, which no scheduler starts again. So each process
-writes a number that rises to the job's key-value store, and looks at those of the others.
+they wait at a barrier of orbax, nothing does. JAX's own service notices after 100 s and aborts
+each process with a stack trace and the status of a crash, which no scheduler starts again. So each
+process writes a number that rises to the job's key-value store, and looks at those of the others.
 """
 
 import itertools
