@@ -4,9 +4,10 @@ Saving is asynchronous and atomic: orbax writes to a temporary folder and rename
 while saving costs nothing that was saved before.
 """
 
+import contextlib
 import logging as standard_logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from boneage_jax.disk import cannot_write, is_refused_write
 from boneage_jax.errors import InputError
 from boneage_jax.integrity import checksums, first_damaged
 from boneage_jax.state import TrainState
@@ -70,16 +72,20 @@ class Checkpoints:
           state: device arrays; copied to the host before this returns.
           iterator: the training batches.
           metrics: validation metrics, None where there was no evaluation at this step.
+
+        Raises:
+          InputError: the disk is full or refuses; also of the save before, which ran meanwhile.
         """
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                checksums=ocp.args.JsonSave(checksums(state)),
-                data=grain.checkpoint.CheckpointSave(iterator),
-            ),
-            metrics=metrics,
-        )
+        with self._disk_errors():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    checksums=ocp.args.JsonSave(checksums(state)),
+                    data=grain.checkpoint.CheckpointSave(iterator),
+                ),
+                metrics=metrics,
+            )
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint."""
@@ -143,13 +149,36 @@ class Checkpoints:
         return restored.state
 
     def wait(self) -> None:
-        """Returns once everything is on disk; raises what a background save raised."""
-        self._manager.wait_until_finished()
+        """Returns once everything is on disk; raises what a background save raised.
+
+        Raises:
+          InputError: the disk is full or refuses.
+        """
+        with self._disk_errors():
+            self._manager.wait_until_finished()
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the job shall save and end behind `step`: a machine of it is being taken away.
+
+        Asks the preemption service of `jax.distributed`, without a wait; every process must ask
+        behind every step, with rising numbers, and all are answered alike. False where there is
+        one process.
+        """
+        return self._manager.reached_preemption(step)
 
     def close(self) -> None:
         """Waits and frees the background threads."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # orbax and TensorStore raise errors of many types
+            if not is_refused_write(error):
+                raise
+            raise cannot_write(self._folder, error) from error
 
 
 def _without_late_reads(hook: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -5,14 +5,29 @@ program on its own devices, and the first one is the coordinator.
 """
 
 import argparse
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import jax
 
-from boneage_jax.errors import InputError
+from boneage_jax.errors import InputError, PeerLost
+
+# Seconds without a sign of life after which the coordinator gives a process up and ends the job:
+# the bound where the network does not report a dead peer before.
+HEARTBEAT_SECONDS = 100
+_PARTING_SECONDS = 10.0
+# What Gloo, NCCL and the coordination service say of a peer that is gone.
+_LOST = (
+    *("connection closed by peer", "connection reset by peer", "connection refused"),
+    *("broken pipe", "remote process", "unavailable", "deadline_exceeded", "deadline exceeded"),
+    *("gloo", "nccl", "coordination", "heartbeat", "barrier"),
+)
 
 
 def announced_by(environ: Mapping[str, str], devices: Path = Path("/dev")) -> str:
@@ -66,11 +81,58 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1, timeout: 
             processes if all(given) else None,
             process if all(given) else None,
             initialization_timeout=timeout,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0][:300]
         where = f"announced by {cluster}" if cluster else f"of {coordinator}"
         raise InputError(f"the processes of the job {where} did not meet: {reason}") from error
+
+
+@contextlib.contextmanager
+def peers() -> Iterator[None]:
+    """Within, an error that tells of a dead process of the job becomes `PeerLost`."""
+    try:
+        yield
+    except Exception as error:
+        words = str(error).lower()
+        ours = jax.process_count() == 1 or isinstance(error, InputError)
+        if ours or not any(word in words for word in _LOST):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise PeerLost(
+            f"process {jax.process_index()}: another process of the job is gone ({reason}); start "
+            "all of them again: the same command goes on from the last checkpoint"
+        ) from error
+
+
+@contextlib.contextmanager
+def parting() -> Iterator[None]:
+    """Around a door: a process that fails does not keep the others, nor do they keep it.
+
+    At its end a process of a job waits for all others, up to 300 s. One that ends early, with any
+    status but 0, waits 10 s here and leaves; the others, in the middle of a step, then find a
+    closed connection.
+    """
+    try:
+        yield
+    except BaseException as error:
+        status = error.code if isinstance(error, SystemExit) else 1
+        if status in (0, None) or jax.distributed.is_initialized() is False:
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        thread = threading.Thread(target=_part, daemon=True)
+        thread.start()
+        thread.join(_PARTING_SECONDS)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else 1)
+
+
+def _part() -> None:
+    with contextlib.suppress(Exception):
+        jax.distributed.shutdown()
 
 
 def join_as_told(argv: Sequence[str]) -> list[str]:

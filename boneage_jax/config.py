@@ -19,6 +19,9 @@ RUNTIME_KEYS = frozenset(
         "parallel",
         "log_every",
         "max_seconds",
+        "stall_seconds",
+        "nonfinite",
+        "nonfinite_limit",
         "compile_cache",
         "data.raw_dir",
         "data.data_dir",
@@ -46,6 +49,9 @@ def base_config() -> ConfigDict:
     config.checkpoint_every = 0  # steps between further checkpoints; each evaluation makes one
     config.log_every = 10  # steps between lines of metrics.jsonl
     config.max_seconds = 0.0  # then save and end with exit status 75; 0 for as long as it takes
+    config.stall_seconds = 600.0  # without progress, then exit status 75; 0: wait for ever
+    config.nonfinite = "skip"  # skip | rollback | stop: on a loss or gradients that are not finite
+    config.nonfinite_limit = 10  # such steps in a row (skip), or roll-backs, before the run ends
     config.ema_decay = 0.0  # moving average of the parameters, 0 switches it off
     config.test_flips = False  # average predictions over the image and its mirror image
     config.test_views = 0  # and over so many augmented copies, see make_eval_step
@@ -164,6 +170,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
             )
     for key in (
         *("batch_size", "eval_batch_size", "accumulate", "members", "log_every"),
+        "nonfinite_limit",
         "data.threads",
     ):
         _require(given[key] >= 1, key, given[key], "at least 1")
@@ -171,7 +178,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
     for key in (
         *("steps", "checkpoint_every", "pretrain.steps", "budget_flops", "test_views"),
         *("loss.sex_weight", "loss.dice_weight", "loss.distribution_weight"),
-        *("member_flops", "max_seconds"),
+        *("member_flops", "max_seconds", "stall_seconds"),
         "optimizer.weight_decay",
     ):
         _require(given[key] >= 0, key, given[key], "0 or more")
@@ -190,6 +197,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
         raise InputError("config.finetune.last_blocks and .last_layers exclude each other")
     _choice(given, "task", ("bone_age", "hand_mask"))
     _choice(given, "bias_correction", METHODS)
+    _choice(given, "nonfinite", ("skip", "rollback", "stop"))
     _choice(given, "select", ("latest", "best"))
     _choice(given, "data.mask_mode", ("", "crop", "upright", "multiply"))
     _choice(given, "parallel", ("jit", "pmap"))

@@ -24,6 +24,10 @@ class Stopped(SystemExit):
         self.message = message  # one line
 
 
+class PeerLost(Stopped):
+    """Another process of the job died or does not answer; a `Stopped` without a new checkpoint."""
+
+
 def door(main: Callable[[], int | None]) -> int:
     """Runs `main`; an `InputError` becomes one line on standard error and exit status 2.
 

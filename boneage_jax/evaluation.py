@@ -1,6 +1,7 @@
 """Runs a network over a split and summarises what it says."""
 
 import collections
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,12 @@ Rows = dict[str, np.ndarray]
 
 
 def evaluate_split(
-    run: Run, state: TrainState, split: Split, *, keys: tuple[str, ...] = ()
+    run: Run,
+    state: TrainState,
+    split: Split,
+    *,
+    keys: tuple[str, ...] = (),
+    tick: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, float], Rows]:
     """Metrics of a whole split, exact for any batch size, and the predictions asked for.
 
@@ -26,6 +32,7 @@ def evaluate_split(
       state: its parameters; averaged ones are used where the run keeps them.
       split: the images.
       keys: the predictions to fetch, e.g. `predicted_age`, `p_male`, `features`.
+      tick: called at each batch, a sign of life.
 
     Returns:
       (metrics by name; the predictions in the order of the split, each [n, ...]).
@@ -49,6 +56,7 @@ def evaluate_split(
             fetched[key].append(values)
 
     for batch in batches:
+        tick()
         metrics, predictions = run.eval_step(variables, batch)
         total = total.merge(metrics)
         waiting.append({key: predictions[key] for key in keys} | {"draw": batch["draw"]})

@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from boneage_jax.cluster import join_as_told
+from boneage_jax.cluster import join_as_told, parting
 from boneage_jax.errors import InputError, door
 from boneage_jax.huge_pages import use_huge_pages
 
@@ -84,7 +84,8 @@ def main() -> int:
 def run() -> None:
     """Console script."""
     use_huge_pages()
-    sys.exit(door(main))
+    with parting():
+        sys.exit(door(main))
 
 
 if __name__ == "__main__":

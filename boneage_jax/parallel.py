@@ -66,6 +66,20 @@ class Parallel:
             )
         return jax.device_put(tree, self.replicated)
 
+    def as_global(self, state: Any) -> Any:
+        """The state as arrays of the whole job, as checkpoints want them; nothing is copied.
+
+        With several processes, pmap returns arrays that know only the devices of their process.
+        """
+        if self.mode == "jit" or jax.process_count() == 1:
+            return state
+        return jax.tree.map(
+            lambda x: jax.make_array_from_single_device_arrays(
+                x.shape, self.replicated, [shard.data for shard in x.addressable_shards]
+            ),
+            state,
+        )
+
     def state_shapes(self, make: Callable[[], Any]) -> Any:
         """Shapes, dtypes and placement of what `make` returns, without computing it."""
         return jax.tree.map(

@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from boneage_jax.nonfinite import Watched, accept, all_finite, record
 from boneage_jax.state import TrainState, Tree, add_flops, merge, select
 from boneage_jax.tasks.task import Task
 
 Batch = dict[str, jax.Array]
 Metrics: TypeAlias = clu.metrics.Collection
-TrainStep = Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Any, Batch], tuple[TrainState, Any]]
 Inputs = Callable[[Batch, jax.Array | None], Batch]
 EvalStep = Callable[[Tree, Batch], tuple[Metrics, Batch]]
 Wanted = Callable[[tuple[str, ...]], bool]
@@ -47,6 +48,10 @@ def make_train_step(
     The batch holds `image` uint8 [B, H, W, 1], `draw` uint32 [B] (the running number of each
     image in the whole run, the seed of its augmentation and dropout), `weight` float32 [B] and
     the labels of the task. Metrics stay on the device and are merged there: no host sync.
+
+    A step whose loss, gradients or new statistics are not finite leaves parameters, statistics,
+    average and optimizer state as they were; `step` and `flops_spent` go on, and its metrics count
+    for nothing. Where `metrics` comes as `Watched` such steps are counted there.
 
     Args:
       task: model, loss and metrics.
@@ -85,13 +90,14 @@ def make_train_step(
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         args = select(state.params, learning), state.params
         if accumulate == 1:
-            (_, (stats, metrics)), grads = grad_fn(*args, state.batch_stats, batch, keys)
-            return grads, stats, metrics
+            (loss, (stats, metrics)), grads = grad_fn(*args, state.batch_stats, batch, keys)
+            return loss, grads, stats, metrics
 
         def micro(carry: Any, part: Any) -> Any:
-            grads, stats, metrics = carry
-            (_, (stats, new)), more = grad_fn(*args, stats, *part)
-            return (jax.tree.map(jnp.add, grads, more), stats, metrics.merge(new)), None
+            loss, grads, stats, metrics = carry
+            (more_loss, (stats, new)), more = grad_fn(*args, stats, *part)
+            grads = jax.tree.map(jnp.add, grads, more)
+            return (loss + more_loss, grads, stats, metrics.merge(new)), None
 
         # Micro-batch m takes the images m, m + k, m + 2k ...: the same ones on any number of
         # devices, since each device holds a contiguous part of the batch.
@@ -99,25 +105,33 @@ def make_train_step(
             lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (batch, keys)
         )
         start = (
+            jnp.zeros((), jnp.float32),
             jax.tree.map(jnp.zeros_like, args[0]),
             state.batch_stats,
             task.metrics_type.empty(),
         )
-        (grads, stats, metrics), _ = jax.lax.scan(micro, start, parts)
-        return jax.tree.map(lambda g: g / accumulate, grads), stats, metrics
+        (loss, grads, stats, metrics), _ = jax.lax.scan(micro, start, parts)
+        return loss, jax.tree.map(lambda g: g / accumulate, grads), stats, metrics
 
-    def train_step(state: TrainState, metrics: Metrics, batch: Batch) -> Any:
-        grads, batch_stats, new = gradients(state, batch)
+    def train_step(state: TrainState, metrics: Metrics | Watched, batch: Batch) -> Any:
+        loss, grads, batch_stats, new = gradients(state, batch)
         # One reduction for all: gradients, statistics (equal already where BatchNorm is synced).
-        grads, batch_stats = _mean((grads, batch_stats), axis_name)
-        part = select(state.params, trained)
+        loss, grads, batch_stats = _mean((loss, grads, batch_stats), axis_name)
+        before = part = select(state.params, trained)
         grads = merge(jax.tree.map(jnp.zeros_like, part), grads)
+        # The norm is that which clips the gradients: XLA computes it once.
+        good = all_finite(loss, optax.tree.norm(grads), batch_stats)
         updates, opt_state = optimizer.update(grads, state.opt_state, part)
         part = optax.apply_updates(part, updates)
         ema = state.ema_params
         if ema_decay:
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema = optax.incremental_update(part, ema, 1.0 - decay)
+        part, batch_stats, ema, opt_state = accept(
+            good,
+            (part, batch_stats, ema, opt_state),
+            (before, state.batch_stats, state.ema_params, state.opt_state),
+        )
         state = dataclasses.replace(
             state,
             step=state.step + 1,
@@ -127,7 +141,7 @@ def make_train_step(
             opt_state=opt_state,
             flops_spent=add_flops(state.flops_spent, flops_per_step),
         )
-        return state, metrics.merge(_sum(new, axis_name))
+        return state, record(metrics, _sum(new, axis_name), good, state.step)
 
     return train_step
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,23 @@ from boneage_jax.errors import InputError
 from boneage_jax.facts import Facts
 from boneage_jax.recipe import Run, build_run, fresh_state
 from boneage_jax.state import TrainState
+
+
+def local_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder as a path.
+
+    Raises:
+      InputError: it is an address in a bucket; a run appends to metrics.jsonl and renames files,
+        which object stores cannot.
+    """
+    match = re.match(r"([a-z][a-z0-9+.-]+):/+(.*)", os.fspath(folder))
+    if match:
+        scheme, place = match.groups()
+        raise InputError(
+            f"--workdir={scheme}://{place} is in a bucket, and a run needs a file system; mount it "
+            "(gcsfuse, s3fs) and give the mounted folder, see docs/survival.md"
+        )
+    return Path(folder)
 
 
 def claim_workdir(
@@ -114,7 +132,7 @@ def load_trained(
     Raises:
       InputError: no run there, another task, no checkpoint, or a damaged one.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     stored = load_config(folder / "config.json")
     config = check_config(stored)
     if task and config.task != task:

@@ -9,31 +9,17 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["KERAS_BACKEND"] = "jax"
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_backbone import TinyBackbone
 
 from boneage_jax.data.source import Split
 from boneage_jax.tasks.bone_age import BoneAge, BoneAgeNet
 
 # Fixtures that several files of tests share.
-pytest_plugins = ["unet_run", "weight_files", "clouds"]
-
-
-class TinyBackbone(nn.Module):
-    """One strided convolution, BatchNorm, pooling: the smallest backbone with statistics."""
-
-    axis_name: str | None = None
-
-    @nn.compact
-    def __call__(
-        self, images: jax.Array, *, train: bool = False, image_keys: jax.Array | None = None
-    ) -> jax.Array:
-        x = nn.Conv(8, (3, 3), strides=2, use_bias=False)(images)
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=self.axis_name)(x)
-        return nn.relu(x).mean((1, 2))
+pytest_plugins = ["unet_run", "weight_files", "clouds", "tiny_run"]
 
 
 def tiny_task(axis_name: str | None = None, **options) -> BoneAge:

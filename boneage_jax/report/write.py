@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from boneage_jax.data.source import Split
+from boneage_jax.disk import writing
 from boneage_jax.errors import InputError
 from boneage_jax.report.figures import draw_figures
 from boneage_jax.report.mask_figures import draw_mask_figures
@@ -41,14 +42,18 @@ def write_report(
       split: the images of the predictions, in their order; masks are drawn over them.
 
     Raises:
-      InputError: the report holds NaN or an infinity: the training diverged.
+      InputError: the report holds NaN or an infinity: the training diverged; or a file cannot be
+        written.
     """
     report = json_safe(report)
     _write_atomically(workdir / "predictions.csv", predictions_csv(predictions))
-    figures = draw_figures(workdir / "figures", dict(predictions), report, title)
-    if "p_hand" in predictions and split is not None:
-        figures = draw_mask_figures(workdir / "figures", dict(predictions), split, title) + figures
-    write_page(workdir / "report.html", report, figures, title)
+    folder = workdir / "figures"
+    with writing(folder):
+        figures = draw_figures(folder, dict(predictions), report, title)
+        if "p_hand" in predictions and split is not None:
+            figures = draw_mask_figures(folder, dict(predictions), split, title) + figures
+    with writing(workdir / "report.html"):
+        write_page(workdir / "report.html", report, figures, title)
     text = json.dumps(report, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
     _write_atomically(workdir / "report.json", text + "\n")
 
@@ -102,8 +107,9 @@ def _cell(value: Any) -> str:
 
 def _write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with writing(path):
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)

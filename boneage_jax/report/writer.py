@@ -1,14 +1,19 @@
 """The diary of a run: WORKDIR/metrics.jsonl and TensorBoard events, written as it goes."""
 
+import contextlib
 import json
 import math
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
+from boneage_jax.disk import writing
 from boneage_jax.errors import InputError
 
 _FILE = "metrics.jsonl"
@@ -41,7 +46,7 @@ class MetricWriter:
         self._kept = [row for row in rows if row["step"] <= self._resume_step]
         self.last_row: dict[str, Any] | None = self._kept[-1] if self._kept else None
         self._lines: IO[str] | None = None
-        self._events: SummaryWriter | None = None
+        self._events: EventsWriter | None = None
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes one row and flushes it.
@@ -49,20 +54,37 @@ class MetricWriter:
         Args:
           step: optimizer updates done.
           values: finite numbers; NaN and infinities, which JSON has not, become null.
+
+        Raises:
+          InputError: the disk is full or refuses the row.
         """
         if self._lines is None or self._events is None:
             self._lines, self._events = self._open()
         row = {"step": int(step)} | {name: _number(value) for name, value in values.items()}
-        self._lines.write(_line(row))
-        self._lines.flush()
-        for name, value in values.items():
-            self._events.add_scalar(name, float(value), int(step))
+        with writing(self._workdir / _FILE):
+            self._lines.write(_line(row))
+            self._lines.flush()
+        points = [Summary.Value(tag=k, simple_value=float(v)) for k, v in values.items()]
+        with writing(self._workdir / "tensorboard"):
+            self._events.write_event(
+                Event(step=int(step), wall_time=time.time(), summary=Summary(value=points))
+            )
+            self._events.flush()
+
+    def rewind(self, step: int) -> None:
+        """Forgets the rows behind `step`, as a restart from its checkpoint does."""
+        self.close()
+        self._resume_step = step
+        rows = read_metrics(self._workdir)
+        self._kept = [row for row in rows if row["step"] <= step]
 
     def close(self) -> None:
         """Writes out what is buffered; closing twice does nothing."""
         if self._lines is not None and self._events is not None:
-            self._lines.close()
-            self._events.close()
+            # All is flushed; what is left is what a full disk has refused and reported.
+            for file in (self._lines, self._events):
+                with contextlib.suppress(OSError):
+                    file.close()
         self._lines = self._events = None
 
     def __enter__(self) -> "MetricWriter":
@@ -76,18 +98,28 @@ class MetricWriter:
     ) -> None:
         self.close()
 
-    def _open(self) -> tuple[IO[str], SummaryWriter]:
+    def _open(self) -> tuple[IO[str], EventsWriter]:
         path = self._workdir / _FILE
         partial = path.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(_line(row) for row in self._kept)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        # purge_step makes TensorBoard hide what an earlier, killed process noted from there on.
-        folder = str(self._workdir / "tensorboard")
-        events = SummaryWriter(folder, purge_step=self._resume_step + 1, flush_secs=30)
-        return path.open("a", encoding="utf-8"), events
+        with writing(path):
+            with partial.open("w", encoding="utf-8") as file:
+                file.writelines(_line(row) for row in self._kept)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        folder = self._workdir / "tensorboard"
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+            # SummaryWriter would write in a thread, which a full disk ends without a word. The
+            # suffix tells apart files begun within one second.
+            events = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+            # TensorBoard then hides what an earlier, killed process noted from there on.
+            start = self._resume_step + 1
+            events.write_event(Event(step=start, file_version="brain.Event:2"))
+            events.write_event(Event(step=start, session_log=SessionLog(status=SessionLog.START)))
+            events.flush()
+        with writing(path):
+            return path.open("a", encoding="utf-8"), events
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,51 @@
+"""Files that cannot be written, on a full disk above all: one line with file and remedy."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from boneage_jax.errors import InputError
+
+# What orbax and TensorStore say; their errors carry no errno.
+_FULL = ("no space left", "enospc", "disk quota", "edquot", "file too large", "efbig")
+_REFUSED = ("permission denied", "permission_denied", "read-only file system", "input/output error")
+_FULL_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CODES = (*_FULL_CODES, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within, a failed write becomes an InputError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: BaseException) -> InputError:
+    """The one line about `error`, which came up while writing `path`."""
+    if isinstance(error, OSError) and error.errno is not None:
+        reason, full = os.strerror(error.errno), error.errno in _FULL_CODES
+    else:
+        text = str(error).lower()
+        full = any(word in text for word in _FULL)
+        found = [word for word in (*_FULL, *_REFUSED) if word in text]
+        reason = found[0] if found else (str(error).strip() or repr(error)).splitlines()[0][:200]
+    remedy = "free some space on that disk" if full else "make it writable"
+    return InputError(
+        f"{path} cannot be written ({reason}); {remedy}, then the same command goes on from the "
+        "last checkpoint"
+    )
+
+
+def is_refused_write(error: BaseException) -> bool:
+    """Whether an error of a library, or one that it came from, is a disk that takes no more."""
+    chain: BaseException | None = error
+    while chain is not None:
+        text, code = str(chain).lower(), getattr(chain, "errno", None)
+        if code in _CODES or any(word in text for word in (*_FULL, *_REFUSED)):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False

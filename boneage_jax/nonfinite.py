@@ -1,0 +1,157 @@
+"""Steps whose loss or gradients are not finite: left out on the device, judged on the host.
+
+The train step checks itself and leaves the state as it was where the check fails, so no bad number
+ever gets into it, whatever the policy. What the host does about it is `config.nonfinite`: it reads
+the counts with the metrics of a log line, one line late, and so waits for no step.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from clu.metrics import Collection
+from ml_collections import ConfigDict
+
+from boneage_jax.errors import InputError
+
+_REMEDY = "lower config.optimizer.learning_rate or .clip_norm, or look at the data of those steps"
+
+
+def all_finite(*trees: Any) -> jax.Array:
+    """bool [], whether every number of the trees is finite, and small enough to be summed."""
+    sums = [jnp.sum(leaf) for leaf in jax.tree.leaves(trees) if jnp.issubdtype(leaf, jnp.inexact)]
+    return jnp.isfinite(jnp.stack(sums)).all() if sums else jnp.ones((), bool)
+
+
+def accept(good: jax.Array, new: Any, old: Any) -> Any:
+    """`new` where `good` (bool []), else `old`, leaf by leaf.
+
+    A select and no branch: it joins the loop that writes each leaf, where a branch would be a
+    program of its own.
+    """
+    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+
+
+@flax.struct.dataclass
+class Watched:
+    """Metrics of the steps since a log line, with the count of those left out.
+
+    Attributes:
+      metrics: merged over the finite steps.
+      total: int32 [], steps left out so far.
+      streak: int32 [], how many of them in a row up to now.
+      first: int32 [], the first of them since the log line (updates done behind it), 0 for none.
+    """
+
+    metrics: Collection
+    total: jax.Array
+    streak: jax.Array
+    first: jax.Array
+
+    @classmethod
+    def begin(cls, metrics: Collection, total: int = 0) -> "Watched":
+        """Nothing seen yet, but for `total` steps left out before this start."""
+        zero = jnp.zeros((), jnp.int32)
+        return cls(metrics, jnp.asarray(total, jnp.int32), zero, zero)
+
+    def emptied(self, like: "Watched") -> "Watched":
+        """The same counts, with the metrics and `first` of `like`; nothing is computed."""
+        return dataclasses.replace(self, metrics=like.metrics, first=like.first)
+
+
+def record(before: Any, new: Collection, good: jax.Array, step: jax.Array) -> Any:
+    """`before`, a collection or `Watched`, and the metrics of one more step where it was good.
+
+    Args:
+      before: of the steps before.
+      new: of this step; a collection of averages, of which zeros are the empty one.
+      good: bool [], whether the step was finite.
+      step: int32 [], updates done behind this step.
+    """
+    new = jax.tree.map(lambda x: jnp.where(good, x, jnp.zeros_like(x)), new)
+    if not isinstance(before, Watched):
+        return before.merge(new)
+    bad = 1 - good.astype(jnp.int32)
+    return Watched(
+        metrics=before.metrics.merge(new),
+        total=before.total + bad,
+        streak=(before.streak + bad) * bad,
+        first=jnp.where((bad > 0) & (before.first == 0), step.astype(jnp.int32), before.first),
+    )
+
+
+class Guard:
+    """What a run does about steps that were left out.
+
+    Args:
+      config: of the run; `nonfinite` and `nonfinite_limit` are read.
+      total: steps left out before this start.
+      rollbacks: of the run before this start.
+    """
+
+    def __init__(self, config: ConfigDict, total: int = 0, rollbacks: int = 0):
+        self._policy, self._limit = config.nonfinite, config.nonfinite_limit
+        self.total, self.rollbacks = total, rollbacks
+
+    @property
+    def skipped(self) -> int:
+        """Updates that the state lacks: its optimizer has counted so many fewer than its step."""
+        return self.total if self._policy == "skip" else 0
+
+    def row(self) -> dict[str, float]:
+        """What metrics.jsonl is told; nothing while all is well."""
+        row = {"nonfinite_steps": self.total, "rollbacks": self.rollbacks}
+        return {key: float(value) for key, value in row.items() if value}
+
+    def judge(self, step: int, total: int, streak: int, first: int) -> bool:
+        """Whether the run shall go back to its last checkpoint.
+
+        Args:
+          step: up to which the counts are known.
+          total, streak, first: see `Watched`.
+
+        Raises:
+          InputError: the run shall end, in one line with the step and the remedy.
+        """
+        new, self.total = total - self.total, total
+        if not new:
+            return False
+        where = f"the loss or a gradient was not finite at step {first}"
+        if self._policy == "stop":
+            raise InputError(
+                f"{where}; {_REMEDY}; or give the same command with --config.nonfinite=skip (or "
+                "rollback), which goes on from the last checkpoint"
+            )
+        if self._policy == "skip":
+            if streak >= self._limit:
+                raise InputError(
+                    f"the loss or a gradient was not finite in {streak} steps in a row, up to step "
+                    f"{step} (config.nonfinite_limit={self._limit}); none of them changed the "
+                    f"network; {_REMEDY}"
+                )
+            return False
+        self.count_rollback(where)
+        return True
+
+    def judge_state(self, step: int) -> bool:
+        """The same of a state that holds numbers which are not finite; it must not be saved.
+
+        Raises:
+          InputError: see `judge`.
+        """
+        where = f"the network of step {step} holds numbers that are not finite"
+        if self._policy != "rollback":
+            raise InputError(f"{where}; it was not saved, earlier checkpoints are whole; {_REMEDY}")
+        self.count_rollback(where)
+        return True
+
+    def count_rollback(self, where: str) -> None:
+        """Notes one more roll-back, or raises InputError where there were enough of them."""
+        if self.rollbacks >= self._limit:
+            raise InputError(
+                f"{where}, after {self.rollbacks} roll-backs (config.nonfinite_limit="
+                f"{self._limit}); the last checkpoint is whole; {_REMEDY}"
+            )
+        self.rollbacks += 1

@@ -1,0 +1,106 @@
+"""Full disks: one clear line, the last checkpoint whole, and the same command goes on."""
+
+import errno
+import os
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+
+from boneage_jax.disk import cannot_write, is_refused_write
+from boneage_jax.errors import InputError
+from boneage_jax.report.writer import read_metrics
+from boneage_jax.workdir import load_trained
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"mounting a small file system is refused: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder):
+    """Takes every byte that is left."""
+    with (folder / "ballast").open("ab", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+
+
+# What is written when the disk becomes full, and the file that the line names.
+WRITES = {
+    "metrics": ("boneage_jax.report.writer.MetricWriter.write", "metrics.jsonl"),
+    "checkpoint": ("boneage_jax.checkpoint.Checkpoints.save", "checkpoints"),
+    "report": ("boneage_jax.training.write_report", "predictions.csv"),
+}
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_a_full_disk_costs_nothing_that_was_saved(what, small_disk, tiny_train, monkeypatch):
+    target, names = WRITES[what]
+    options = {"folder": small_disk, "model__hidden": 2048}  # 200 kB a checkpoint
+    # Up to a checkpoint; the report is written at the end of all.
+    if what != "report":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                "boneage_jax.stopping.Stopping.reason_for_all",
+                lambda self, step, every: "told" if step == 2 else "",
+            )
+            with pytest.raises(SystemExit):
+                tiny_train(**options)
+    with pytest.MonkeyPatch.context() as patch:
+        module, _, name = target.rpartition(".")
+        owner = pytest.importorskip(module) if "training" in module else _class(module)
+        write = getattr(owner, name)
+
+        def full(*args, **kwargs):
+            fill(small_disk)
+            return write(*args, **kwargs)
+
+        patch.setattr(owner, name, full)
+        with pytest.raises(InputError) as error:
+            tiny_train(**options)
+    line = str(error.value)
+    assert names in line and "free some space" in line and "goes on" in line and "\n" not in line
+    workdir = small_disk / "run"
+    saved = [int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
+    assert max(saved) == (8 if what == "report" else 2)
+    (small_disk / "ballast").unlink()
+    report, _ = tiny_train(**options)
+    assert report["compute"]["train_flops"] > 0
+    _, whole = tiny_train("whole", model__hidden=2048)
+    jax.tree.map(
+        np.testing.assert_array_equal, load_trained(whole).state, load_trained(workdir).state
+    )
+    losses = [
+        [r["train/loss"] for r in read_metrics(w) if "train/loss" in r] for w in (whole, workdir)
+    ]
+    assert losses[0] == losses[1]
+
+
+def _class(path):
+    module, _, name = path.rpartition(".")
+    return getattr(pytest.importorskip(module), name)
+
+
+def test_errors_without_a_number_are_told_apart():
+    full = ValueError("RESOURCE_EXHAUSTED: Error writing x [No space left on device]")
+    assert is_refused_write(full) and "free some space" in str(cannot_write("x", full))
+    wrapped = RuntimeError("saving failed")
+    wrapped.__cause__ = OSError(errno.EACCES, "Permission denied")
+    assert is_refused_write(wrapped)
+    assert "make it writable" in str(cannot_write("x", wrapped.__cause__))
+    assert not is_refused_write(ValueError("shapes differ"))

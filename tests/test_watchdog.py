@@ -1,0 +1,73 @@
+"""Runs that stand still are ended, and say what they waited for."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from tiny_run import arguments
+
+from boneage_jax.watchdog import Watchdog
+
+ROOT = Path(__file__).parent.parent
+
+
+def until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_what_was_waited_for_is_named():
+    said = []
+    with Watchdog(0.2, said.append) as watch:
+        watch.waits_for("the next batch")
+        assert until(lambda: said)
+    assert said == [
+        "stalled: waited 0 s for the next batch (config.stall_seconds=0.2); the same command goes "
+        "on from the last checkpoint"
+    ]
+
+
+def test_signs_of_life_patience_and_rest():
+    said = []
+    with Watchdog(0.5, said.append) as watch:
+        for _ in range(10):
+            watch.waits_for("the step")
+            time.sleep(0.1)
+        watch.waits_for("the checkpoint", patience=100.0)
+        time.sleep(1.0)
+        watch.rests()
+        time.sleep(1.0)
+    assert not said
+
+
+def test_switched_off_there_is_no_thread():
+    before = threading.active_count()
+    with Watchdog(0.0) as watch:
+        watch.waits_for("ever")
+        assert threading.active_count() == before
+    with Watchdog(9.0):
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
+
+
+def test_a_stalled_pipeline_ends_with_the_status_that_schedulers_requeue(phantoms, tmp_path):
+    environment = os.environ | {
+        "TFDS_DATA_DIR": phantoms,
+        "PYTHONPATH": str(ROOT),
+        "AT": "5",
+        "HAPPENS": "hang",
+    }
+    command = [sys.executable, "tests/tiny_run.py", *arguments(tmp_path, stall_seconds=8.0)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 75, done.stderr[-2000:]
+    assert "stalled: waited 8 s for the next batch" in done.stderr
+    assert "Traceback" not in done.stderr
+    steps = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+    assert steps and max(steps) in (2, 4)
