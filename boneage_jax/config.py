@@ -122,6 +122,7 @@ def base_config() -> ConfigDict:
     config.model.bn_sync = True  # BatchNorm statistics over all devices
     config.model.padding = "same"  # same (TensorFlow) | symmetric (PyTorch)
     config.model.depthwise = "auto"  # auto | lax | shift
+    config.model.remat = False  # keep no activations inside blocks: less memory, more FLOPs
     config.model.dropout = 0.2  # before the heads
     config.model.hidden = 0  # width of a dense layer before the age
     config.model.sex_input = False  # the age head is told the sex

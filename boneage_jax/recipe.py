@@ -77,6 +77,7 @@ def make_task(
     shared = {
         "dtype": jnp.dtype(model.dtype),
         "bn_momentum": float(model.bn_momentum),
+        "remat": bool(model.remat),
         "bn_axis_name": axis_name if model.bn_sync else None,
     }
     if config.task == "hand_mask":

@@ -206,6 +206,8 @@ class EfficientNet(nn.Module):
       constant_channel: append a channel of ones to the images, zero in the padding as they are.
         A stem folded from colour channels of unequal means is then exact at the border too, see
         `boneage_jax.models.stem`.
+      remat: compute the activations of a block anew in the backward pass instead of keeping them:
+        larger batches fit, for about a third more FLOPs (Chen et al. 2016, arXiv:1604.06174).
       frozen: layers (see `layer_names`) that are not trained: their BatchNorm keeps to the moving
         statistics in training too, and a block whose layers are all frozen is never dropped.
     """
@@ -221,6 +223,7 @@ class EfficientNet(nn.Module):
     drop_path_rate: float = 0.2
     depthwise: str = "auto"
     constant_channel: bool = False
+    remat: bool = False
     frozen: frozenset[str] = frozenset()
 
     @nn.compact
@@ -291,14 +294,12 @@ class EfficientNet(nn.Module):
                 rate = self.drop_path_rate * index / blocks
                 if f"{name}_project" in self.frozen:  # layers are frozen from the input on
                     rate = 0.0
-                x = self._block(
-                    x,
-                    name,
-                    stage,
+                run = functools.partial(
+                    EfficientNet._block,
+                    name=name,
+                    stage=stage,
                     first=repeat == 0,
                     filters=width(stage.filters),
-                    # float32 uniform in [0, 1): an image keeps its branch where draw >= rate.
-                    keep=None if drops is None or not rate else drops[:, index] >= rate,
                     rate=rate,
                     act=act,
                     lite=spec.lite,
@@ -306,6 +307,9 @@ class EfficientNet(nn.Module):
                     depthwise=depthwise,
                     norm=norm,
                 )
+                # float32 uniform in [0, 1): an image keeps its branch where draw >= rate.
+                keep = None if drops is None or not rate else drops[:, index] >= rate
+                x = (nn.remat(run) if self.remat and train else run)(self, x, keep)
                 index += 1
             seen[f"block{number}"] = x
         x = conv(fixed(1280), name="top_conv")(x)
@@ -325,12 +329,12 @@ class EfficientNet(nn.Module):
     def _block(
         self,
         x: Array,
+        keep: Array | None,
+        *,
         name: str,
         stage: Stage,
-        *,
         first: bool,
         filters: int,
-        keep: Array | None,
         rate: float,
         act: Callable[[Array], Array],
         lite: bool,
