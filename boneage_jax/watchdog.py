@@ -12,8 +12,11 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+import jax
+
 # What compiles, evaluates or saves may take so many times `stall_seconds`.
 PATIENCE = 3.0
+COORDINATOR_STAYS = 10.0
 
 
 class Watchdog:
@@ -78,12 +81,18 @@ class Watchdog:
 
 
 def end_process(message: str) -> None:
-    """Prints one line and ends this process with status 75, whatever its threads do."""
+    """Prints one line and ends this process with status 75, whatever its threads do.
+
+    The first process of a job is also its coordinator, at whose end JAX aborts the others: it stays
+    for `COORDINATOR_STAYS` seconds, in which they come to their own line and status.
+    """
     os.write(2, f"\n{message}\n".encode())  # bare: the main thread may hold the buffers
     # Flushing may wait for the very disk that hangs.
     flush = threading.Thread(target=_flush, daemon=True)
     flush.start()
     flush.join(5)
+    if jax.process_count() > 1 and jax.process_index() == 0:
+        time.sleep(COORDINATOR_STAYS)
     os._exit(os.EX_TEMPFAIL)
 
 

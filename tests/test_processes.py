@@ -141,6 +141,16 @@ def test_batch_statistics_of_each_device_by_choice(alone, read, phantoms, tmp_pa
     assert apart[0] != synced[0]
 
 
+def test_all_processes_roll_back_where_one_met_a_bad_batch(phantoms, tmp_path):
+    happens = {1: {"AT": "3", "HAPPENS": "nan"}}
+    options = {"parallel": "pmap", "nonfinite": "rollback", "steps": 4}
+    job = Job(tmp_path / "job", phantoms, 2, 2, happens, **options).wait()
+    assert job.codes == [0, 0], "\n".join(job.logs)[-6000:]
+    last = read_metrics(job.workdir)[-1]
+    assert (last["step"], last["nonfinite_steps"], last["rollbacks"]) == (4, 1, 1)
+    assert "step 4: not finite; back to the checkpoint of step 2" in job.logs[0]
+
+
 def test_the_others_end_when_one_is_killed_and_the_job_goes_on(alone, read, phantoms, tmp_path):
     """SIGTERM to one of them first, then SIGKILL to one, then to the end."""
     folder = tmp_path / "job"

@@ -17,7 +17,9 @@ import pytest
 from tiny_backbone import TinyBackbone
 
 import boneage_jax
-from boneage_jax import main, recipe
+from boneage_jax import main, recipe, training
+from boneage_jax.data.loader import train_batches
+from boneage_jax.pulse import Pulse
 from configs import cls
 
 SETTINGS = {
@@ -62,8 +64,6 @@ def arguments(workdir: Path, **changed) -> list[str]:
 
 def spoil_batches(change: Callable[[int, dict], dict], set_attribute=setattr) -> None:
     """Lets `change` (number, host batch -> batch) do something to each training batch."""
-    from boneage_jax import training
-    from boneage_jax.data.loader import train_batches
 
     def changed(*args, **options):
         put = options["put"]
@@ -106,9 +106,11 @@ def tiny_train(phantoms, tmp_path, monkeypatch):
 
 
 def _happens(number: int, batch: dict) -> dict:
-    """What the environment wants to happen at batch AT: hang, or a signal to this process."""
+    """What the environment wants to happen at batch AT: nan, hang, or a signal to this process."""
     if number == int(os.environ.get("AT", "-1")):
         what = os.environ["HAPPENS"]
+        if what == "nan":
+            return batch | {"bone_age": np.full_like(batch["bone_age"], np.nan)}
         if what == "hang":
             time.sleep(600)
         else:
@@ -127,6 +129,7 @@ if __name__ == "__main__":
         _notes = os.open(os.environ["WRITES"], os.O_WRONLY | os.O_CREAT)
         sys.addaudithook(_note_writes)
     use_tiny_backbone()
+    training.Pulse = lambda: Pulse(15.0)  # a test has less patience
     if "AT" in os.environ:
         spoil_batches(_happens)
     main.run()
