@@ -139,6 +139,8 @@ def lower_train_step(run: Run, platform: str = "") -> Any:
     step = run.train_step_at(run.total_steps - 1)
     if not platform:
         return step.lower(state, metrics, batch)
+    if parallel.mode == "pmap":  # it can be lowered for its own devices only
+        step = jax.jit(step)
     return step.trace(state, metrics, batch).lower(lowering_platforms=(platform,))
 
 
