@@ -5,7 +5,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from boneage_jax.background import Cost, read_note
-from boneage_jax.data.source import Dataset, Split, standardization
+from boneage_jax.data.source import Dataset, Split, open_dataset, standardization
 from boneage_jax.errors import InputError
 
 # Halabi et al., Radiology 2019;290:498-503: images of the train and the validation split, mean and
@@ -42,6 +42,23 @@ class Facts:
         note = read_note(dataset.background) if dataset.background else None
         mode, cost = note or ("", Cost())
         return cls(dataset.image_size, len(train), *ages, cost.total, mode)
+
+
+def facts_for_planning(data: ConfigDict, images: int = 0) -> tuple[Facts, int, str]:
+    """The facts of the prepared data where there is some, else those on paper.
+
+    Args and results: see `facts_on_paper`; data that has yet to be made is never made.
+    """
+    from tfds_rsna.prepare import is_prepared
+
+    if images or data.masks or not is_prepared(f"{data.name}/{data.config}", data.data_dir):
+        return facts_on_paper(data, images)
+    here = ConfigDict(data.to_dict())
+    here.raw_dir = ""
+    dataset = open_dataset(here)
+    train = dataset.split(data.train_split)
+    validation = len(dataset.splits.get(data.eval_split, ()))
+    return Facts.of(dataset, train), validation, "the prepared data"
 
 
 def facts_on_paper(data: ConfigDict, images: int = 0) -> tuple[Facts, int, str]:

@@ -19,7 +19,7 @@ from boneage_jax.data.augment import AugmentConfig
 from boneage_jax.data.resample import method_for
 from boneage_jax.ensemble import member_config, member_count
 from boneage_jax.errors import InputError
-from boneage_jax.facts import facts_on_paper
+from boneage_jax.facts import facts_for_planning
 from boneage_jax.hlo import Collective, collectives
 from boneage_jax.models.depthwise import implementation_for
 from boneage_jax.parallel import check_batch
@@ -35,10 +35,10 @@ def plan_run(
     """Plans a run on a machine.
 
     Args:
-      config: of the run; no data is needed.
+      config: of the run; its data need not be there.
       topology: see `boneage_jax.chips.parse_machine`.
       price: US dollars per chip and hour, that of the table where None.
-      train_images: size of the training split, as published where 0.
+      train_images: size of the training split; of the prepared data, else as published, where 0.
 
     Returns:
       What `python -m boneage_jax.plan --output` writes. Bytes and FLOPs are per step; those with
@@ -56,7 +56,7 @@ def plan_run(
         config = member_config(config, 0)
     check_batch("batch_size", config.batch_size, machine.count, config.accumulate)
     check_batch("eval_batch_size", config.eval_batch_size, machine.count)
-    facts, validation_images, source = facts_on_paper(config.data, train_images)
+    facts, validation_images, source = facts_for_planning(config.data, train_images)
     if machine.platform == "tpu":
         devices = tpu_devices(machine.topology)
         if len(devices) != machine.count:

@@ -7,14 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import jax
+import numpy as np
 import pytest
 
 from boneage_jax import topology
 from boneage_jax.chips import CHIPS, parse_machine
 from boneage_jax.config import base_config, check_config
 from boneage_jax.errors import InputError
-from boneage_jax.facts import Facts, facts_on_paper
+from boneage_jax.facts import Facts, facts_for_planning, facts_on_paper
 from boneage_jax.plan import parse
 from boneage_jax.planning import (
     all_reduce_on_paper,
@@ -26,6 +28,7 @@ from boneage_jax.planning import (
 )
 from boneage_jax.recipe import build_run
 from boneage_jax.report.plan_text import plan_lines
+from tfds_rsna.prepare import prepare
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
@@ -143,12 +146,31 @@ def test_facts_without_data():
         facts_on_paper(data, 500)
 
 
+def test_prepared_data_is_believed_before_what_is_published(tmp_path, capsys):
+    folder = tmp_path / "raw" / "boneage-training-dataset"
+    folder.mkdir(parents=True)
+    rows = ["id,boneage,male"]
+    for index in range(10):
+        image = np.random.default_rng(index).integers(0, 256, (80, 70), np.uint8)
+        assert cv2.imwrite(str(folder / f"{1377 + index}.png"), image)
+        rows.append(f"{1377 + index},{20 + 10 * index},{index % 2 == 0}")
+    (tmp_path / "raw" / "boneage-training-dataset.csv").write_text("\n".join(rows) + "\n")
+    data = base_config().data
+    data.name, data.config, data.data_dir = "rsna_bone_age", "128", str(tmp_path / "data")
+    data.validation_fraction = 0.0
+    assert facts_for_planning(data)[0].train_images == 12_611
+    prepare("rsna_bone_age/128", tmp_path / "raw", data.data_dir)
+    facts, validation, source = facts_for_planning(data)
+    assert (facts.train_images, facts.age_mean, validation) == (10, 65.0, 0)
+    assert source == "the prepared data"
+
+
 def test_the_real_step_is_lowered_for_cuda():
     config = config_for(small_config(), "cuda")
     run = build_run(config, facts_on_paper(config.data)[0], jax.devices()[:1])
     lowered = lower_train_step(run, "cuda").as_text()
     assert "stablehlo.convolution" in lowered  # the native depthwise, not shifted products
-    assert f"feature_group_count = {96}" in lowered
+    assert "feature_group_count = 96" in lowered
     assert "tf.aliasing_output" in lowered or "jax.buffer_donor" in lowered
 
 
@@ -170,8 +192,8 @@ def test_a_small_step_compiles_for_tpus():
     """The compiler's all-reduced bytes are those on paper, to the metrics' few scalars."""
     config = small_config()
     with config.unlocked():
-        config.model.dtype = "bfloat16"
-    plan = plan_run(config, "v5e:2x2")
+        config.model.dtype, config.data.config = "bfloat16", "32"
+    plan = plan_run(config, "v5e:2x2", train_images=96)
     assert plan["fits"] and plan["machine"]["chips"] == 4
     memory = plan["memory_per_chip"]
     batch = plan["batch_bytes"] // 4

@@ -175,8 +175,9 @@ def _unknown(plan: dict[str, Any]) -> str:
     if "fits" not in plan:
         return (
             "whether it fits, temporary memory, bytes moved and collectives; "
-            "the step could be lowered for CUDA, no more. Time and price are those of the arithmetic "
-            "alone; NVIDIA's own EfficientNet-B4 reaches 4 % of an A100's peak (docs/costs.md)"
+            "the step could be lowered for CUDA, no more. Time and price are those of the "
+            "arithmetic alone; NVIDIA's EfficientNet-B4 reaches 4 % of the peak of an A100 "
+            "(docs/costs.md)"
         )
     if not plan["fits"]:
         return "bytes moved and collectives, since the compiler gave up"
