@@ -151,7 +151,9 @@ def all_reduce_on_paper(run: Run) -> int:
     float32 of the parameters; those of biases and scales, and the heads, in float32. BatchNorm
     reduces two values per channel in the forward pass (the size of `batch_stats`); the two of its
     backward pass are the gradients of its own scale and bias. Under pmap the gradients are
-    reduced as they are stored, in float32, and the running statistics once more.
+    reduced in float32, apart from those two, and the running statistics once more. The few
+    scalars of the metrics are left out. The programs that libtpu 0.0.42.1 compiles for
+    EfficientNet-Lite0 on v5e agree in all three cases (jit, pmap, pmap without bn_sync).
     """
     config, sync = run.config, run.config.model.bn_sync
     state = jax.eval_shape(lambda: fresh_state(config, run.facts, run.task, run.optimizer))

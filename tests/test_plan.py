@@ -211,6 +211,15 @@ def test_bytes_to_reduce_on_paper():
     config = config_for(small_config(), "tpu")
     run = build_run(config, facts_on_paper(config.data)[0], jax.devices()[:1])
     assert all_reduce_on_paper(run) == 4 * (3_372_994 + 42_016)
+    with config.unlocked():
+        config.model.dtype = "bfloat16"  # two bytes for kernels, but for those of the heads
+    kernels = 3_372_994 - 42_016 - 2 * 1281
+    run = build_run(config, run.facts, jax.devices()[:1])
+    assert all_reduce_on_paper(run) == 4 * (3_372_994 + 42_016) - 2 * kernels
+    with config.unlocked():
+        config.parallel, config.model.bn_sync = "pmap", False
+    run = build_run(config, run.facts, jax.devices()[:1])
+    assert all_reduce_on_paper(run) == 4 * (3_372_994 + 42_016)
 
 
 def run_door(*args, **environment):

@@ -90,14 +90,14 @@ def _arithmetic(plan: dict[str, Any]) -> list[str]:
     lines = [
         _line(
             "FLOPs / step",
-            f"{flops / 1e12:.4g} TFLOP, {flops / images / 1e9:.4g} GFLOP per image",
+            f"{_flops(flops)}, {_flops(flops / images)} per image",
             "ours",
         )
     ]
     if "compiler_flops_per_chip" in plan:
         theirs = plan["compiler_flops_per_chip"] * plan["machine"]["chips"]
         bytes_ = plan["bytes_accessed_per_chip"]
-        lines.append(_line("", f"{theirs / 1e12:.4g} TFLOP, element-wise ones too", "compiler"))
+        lines.append(_line("", f"{_flops(theirs)}, element-wise ones too", "compiler"))
         lines.append(
             _line(
                 "bytes / step",
@@ -149,7 +149,7 @@ def _cost(plan: dict[str, Any]) -> list[str]:
         _line(
             "run",
             f"{run['epochs']:.4g} epochs of {data['train_images']:,} images ({data['source']}): "
-            f"{run['steps']:,} steps{networks}, {run['train_flops'] / 1e15:.4g} PFLOP",
+            f"{run['steps']:,} steps{networks}, {_flops(run['train_flops'])}",
             "ours",
         )
     ]
@@ -189,6 +189,13 @@ def _duration(hours: float) -> str:
         if hours * size >= 1:
             return f"{hours * size:.3g} {unit}"
     return f"{hours * 3600:.3g} seconds"
+
+
+def _flops(count: float) -> str:
+    for unit, size in (("PFLOP", 1e15), ("TFLOP", 1e12)):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return f"{count / 1e9:.4g} GFLOP"
 
 
 def _gigabytes(size: float) -> str:
