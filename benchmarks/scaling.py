@@ -5,8 +5,9 @@ usage: python benchmarks/scaling.py tpu --output=FILE.csv [--chips=1,4,8,16,64,2
 
 `tpu` compiles the train step of EfficientNet-Lite0 for slices of v5e at a fixed batch per chip and
 holds the all-reduced bytes of the compiled program against those that the step must reduce:
-gradients and BatchNorm statistics. `cpu` times the same step on simulated devices of one host.
-They share its cores: that shows what the program adds, never how a machine would scale.
+gradients and BatchNorm statistics. `cpu` times the step of the U-Net (it compiles in seconds) on
+simulated devices of one host. They share its cores: that shows what the program adds, never how a
+machine would scale.
 """
 
 import argparse
@@ -22,11 +23,14 @@ _SIZE = 64  # pixels
 
 
 def config_of(images: int, dtype: str) -> Any:
-    """The phantom recipe with a small network and so many images per step."""
+    """A small network, EfficientNet-Lite0 or in float32 the U-Net, and so many images per step."""
     from boneage_jax.config import base_config
 
     config = base_config()
-    config.model.name = "efficientnet_lite0"
+    if dtype == "float32":
+        config.task, config.model.name = "hand_mask", "unet"
+    else:
+        config.model.name = "efficientnet_lite0"
     config.model.dtype = dtype
     config.data.config = str(_SIZE)
     config.batch_size = config.eval_batch_size = images

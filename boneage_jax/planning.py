@@ -147,8 +147,8 @@ def lower_train_step(run: Run, platform: str = "") -> Any:
 def all_reduce_on_paper(run: Run) -> int:
     """Bytes that the chips must reduce in a step: gradients and BatchNorm statistics.
 
-    The gradient of a kernel is reduced in the dtype of the computation, before it is cast to the
-    float32 of the parameters; those of biases and scales, and the heads, in float32. BatchNorm
+    The gradients of a convolution are reduced in the dtype of the computation, before they are
+    cast to the float32 of the parameters; those of BatchNorm and of the heads in float32. BatchNorm
     reduces two values per channel in the forward pass (the size of `batch_stats`); the two of its
     backward pass are the gradients of its own scale and bias. Under pmap the gradients are
     reduced in float32, apart from those two, and the running statistics once more. The few
@@ -159,10 +159,11 @@ def all_reduce_on_paper(run: Run) -> int:
     state = jax.eval_shape(lambda: fresh_state(config, run.facts, run.task, run.optimizer))
     statistics = 4 * sum(x.size for x in jax.tree.leaves(state.batch_stats))
     total = 0
-    trained = select(state.params, run.trainable)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(trained):
+    leaves = jax.tree_util.tree_leaves_with_path(select(state.params, run.trainable))
+    convolutions = {path[:-1] for path, leaf in leaves if leaf.ndim >= 2}
+    for path, leaf in leaves:
         head = config.task == "bone_age" and path[0].key != "backbone"
-        half = config.model.dtype == "bfloat16" and leaf.ndim >= 2 and not head
+        half = config.model.dtype == "bfloat16" and path[:-1] in convolutions and not head
         total += leaf.size * (2 if half and run.parallel.mode == "jit" else 4)
     if run.parallel.mode == "pmap":
         # Under pmap the sums of the backward pass are not those of the gradients' reduction.
