@@ -50,12 +50,7 @@ class Parallel:
 
     def check_batch(self, name: str, batch_size: int, accumulate: int = 1) -> None:
         """Raises an InputError unless every device gets the same number of images."""
-        parts = self.device_count * accumulate
-        if batch_size < 1 or batch_size % parts:
-            raise InputError(
-                f"{name}={batch_size} does not divide over {self.device_count} devices x "
-                f"{accumulate} micro-batches; use a multiple of {parts}"
-            )
+        check_batch(name, batch_size, self.device_count, accumulate)
 
     def put_state(self, tree: Any) -> Any:
         """Copies a tree of host or device arrays to every device."""
@@ -164,6 +159,16 @@ class Parallel:
             return step(*args)
 
         return counted
+
+
+def check_batch(name: str, batch_size: int, devices: int, accumulate: int = 1) -> None:
+    """Raises an InputError unless each of so many devices gets the same number of images."""
+    parts = devices * accumulate
+    if batch_size < 1 or batch_size % parts:
+        raise InputError(
+            f"{name}={batch_size} does not divide over {devices} devices x "
+            f"{accumulate} micro-batches; use a multiple of {parts}"
+        )
 
 
 def process() -> tuple[int, int]:

@@ -85,8 +85,7 @@ def prepare(
     if masks:
         config = name_config(config, mask_mode or parse_config(config)[1] or "crop")
         name = f"{cls.name}/{config}"
-    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR", "") or tfds.core.constants.DATA_DIR)
-    root = root.expanduser()
+    root = _root(data_dir)
     settings = _check_options(cls, options)
     if masks:
         settings["masks"] = str(Path(masks).expanduser().resolve())
@@ -119,6 +118,23 @@ def prepare(
             f"{label} cannot be prepared in {root}: {error.strerror or error}"
             + (f" ({error.filename})" if error.filename else "")
         ) from error
+
+
+def is_prepared(name: str, data_dir: str | os.PathLike[str] = "") -> bool:
+    """Whether `prepare` would find data of `name/config` from raw data, of whatever folder.
+
+    Raises:
+      InputError: unknown name or config.
+    """
+    cls, config = _find_builder(name)
+    info = Path(_root(data_dir), cls.name, config, str(cls.VERSION), "dataset_info.json")
+    return needs_raw_data(cls) and info.is_file()
+
+
+def _root(data_dir: str | os.PathLike[str]) -> Path:
+    """Where prepared data lies."""
+    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR", "") or tfds.core.constants.DATA_DIR)
+    return root.expanduser()
 
 
 def needs_raw_data(cls: BuilderClass) -> bool:

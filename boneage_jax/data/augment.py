@@ -86,7 +86,7 @@ class AugmentConfig:
             raise InputError(
                 f"config.augment.resample={self.resample!r} must be auto, matmul or gather"
             )
-        if self.resample == "matmul" and not self._reach.gentle:
+        if self.resample == "matmul" and not self.reach.gentle:
             raise InputError(
                 f"config.augment.resample='matmul' needs rotate + shear <= {STEEPEST:g} degrees, "
                 f"got {self.rotate:g} + {self.shear:g}; use 'gather' or 'auto'"
@@ -108,7 +108,8 @@ class AugmentConfig:
         return cls(**{key: values[key] for key in values})
 
     @property
-    def _reach(self) -> Reach:
+    def reach(self) -> Reach:
+        """Bounds on the geometry that is drawn."""
         return Reach(self.rotate, self.shear, self.zoom, self.translate)
 
     @property
@@ -151,7 +152,7 @@ def augment(
         # resampled as channels of one array.
         x = x - fill[:, None, None, None]
         layers = x if mask is None else jnp.concatenate([x, mask], axis=-1)
-        layers = resample(layers, _geometry(draw, flip, config), config._reach, config.resample)
+        layers = resample(layers, _geometry(draw, flip, config), config.reach, config.resample)
         x = layers[..., :1] + fill[:, None, None, None]
         mask = None if mask is None else layers[..., 1:]
     if config.shading:

@@ -71,10 +71,14 @@ def resample(
       method: matmul | gather | auto.
     """
     if method == "auto":
-        matmul_on = ("tpu", "gpu") if reach.separable else ("tpu",)
-        fits = reach.gentle and jax.default_backend() in matmul_on
-        method = "matmul" if fits else "gather"
+        method = method_for(jax.default_backend(), reach)
     return (_two_pass if method == "matmul" else _gather)(layers, geometry, reach)
+
+
+def method_for(backend: str, reach: Reach) -> str:
+    """What 'auto' stands for on a backend, cpu, gpu or tpu: matmul | gather."""
+    matmul_on = ("tpu", "gpu") if reach.separable else ("tpu",)
+    return "matmul" if reach.gentle and backend in matmul_on else "gather"
 
 
 def shrink(images: jax.Array, size: int) -> jax.Array:

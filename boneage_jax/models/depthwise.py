@@ -49,7 +49,7 @@ def depthwise_conv(
             f"{', '.join(IMPLEMENTATIONS)}"
         )
     if implementation == "auto":
-        implementation = "shift" if jax.default_backend() == "cpu" else "lax"
+        implementation = implementation_for(jax.default_backend())
     if isinstance(padding, str):
         size, window = x.shape[1:3], kernel.shape[:2]
         padding = lax.padtype_to_pads(size, window, (stride, stride), padding)
@@ -64,6 +64,11 @@ def depthwise_conv(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
+
+
+def implementation_for(backend: str) -> str:
+    """What 'auto' stands for on a backend, cpu, gpu or tpu: shift | lax."""
+    return "shift" if backend == "cpu" else "lax"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -1,0 +1,117 @@
+"""Published peaks and prices of the chips that a run can be planned for.
+
+Peaks are those of the makers' pages, which no program reaches; a speed that follows from them is
+a bound. Prices are list prices on demand, in US dollars, without disk and traffic; they differ
+between regions and sellers and change: `--price_per_chip_hour` takes another.
+"""
+
+import dataclasses
+import math
+import re
+
+from boneage_jax.errors import InputError
+
+_TPU_DOCS = "https://cloud.google.com/tpu/docs"
+# Google's prices as SkyPilot's catalogue copies them: skypilot-org/skypilot-catalog,
+# catalogs/v8/gcp/vms.csv at commit 006059e, read on 2026-11-24; us-central1 (v4: us-central2).
+_TPU_PRICES = "Google Cloud us-central1 on demand, skypilot-catalog v8 at 006059e, 2026-11-24"
+_GPU_PRICES = "Lambda, 8 GPUs on demand, https://lambda.ai/instances, 2026-09-20"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One kind of chip.
+
+    Attributes:
+      name: as in a topology, e.g. v5e.
+      bfloat16: FLOP/s of dense matrix products in bfloat16.
+      float32: FLOP/s of float32 products as JAX runs them by default: in one bfloat16 pass on a
+        TPU, in TF32 on a GPU.
+      bandwidth: bytes/s between the chip and its own memory.
+      memory: bytes of its own memory.
+      interconnect: bytes/s to other chips of the machine in one direction, all ports together.
+      price: US dollars per chip and hour.
+      source: where the peaks are published.
+      price_source: where the price is from, and its date.
+    """
+
+    name: str
+    bfloat16: float
+    float32: float
+    bandwidth: float
+    memory: float
+    interconnect: float
+    price: float
+    source: str
+    price_source: str
+
+    def flops(self, dtype: str) -> float:
+        """Peak FLOP/s of products in `dtype`, bfloat16 or float32."""
+        return self.bfloat16 if dtype == "bfloat16" else self.float32
+
+
+def _tpu(name: str, peak: float, bandwidth: float, memory: float, ici: float, price: float) -> Chip:
+    place = _TPU_PRICES.replace("us-central1", "us-central2") if name == "v4" else _TPU_PRICES
+    # v5e 1600 and v5p 4800 Gbit/s are one direction: the newer v5e page gives 400 GB/s for both.
+    return Chip(name, peak, peak, bandwidth, memory, ici, price, f"{_TPU_DOCS}/{name}", place)
+
+
+def _gpu(name: str, peak: float, bandwidth: float, nvlink: float, price: float) -> Chip:
+    # NVIDIA prints twice the dense peak ("with sparsity") for H100, and TF32 at half of bfloat16.
+    sheet = f"https://www.nvidia.com/en-us/data-center/{name}"
+    return Chip(name, peak, peak / 2, bandwidth, 80e9, nvlink, price, sheet, _GPU_PRICES)
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        _tpu("v4", 275e12, 1200e9, 32e9, 300e9, 3.22),
+        _tpu("v5e", 197e12, 819e9, 16e9, 200e9, 1.20),
+        _tpu("v5p", 459e12, 2765e9, 95e9, 600e9, 4.20),
+        _tpu("v6e", 918e12, 1640e9, 32e9, 400e9, 2.70),
+        _gpu("h100", 989.4e12, 3350e9, 450e9, 3.99),  # SXM, 80 GB
+        _gpu("a100", 312e12, 2039e9, 300e9, 2.79),  # SXM, 80 GB
+    )
+}
+_GPU_NAMES = {"gpu": "h100", "cuda": "h100", "h100": "h100", "a100": "a100"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Some chips of one kind.
+
+    Attributes:
+      topology: as it was asked for, e.g. v5e:2x4.
+      platform: tpu or cuda.
+      count: number of chips.
+      chip: None for a TPU whose peaks are not in the table.
+    """
+
+    topology: str
+    platform: str
+    count: int
+    chip: Chip | None
+
+
+def parse_machine(topology: str) -> Machine:
+    """The machine of a topology.
+
+    Args:
+      topology: KIND:AxB or KIND:AxBxC of a TPU, e.g. v5e:4x4 or v4:2x2x2; or gpu:N, cuda:N (which
+        stand for H100), h100:N, a100:N.
+
+    Raises:
+      InputError: the text is of none of these forms.
+    """
+    kind, _, shape = topology.strip().lower().partition(":")
+    gpu = kind in _GPU_NAMES
+    if not re.fullmatch(r"[1-9]\d*" if gpu else r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
+        raise InputError(
+            f"--topology={topology!r} must be like v5e:2x4 or v4:2x2x2 (TPU), or gpu:8, h100:8, "
+            "a100:8"
+        )
+    count = math.prod(int(side) for side in shape.split("x"))
+    if gpu:
+        return Machine(topology, "cuda", count, CHIPS[_GPU_NAMES[kind]])
+    chip = None if kind in _GPU_NAMES.values() else CHIPS.get(kind)
+    return Machine(f"{kind}:{shape}", "tpu", count, chip)

@@ -1,0 +1,150 @@
+"""Collectives of a compiled program, read from its HLO text.
+
+XLA counts FLOPs and bytes of a program but not what its chips tell each other. The text names
+every collective with the shapes it moves; a loop body counts as often as XLA knows it to run.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+
+_COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+_WIDTHS = {"pred": 1, "bf16": 2, "c64": 8, "c128": 16}
+_SHAPE = re.compile(r"\b(pred|bf16|[sufc]\d+(?:e\w+)?)\[([\d,]*)\]")
+# `ENTRY %main.1 (...) -> ... {` or `%region_0.2 (...) -> ... {`, at the start of a line.
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?)\s([a-z][a-z\-]*)\((.*)$")
+_CALLED = re.compile(r"(body|condition|calls|to_apply)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=([^,\s]+))")
+_TRIPS = re.compile(r'"known_trip_count":\s*\{"n":\s*"?(\d+)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """All collectives of one kind in one run of a program.
+
+    Attributes:
+      count: how many are run.
+      payload: bytes of a chip's whole tensors, operands or results, whichever are more.
+    """
+
+    kind: str
+    count: int
+    payload: int
+
+    def wire_bytes(self, chips: int) -> float:
+        """Bytes that a chip sends where `chips` of them form a ring.
+
+        2 (n - 1) / n of the payload for an all-reduce (Patarasuk & Yuan, 2009), half that for its
+        two halves and for an all-to-all; a permutation sends the payload once.
+        """
+        if chips == 1:
+            return 0.0
+        if self.kind.startswith("collective"):
+            return float(self.payload)
+        rounds = 2 if self.kind == "all-reduce" else 1
+        return rounds * (chips - 1) / chips * self.payload
+
+
+@dataclasses.dataclass
+class _Computation:
+    collectives: list[tuple[str, int]]  # (kind, payload)
+    calls: list[tuple[str, int]]  # (computation, times)
+
+
+def collectives(text: str) -> list[Collective]:
+    """The collectives that a program runs on each chip, summed over equal kinds.
+
+    Args:
+      text: of a compiled program, as `jax.stages.Compiled.as_text` gives it.
+
+    Returns:
+      One entry per kind, most bytes first. A loop of unknown length counts once, and of a
+      conditional all branches count.
+
+    Raises:
+      ValueError: the text has no entry computation.
+    """
+    computations, entry = _parse(text)
+    if entry is None:
+        raise ValueError("collectives: the text holds no ENTRY computation; is it HLO?")
+    counts: collections.Counter[str] = collections.Counter()
+    payloads: collections.Counter[str] = collections.Counter()
+    for name, times in _times_run(computations, entry).items():
+        for kind, payload in computations[name].collectives:
+            counts[kind] += times
+            payloads[kind] += times * payload
+    found = [Collective(kind, counts[kind], payloads[kind]) for kind in counts]
+    return sorted(found, key=lambda collective: -collective.payload)
+
+
+def shape_bytes(text: str) -> int:
+    """Bytes of all arrays in an HLO shape, e.g. 32 for '(f32[2,3]{1,0}, bf16[4])'."""
+    return sum(
+        math.prod(int(n) for n in sizes.split(",") if n) * _width(dtype)
+        for dtype, sizes in _SHAPE.findall(text)
+    )
+
+
+def _width(dtype: str) -> int:
+    if dtype in _WIDTHS:
+        return _WIDTHS[dtype]
+    bits = re.match(r"[a-z]+(\d+)", dtype)
+    return max(int(bits[1]) // 8, 1) if bits else 1
+
+
+def _parse(text: str) -> tuple[dict[str, _Computation], str | None]:
+    """The computations by name, and the name of the entry."""
+    computations: dict[str, _Computation] = {}
+    entry, current = None, _Computation([], [])
+    sizes: dict[str, int] = {}  # bytes of each instruction's result
+    for line in text.splitlines():
+        start = _COMPUTATION.match(line)
+        if start:
+            current = computations[start[2]] = _Computation([], [])
+            entry = start[2] if start[1] else entry
+            continue
+        instruction = _INSTRUCTION.match(line)
+        if not instruction:
+            continue
+        name, shape, opcode, rest = instruction.groups()
+        sizes[name] = shape_bytes(shape)
+        kind = opcode.removesuffix("-start")
+        if kind in _COLLECTIVES:
+            operands = rest.partition(")")[0]
+            sent = shape_bytes(operands) or sum(
+                sizes.get(word, 0) for word in re.findall(r"%([\w.\-]+)", operands)
+            )
+            # The result of an all-gather that has only been started is (operand, result).
+            result = sizes[name] - (sent if opcode.endswith("-start") else 0)
+            payload = sent if kind.startswith("collective") else max(sent, result)
+            current.collectives.append((kind, payload))
+        trips = _TRIPS.search(rest)
+        for role, called in _CALLED.findall(rest):
+            times = int(trips[1]) if trips and role == "body" else 1
+            current.calls.append((called, times))
+        for several, one in _BRANCHES.findall(rest):
+            current.calls += [(n.strip().lstrip("%"), 1) for n in (several or one).split(",")]
+    return computations, entry
+
+
+def _times_run(computations: dict[str, _Computation], entry: str) -> dict[str, int]:
+    """How often each computation runs."""
+    times: collections.Counter[str] = collections.Counter()
+
+    def run(name: str, often: int) -> None:
+        times[name] += often
+        for called, per_run in computations[name].calls:
+            if called in computations:
+                run(called, often * per_run)
+
+    run(entry, 1)
+    return dict(times)
