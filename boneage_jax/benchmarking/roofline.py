@@ -71,7 +71,7 @@ def _roofline(axes: Axes, benchmark: Mapping[str, Any]) -> None:
     axes.annotate(
         f"{peaks.bytes_per_second / 1e9:.3g} GB/s",
         (low, peaks.roof(low) / 1e9),
-        xytext=(-2, 8),
+        xytext=(10, -10),
         textcoords="offset points",
         fontsize=8.5,
         color=_INK,
@@ -95,7 +95,7 @@ def _roofline(axes: Axes, benchmark: Mapping[str, Any]) -> None:
 
 def _label(row: Mapping[str, Any]) -> str:
     name = row["case"] if row["name"] in ("step", "") else f"{row['case']}, {row['name']}"
-    return f"{name}, {row['image_size']} px, batch {row['batch_size']}: {row['peak_share']:.0%}"
+    return f"{name}, {row['image_size']} px, batch {row['batch_size']}: {row['peak_share']:.1%} of peak"
 
 
 def _error(axes: Axes, report: Mapping[str, Any]) -> None:
