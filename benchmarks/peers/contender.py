@@ -1,8 +1,8 @@
 """Contenders: processes that live on, warm up once, and then compute only when they are asked.
 
 A contender is a Python file. It calls `serve(setup)` in a process of its own; the benchmark starts
-it with `Contender` and asks for so many steps at a time, in turns with the others, so that one alone
-computes at any time and what drifts meets all of them.
+it with `Contender` and asks for so many steps at a time, in turns with the others, so that one
+alone computes at any time and what drifts meets all of them.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Prepared records of any size, made on the spot, in the format of the data sets.
 
-Their images are smooth with a little noise, as radiographs are, so that they compress about as
-radiographs do.
+Their images are smooth with a little noise and compress about as radiographs do: 0.35 bytes per
+pixel as PNG of full size, against 0.36 to 0.46 (middle 80 %) of 14 RSNA radiographs.
 """
 
 import contextlib

@@ -95,7 +95,8 @@ def _roofline(axes: Axes, benchmark: Mapping[str, Any]) -> None:
 
 def _label(row: Mapping[str, Any]) -> str:
     name = row["case"] if row["name"] in ("step", "") else f"{row['case']}, {row['name']}"
-    return f"{name}, {row['image_size']} px, batch {row['batch_size']}: {row['peak_share']:.1%} of peak"
+    what = f"{name}, {row['image_size']} px, batch {row['batch_size']}"
+    return f"{what}: {row['peak_share']:.1%} of peak"
 
 
 def _error(axes: Axes, report: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from boneage_jax.config import base_config, check_config
 from boneage_jax.errors import InputError
 from boneage_jax.facts import Facts
+from boneage_jax.recipe import make_inputs, make_task
 
 # Of the RSNA radiographs; speed does not depend on them.
 _TRAIN_IMAGES, _AGE_MEAN, _AGE_STD = 12_611, 127.32, 41.18
@@ -89,7 +90,10 @@ def check_bench(config: ConfigDict) -> tuple[ConfigDict, Bench, Facts]:
             )
     settings = Bench(**values)
     recipe = ConfigDict({key: value for key, value in config.to_dict().items() if key != "bench"})
-    return check_config(recipe), settings, synthetic_facts(settings.image_size)
+    recipe, facts = check_config(recipe), synthetic_facts(settings.image_size)
+    make_task(recipe, facts, None)  # raises on a wrong value, and no device is touched
+    make_inputs(recipe)
+    return recipe, settings, facts
 
 
 def synthetic_facts(image_size: int) -> Facts:
