@@ -80,9 +80,10 @@ def test_contenders_take_turns_and_rounds_are_written(tmp_path):
     rows = summary_rows(times, images=8)
     assert [row["images_per_second"] for row in rows] == [16.0, 8.0]
     assert [row["first_over_this"] for row in rows] == [1.0, 2.0]
-    write_rounds(tmp_path / "out.csv", times, 8, {"settings": {"size": 3}})
+    write_rounds(tmp_path / "out.csv", times, 8, {"settings": {"size": 3}}, rows)
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + 6
     assert json.loads((tmp_path / "out.json").read_text())["settings"] == {"size": 3}
+    assert json.loads((tmp_path / "out.json").read_text())["summary"] == rows
 
 
 def test_synthetic_radiographs_compress_like_radiographs():

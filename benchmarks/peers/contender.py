@@ -18,6 +18,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+_MARK = "answer: "
 
 
 class Settings(NamedTuple):
@@ -42,7 +43,7 @@ def serve(setup: Callable[[Settings], Ready], warmup: int = 3) -> None:
 
     Each line of the standard input is a number of steps; the answer is their seconds.
     """
-    # Libraries print; only answers may reach the pipe.
+    # Libraries print to the standard output, so answers carry a mark and a stream of their own.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     began = time.perf_counter()
@@ -51,12 +52,13 @@ def serve(setup: Callable[[Settings], Ready], warmup: int = 3) -> None:
     facts = {"first_step_seconds": time.perf_counter() - began} | ready.facts
     for _ in range(warmup):
         ready.step()
-    print(json.dumps(facts), file=answers, flush=True)
+    print(_MARK + json.dumps(facts), file=answers, flush=True)
     for line in sys.stdin:
         began = time.perf_counter()
         for _ in range(int(line)):
             ready.step()
-        print(json.dumps(time.perf_counter() - began), file=answers, flush=True)
+        seconds = time.perf_counter() - began
+        print(_MARK + json.dumps(seconds), file=answers, flush=True)
 
 
 class Contender:
@@ -91,7 +93,11 @@ class Contender:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.facts: dict[str, Any] = self._answer()
+        try:
+            self.facts: dict[str, Any] = self._answer()
+        except RuntimeError:
+            self.close()
+            raise
 
     def time(self, steps: int) -> float:
         """Seconds that `steps` steps take."""
@@ -109,19 +115,7 @@ class Contender:
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name} ended with status {self._process.wait()}; see above")
-        return json.loads(line)
-
-
-def synthetic_batch(settings: Settings) -> dict[str, np.ndarray]:
-    """The batch that all contenders step on: images uint8 [B, S, S, 1] and labels."""
-    rng = np.random.default_rng(0)
-    shape = (settings.batch, settings.size, settings.size, 1)
-    return {
-        "image": rng.integers(0, 256, shape, np.uint8),
-        "mask": rng.integers(0, 2, shape, np.uint8),
-        "bone_age": rng.uniform(12, 216, settings.batch).astype(np.float32),
-        "male": rng.integers(0, 2, settings.batch).astype(np.int32),
-    }
+        for line in self._process.stdout:
+            if line.startswith(_MARK):
+                return json.loads(line.removeprefix(_MARK))
+        raise RuntimeError(f"{self.name} ended with status {self._process.wait()}; see above")

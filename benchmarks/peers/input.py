@@ -114,6 +114,7 @@ def main() -> None:
     for key in ("size", "batch", "rounds", "steps", "images", "workers", "threads"):
         if getattr(args, key) < 1:
             parser.error(f"--{key} must be at least 1")
+    cv2.setNumThreads(1)  # its threads do not survive a fork, and workers would wait for them
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         contenders: list[Any] = []
@@ -130,8 +131,9 @@ def main() -> None:
         times = take_turns(contenders, args.rounds, args.steps)
         ours.close()
     facts = {"settings": {k: v for k, v in vars(args).items() if k != "output"}}
-    write_rounds(args.output, times, args.batch, facts)
-    print_summary(summary_rows(times, args.batch))
+    rows = summary_rows(times, args.batch)
+    write_rounds(args.output, times, args.batch, facts, rows)
+    print_summary(rows)
 
 
 if __name__ == "__main__":

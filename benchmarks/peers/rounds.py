@@ -89,8 +89,9 @@ def write_rounds(
     times: Mapping[str, Sequence[float]],
     images: int,
     facts: Mapping[str, Any],
+    summary: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Writes every round to `output` (CSV), and settings, machine and medians beside it (JSON)."""
+    """Writes every round to `output` (CSV); facts, machine and `summary` beside it (JSON)."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -105,7 +106,7 @@ def write_rounds(
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
     }
-    content = {**machine, **facts, "summary": summary_rows(times, images)}
+    content = {**machine, **facts, "summary": list(summary)}
     output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
 
 

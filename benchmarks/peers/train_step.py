@@ -98,8 +98,9 @@ def main() -> None:
     finally:
         for contender in contenders:
             contender.close()
-    write_rounds(args.output, times, args.batch, facts)
-    print_summary(summary_rows(times, args.batch))
+    rows = summary_rows(times, args.batch)
+    write_rounds(args.output, times, args.batch, facts, rows)
+    print_summary(rows)
 
 
 if __name__ == "__main__":
