@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 _MARK = "answer: "
