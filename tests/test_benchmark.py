@@ -119,6 +119,23 @@ def test_the_screen_shows_a_line_per_result_and_the_report(lite0):
     assert [text.split()[0] for text in screen.splitlines()[4:7]] == ["train", "augment", "input"]
 
 
+def test_the_exit_status_tells_of_regressions(lite0, monkeypatch, tmp_path, capsys):
+    from boneage_jax import benchmark
+    from boneage_jax.benchmarking import suite
+
+    old = lite0[0] / "benchmark.json"
+    for factor, status in ((1.0, 0), (3.0, 1), (1 / 3, 0)):
+        new = load_benchmark(old)
+        for row in new["results"]:
+            row |= {key: row[key] * factor for key in ("median", "low", "high")}
+        monkeypatch.setattr(suite, "run_suite", lambda *args, new=new: new)
+        args = ("--config=configs/bench.py", f"--compare={old}", f"--output={tmp_path}")
+        monkeypatch.setattr(sys, "argv", ["benchmark", *args])
+        monkeypatch.chdir(ROOT)
+        assert benchmark.main() == status
+        assert ("slower" in capsys.readouterr().out) == bool(status)
+
+
 def test_cases_of_processes_and_devices(tmp_path):
     done = run_door(
         *("--config=configs/bench.py:unet", "--only=compile,memory,loop,parallel,devices"),

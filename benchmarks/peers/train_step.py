@@ -4,7 +4,7 @@ usage: python benchmarks/peers/train_step.py --model=b4 --size=256 --batch=8 --r
            --output=FILE.csv [--mode=inference] [--dtype=bfloat16] [--only="NAME;NAME"]
 
 Models: b0, b4, lite0 (Keras has no lite0), unet_10 (not Keras). Needs pip install
-'boneage_jax[peers]' and keras. Each contender is a process that is set up once; then one after the
+'boneage_jax[peers]'. Each contender is a process that is set up once; then one after the
 other takes --steps steps, round after round. FILE.csv holds every round, FILE.json the medians and
 what they were measured on.
 """

@@ -27,6 +27,7 @@ from boneage_jax.benchmarking.timing import alternate, measure, paired_ratio
 from boneage_jax.config import check_config
 from boneage_jax.errors import InputError
 from boneage_jax.facts import Facts
+from boneage_jax.recipe import build_run
 from boneage_jax.summary import hardware, versions
 
 Say = Callable[[str], None]
@@ -141,6 +142,9 @@ def _memory(bed: Bed) -> Iterator[Result]:
 
 
 def _parallel(bed: Bed) -> Iterator[Result]:
+    if not bed.recipe.model.bn_sync:
+        bed.say("parallel: left out, jit has no BatchNorm per device (config.model.bn_sync=False)")
+        return
     steps = {mode: prepare_train(bed.changed(parallel=mode), bed.facts) for mode in ("jit", "pmap")}
     times = alternate(
         {mode: step.call for mode, step in steps.items()},
@@ -243,6 +247,10 @@ def run_suite(
     device = jax.local_devices()[0]
     if old is not None:
         check_machine(old, hardware())
+    _share_compilations(bed.folder / "compiled")
+    if "batches" in cases:  # a wrong one is known before the others are measured
+        for size in whole_numbers("config.bench.batch_sizes", bed.settings.batch_sizes):
+            build_run(bed.changed(batch_size=size, eval_batch_size=size), bed.facts)
     bed.say("measuring the peaks of this machine")
     peaks = [measure_peaks(device, bed.recipe.model.dtype)]
     found: list[Result] = []
@@ -284,6 +292,12 @@ def run_suite(
             result.to_dict(ceiling.times(result.devices, device.platform)) for result in found
         ],
     }
+
+
+def _share_compilations(folder: Path) -> None:
+    """Lets cases with the same step compile it once; the case `compile` has caches of its own."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 _CEILINGS = ("flops_per_second", "bytes_per_second")
