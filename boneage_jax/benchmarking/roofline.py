@@ -57,7 +57,8 @@ def _roofline(axes: Axes, benchmark: Mapping[str, Any]) -> None:
     reach = [row["intensity"] for row in rows] + [ridge]
     x = np.geomspace(min(reach) / 4, max(reach) * 6, 200)
     axes.loglog(x, [peaks.roof(at) / 1e9 for at in x], color=_INK, linewidth=1.5)
-    axes.axvline(ridge, color=_GREY, linewidth=0.8, linestyle=":")
+    top = peaks.flops_per_second / 1e9
+    axes.plot([ridge, ridge], [peaks.roof(x[0]) / 1e9, top], ":", color=_GREY, linewidth=0.8)
     axes.annotate(
         f"{peaks.flops_per_second / 1e9:,.4g} GFLOP/s, {peaks.dtype} matrix product",
         (x[-1], peaks.flops_per_second / 1e9),
@@ -90,7 +91,9 @@ def _roofline(axes: Axes, benchmark: Mapping[str, Any]) -> None:
     axes.set_xlabel("FLOPs per byte accessed (counted FLOPs, bytes by XLA's count)")
     axes.set_ylabel("GFLOP/s of a device")
     if rows:
-        axes.legend(loc="lower right", fontsize=8, framealpha=0.9, edgecolor=_LIGHT)
+        # Nothing lies above a roof: the legend gets room there.
+        axes.set_ylim(top=top * 10 ** (0.5 + 0.14 * len(rows)))
+        axes.legend(loc="upper left", fontsize=8, framealpha=0.9, edgecolor=_LIGHT)
 
 
 def _label(row: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ from boneage_jax.summary import hardware, versions
 
 Say = Callable[[str], None]
 _DRIFT = 0.1  # of the peaks between start and end, beyond which the machine was not quiet
+_BUSY = 0.25  # load average per core at the start, beyond which it was not either
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +233,7 @@ def run_suite(
     Returns:
       The content of benchmark.json: `date`, `hardware`, `versions`, `environment`, `load_average`
       (of the last minute, before the start), `peaks`, `quiet` (whether the peaks stayed within
-      10 %), `config`, `settings`, `cases` and `results`, one dict per line, see
+      10 % and that load was below a quarter of the cores), `config`, `settings`, `cases` and `results`, one dict per line, see
       `Result.to_dict`.
 
     Raises:
@@ -240,7 +241,8 @@ def run_suite(
     """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     cores = os.cpu_count() or 1
-    if load > 0.25 * cores:
+    busy = load > _BUSY * cores
+    if busy:
         bed.say(f"this machine is busy: load average {load:.1f} on {cores} cores")
     if any(name in cases for name in _IN_PROCESSES):
         _ = bed.starts
@@ -269,8 +271,8 @@ def run_suite(
         max(p.bytes_per_second for p in peaks),
         bed.recipe.model.dtype,
     )
-    quiet = all(_drift(*(getattr(p, key) for p in peaks)) <= _DRIFT for key in _CEILINGS)
-    if not quiet:
+    steady = all(_drift(*(getattr(p, key) for p in peaks)) <= _DRIFT for key in _CEILINGS)
+    if not steady:
         bed.say("the peaks moved by more than 10 % in the meantime: the machine was not quiet")
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -284,7 +286,7 @@ def run_suite(
         "load_average": load,
         "peaks": dataclasses.asdict(ceiling)
         | {"before": dataclasses.asdict(peaks[0]), "after": dataclasses.asdict(peaks[1])},
-        "quiet": quiet,
+        "quiet": steady and not busy,
         "config": bed.recipe.to_dict(),
         "settings": dataclasses.asdict(bed.settings),
         "cases": list(cases),
