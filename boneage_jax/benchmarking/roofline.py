@@ -92,12 +92,12 @@ def _roofline(axes: Axes, benchmark: Mapping[str, Any]) -> None:
     axes.set_ylabel("GFLOP/s of a device")
     if rows:
         # Nothing lies above a roof: the legend gets room there.
-        axes.set_ylim(top=top * 10 ** (0.5 + 0.14 * len(rows)))
+        axes.set_ylim(top=top * 10 ** (0.8 + 0.17 * len(rows)))
         axes.legend(loc="upper left", fontsize=8, framealpha=0.9, edgecolor=_LIGHT)
 
 
 def _label(row: Mapping[str, Any]) -> str:
-    name = row["case"] if row["name"] in ("step", "") else f"{row['case']}, {row['name']}"
+    name = f"parallel, {row['name']}" if row["case"] == "parallel" else row["case"]
     what = f"{name}, {row['image_size']} px, batch {row['batch_size']}"
     return f"{what}: {row['peak_share']:.1%} of peak"
 

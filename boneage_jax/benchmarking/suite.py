@@ -233,8 +233,8 @@ def run_suite(
     Returns:
       The content of benchmark.json: `date`, `hardware`, `versions`, `environment`, `load_average`
       (of the last minute, before the start), `peaks`, `quiet` (whether the peaks stayed within
-      10 % and that load was below a quarter of the cores), `config`, `settings`, `cases` and `results`, one dict per line, see
-      `Result.to_dict`.
+      10 % and that load was below a quarter of the cores), `config`, `settings`, `cases` and
+      `results`, one dict per line, see `Result.to_dict`.
 
     Raises:
       InputError: a recipe that cannot be built, or `old` is of another machine.
