@@ -113,3 +113,11 @@ def test_a_contender_answers_with_seconds(tmp_path, monkeypatch):
         one.close()
     with pytest.raises(RuntimeError, match="broken ended with status"):
         contender.Contender("broken", "none.py", contender.Settings("b4", 64, 2, "f", "t"))
+
+
+def test_contenders_share_a_batch():
+    from contender import Settings, synthetic_batch
+
+    batch = synthetic_batch(Settings("b4", 32, 3, "float32", "train"))
+    assert batch["image"].shape == batch["mask"].shape == (3, 32, 32, 1)
+    assert batch["image"].dtype == np.uint8 and batch["bone_age"].shape == (3,)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 _MARK = "answer: "
@@ -117,3 +119,15 @@ class Contender:
             if line.startswith(_MARK):
                 return json.loads(line.removeprefix(_MARK))
         raise RuntimeError(f"{self.name} ended with status {self._process.wait()}; see above")
+
+
+def synthetic_batch(settings: Settings) -> dict[str, np.ndarray]:
+    """The batch that all contenders step on: images uint8 [B, S, S, 1] and labels."""
+    rng = np.random.default_rng(0)
+    shape = (settings.batch, settings.size, settings.size, 1)
+    return {
+        "image": rng.integers(0, 256, shape, np.uint8),
+        "mask": rng.integers(0, 2, shape, np.uint8),
+        "bone_age": rng.uniform(12, 216, settings.batch).astype(np.float32),
+        "male": rng.integers(0, 2, settings.batch).astype(np.int32),
+    }
