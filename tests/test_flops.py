@@ -8,6 +8,7 @@ import pytest
 from jax import lax
 
 from boneage_jax.flops import count_flops
+from boneage_jax.models.efficientnet import VARIANTS
 from boneage_jax.models.registry import create_model
 
 
@@ -96,6 +97,20 @@ def test_networks_cost_what_torch_counts(name, side, giga):
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
     assert count_flops(model.apply, variables, images) == pytest.approx(giga * 1e9, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("number", "giga"), list(enumerate([0.39, 0.70, 1.0, 1.8, 4.2, 9.9, 19, 37]))
+)
+def test_networks_cost_what_their_paper_says(number, giga):
+    """Multiply-adds of Tan & Le 2019, table 2; published with two digits."""
+    name = f"efficientnet_b{number}"
+    side = VARIANTS[name].resolution
+    model = create_model(name, num_classes=1000)
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
+    counted = count_flops(model.apply, variables, images) / 2
+    assert counted == pytest.approx(giga * 1e9, rel=0.05)
 
 
 def test_a_training_step_costs_three_forward_passes():

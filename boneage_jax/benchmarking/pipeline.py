@@ -1,0 +1,129 @@
+"""The input pipeline alone, and the training loop with it against the bare step."""
+
+import collections
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from boneage_jax.benchmarking.records import synthetic_split
+from boneage_jax.benchmarking.result import Result
+from boneage_jax.benchmarking.settings import Bench
+from boneage_jax.benchmarking.steps import Stepper, labels_of, synthetic_batch
+from boneage_jax.benchmarking.timing import alternate, measure, paired_ratio
+from boneage_jax.data.loader import train_batches
+from boneage_jax.data.source import Split
+from boneage_jax.facts import Facts
+from boneage_jax.recipe import Run, build_run
+
+_RUN_AHEAD = 2  # steps queued on the device, as in a training
+
+
+def input_cases(
+    recipe: ConfigDict, facts: Facts, settings: Bench, folder: Path
+) -> Iterator[Result]:
+    """Batches from prepared records to the devices, with nothing else going on.
+
+    A sample is the seconds of a batch, over `settings.block` batches taken without a pause. The
+    note holds images per second of processor time, all threads together: what one core does.
+    """
+    run = build_run(recipe, facts)
+    batches = _batches(run, synthetic_split(folder, settings.records, facts.image_size))
+    used: list[float] = []
+
+    def take() -> None:
+        began = time.process_time()
+        for _ in range(settings.block):
+            jax.block_until_ready(next(batches))
+        used.append(time.process_time() - began)
+
+    # What lies in buffers before the first batch was read ahead of the clock.
+    ahead = 1 + (2 * recipe.data.buffer + recipe.data.threads) // settings.block
+    warmup = settings.warmup + ahead
+    try:
+        seconds = measure(
+            take,
+            repetitions=settings.repetitions,
+            min_seconds=settings.min_seconds,
+            warmup=warmup,
+        )
+    finally:
+        batches.close()
+    timed = used[warmup:]
+    images = settings.block * recipe.batch_size
+    note = {
+        "images_per_core_second": images * len(timed) / max(sum(timed), 1e-9),
+        "threads": recipe.data.threads,
+    }
+    samples = [taken / settings.block for taken in seconds]
+    yield Result(
+        *("input", "records to device"),
+        **labels_of(run),
+        samples=samples,
+        images=recipe.batch_size,
+        note=note,
+    )
+
+
+def loop_cases(recipe: ConfigDict, facts: Facts, settings: Bench, folder: Path) -> Iterator[Result]:
+    """The training loop, input and step, in turns with the same step on a batch that stays.
+
+    A sample is the seconds of a step, over `settings.block` steps. The note of the loop holds the
+    ratio to the bare step, pair by pair: above 1 is what the input costs.
+    """
+    run = build_run(recipe, facts)
+    batches = _batches(run, synthetic_split(folder, settings.records, facts.image_size))
+    fixed = run.parallel.put_batch(synthetic_batch(recipe.batch_size, facts, run.task))
+    stepper = Stepper(run)
+    # Simulated CPU devices share the cores: queued steps can miss XLA's rendezvous.
+    shared = run.parallel.devices[0].platform == "cpu" and run.parallel.device_count > 1
+    ahead = 0 if shared else _RUN_AHEAD
+
+    def block(following: Iterator[Any]) -> None:
+        queue: collections.deque[Any] = collections.deque()
+        for _ in range(settings.block):
+            queue.append(stepper(next(following)))
+            while len(queue) > ahead:
+                jax.block_until_ready(queue.popleft())
+        jax.block_until_ready((queue, stepper.state))
+
+    def always() -> Iterator[Any]:
+        while True:
+            yield fixed
+
+    try:
+        times = alternate(
+            {"bare step": lambda: block(always()), "input and step": lambda: block(batches)},
+            repetitions=settings.repetitions,
+            min_seconds=settings.min_seconds,
+            warmup=1,
+        )
+    finally:
+        batches.close()
+    ratio = paired_ratio(times["input and step"], times["bare step"])
+    for name, seconds in times.items():
+        note = {} if name == "bare step" else {"ratio_to_bare_step": ratio.median}
+        yield Result(
+            *("loop", name),
+            **labels_of(run),
+            samples=[taken / settings.block for taken in seconds],
+            images=recipe.batch_size,
+            flops=run.train_flops,
+            note=note,
+        )
+
+
+def _batches(run: Run, split: Split) -> Any:
+    config = run.config
+    return train_batches(
+        split,
+        run.task.labels,
+        config.batch_size,
+        seed=config.seed,
+        put=run.parallel.put_batch,
+        threads=config.data.threads,
+        buffer=config.data.buffer,
+    )

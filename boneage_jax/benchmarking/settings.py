@@ -1,0 +1,113 @@
+"""Every key of a benchmark: a recipe as for training, and a section `bench` beside it."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from boneage_jax.config import base_config, check_config
+from boneage_jax.errors import InputError
+from boneage_jax.facts import Facts
+from boneage_jax.recipe import make_inputs, make_task
+
+# Of the RSNA radiographs; speed does not depend on them.
+_TRAIN_IMAGES, _AGE_MEAN, _AGE_STD = 12_611, 127.32, 41.18
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """How the speed of a recipe is measured. Each field is a key, --config.bench.KEY=VALUE.
+
+    Attributes:
+      image_size: pixels per side.
+      repetitions: timed calls of a case, at least.
+      min_seconds: timed calls go on for so long, at least; short calls get more repetitions.
+      warmup: calls before the clock starts, beyond the one that compiles.
+      records: images written for the cases `input` and `loop`.
+      block: batches (`input`) or steps (`loop`) that one repetition of these takes.
+      starts: processes started for `compile`, once with an empty cache and once with a full one.
+      batch_sizes, image_sizes: further ones for the cases `batches` and `sizes`, e.g. "4,16".
+      tolerance: see `boneage_jax.benchmarking.comparing`.
+    """
+
+    image_size: int = 128
+    repetitions: int = 10
+    min_seconds: float = 1.0
+    warmup: int = 2
+    records: int = 256
+    block: int = 8
+    starts: int = 1
+    batch_sizes: str = ""
+    image_sizes: str = ""
+    tolerance: float = 0.05
+
+    def __post_init__(self) -> None:
+        for key in ("image_size", "repetitions", "records", "block", "starts"):
+            if getattr(self, key) < 1:
+                raise InputError(f"config.bench.{key}={getattr(self, key)} must be at least 1")
+        for key in ("min_seconds", "warmup", "tolerance"):
+            if getattr(self, key) < 0:
+                raise InputError(f"config.bench.{key}={getattr(self, key)} must be 0 or more")
+        for key in ("batch_sizes", "image_sizes"):
+            whole_numbers(f"config.bench.{key}", getattr(self, key))
+
+
+def bench_config() -> ConfigDict:
+    """The config that presets of `configs/bench.py` start from."""
+    config = base_config()
+    config.steps = 100_000  # of the learning-rate schedule; so many are never taken
+    config.augment.rotate = 20.0
+    config.augment.translate = 0.1
+    config.augment.zoom = 0.2
+    config.augment.shear = 10.0
+    config.augment.brightness = 0.1
+    config.augment.contrast = 0.2
+    config.augment.gamma = 0.3
+    config.bench = ConfigDict(dataclasses.asdict(Bench()))
+    return config
+
+
+def check_bench(config: ConfigDict) -> tuple[ConfigDict, Bench, Facts]:
+    """A config of `configs/bench.py` as (checked recipe, settings, facts of the synthetic data).
+
+    Raises:
+      InputError: names the first key that is unknown, missing, of another type or out of range.
+    """
+    if not isinstance(config.get("bench"), ConfigDict):
+        raise InputError(
+            "the config has no section bench; start from configs/bench.py, or from "
+            "boneage_jax.benchmarking.settings.bench_config()"
+        )
+    values = config.bench.to_dict()
+    known = {field.name: field.default for field in dataclasses.fields(Bench)}
+    for key, value in values.items():
+        if key not in known:
+            raise InputError(f"unknown config key 'bench.{key}'; known are {', '.join(known)}")
+        whole = isinstance(known[key], float) and isinstance(value, int)
+        if type(value) is not type(known[key]) and not whole:
+            raise InputError(
+                f"config.bench.{key}={value!r} must be {type(known[key]).__name__}, as "
+                f"{known[key]!r} is"
+            )
+    settings = Bench(**values)
+    recipe = ConfigDict({key: value for key, value in config.to_dict().items() if key != "bench"})
+    recipe, facts = check_config(recipe), synthetic_facts(settings.image_size)
+    make_task(recipe, facts, None)  # raises on a wrong value, and no device is touched
+    make_inputs(recipe)
+    return recipe, settings, facts
+
+
+def synthetic_facts(image_size: int) -> Facts:
+    """Facts of a data set like the RSNA radiographs at `image_size` pixels."""
+    return Facts(image_size, _TRAIN_IMAGES, _AGE_MEAN, _AGE_STD)
+
+
+def whole_numbers(name: str, text: str) -> list[int]:
+    """Reads a list such as 4,16; none from an empty text.
+
+    Raises:
+      InputError: an entry is not a whole number above 0.
+    """
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"{name}={text!r} must be whole numbers with commas between, e.g. 4,16")
+    return [int(part) for part in parts]

@@ -1,0 +1,157 @@
+"""The steps of a recipe on synthetic batches that lie on the device: train, evaluate, augment.
+
+These are the very steps of a training: `build_run` makes them, the state is donated, and every call
+begins with the state that the last one left.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from boneage_jax.benchmarking.result import Result
+from boneage_jax.facts import Facts
+from boneage_jax.flops import count_flops
+from boneage_jax.recipe import Run, batch_shapes, build_run, fresh_state, make_inputs
+from boneage_jax.tasks.task import Task
+
+
+def synthetic_batch(size: int, facts: Facts, task: Task) -> dict[str, np.ndarray]:
+    """A host batch of the shapes and dtypes of a training: noise images, plausible labels."""
+    rng = np.random.default_rng(0)
+    shapes = batch_shapes(size, facts, task)
+    values: dict[str, Callable[..., Any]] = {
+        "image": lambda shape: rng.integers(0, 256, shape),
+        "mask": lambda shape: rng.integers(0, 2, shape),
+        "weight": np.ones,
+        "draw": lambda shape: np.arange(size),
+        "bone_age": lambda shape: rng.uniform(12, 216, shape),
+        "male": lambda shape: rng.integers(0, 2, shape),
+    }
+    return {key: values[key](of.shape).astype(of.dtype) for key, of in shapes.items()}
+
+
+@dataclasses.dataclass
+class Prepared:
+    """A compiled step that can be called again and again.
+
+    Attributes:
+      call: runs it once and waits for all it returns.
+      run: what it is of.
+      flops: counted FLOPs of a call.
+      bytes_accessed: of a call, over all devices, by XLA's count; 0 where it has none. It counts
+        the body of a loop once, so it is a lower bound.
+      memory: bytes on each device as XLA plans them: arguments, outputs, temporary, and aliased
+        (arguments whose place outputs take).
+    """
+
+    call: Callable[[], Any]
+    run: Run
+    flops: int
+    bytes_accessed: float
+    memory: dict[str, int]
+
+    def result(self, case: str, name: str, samples: list[float], **note: Any) -> Result:
+        """A line about this step, with seconds of calls as samples."""
+        return Result(
+            case,
+            name,
+            **labels_of(self.run),
+            samples=samples,
+            images=self.run.config.batch_size,
+            flops=self.flops,
+            bytes_accessed=self.bytes_accessed,
+            note=note,
+        )
+
+
+def labels_of(run: Run) -> dict[str, Any]:
+    """The columns of a line that say what a run is."""
+    return {
+        "model": run.config.model.name,
+        "image_size": run.facts.image_size,
+        "batch_size": run.config.batch_size,
+        "dtype": run.config.model.dtype,
+        "parallel": run.config.parallel,
+        "devices": run.parallel.device_count,
+    }
+
+
+def prepare_train(
+    recipe: ConfigDict, facts: Facts, devices: Sequence[jax.Device] | None = None
+) -> Prepared:
+    """The train step on one batch, compiled; the first call has not been made."""
+    run = build_run(recipe, facts, devices)
+    stepper = Stepper(run)
+    batch = run.parallel.put_batch(synthetic_batch(recipe.batch_size, facts, run.task))
+    compiled = stepper.step.lower(stepper.state, stepper.empty, batch).compile()
+
+    def call() -> None:
+        jax.block_until_ready((stepper(batch), stepper.state))
+
+    return Prepared(call, run, run.train_flops, *_costs(compiled, run.parallel.device_count))
+
+
+class Stepper:
+    """Holds the state of a run and takes one step with each batch; it does not wait."""
+
+    def __init__(self, run: Run):
+        self.step = run.train_step_at(run.phases[-1].start)
+        state = fresh_state(run.config, run.facts, run.task, run.optimizer)
+        self.state = run.parallel.put_state(state)
+        self.empty = run.parallel.put_state(run.task.metrics_type.empty())
+
+    def __call__(self, batch: Any) -> Any:
+        """Steps, and returns the metrics of the step."""
+        self.state, metrics = self.step(self.state, self.empty, batch)
+        return metrics
+
+
+def prepare_eval(
+    recipe: ConfigDict, facts: Facts, devices: Sequence[jax.Device] | None = None
+) -> Prepared:
+    """The evaluation step on one batch of `eval_batch_size` images, compiled."""
+    run = build_run(recipe, facts, devices)
+    state = fresh_state(recipe, facts, run.task, run.optimizer)
+    variables = run.parallel.put_state({"params": state.params, "batch_stats": state.batch_stats})
+    batch = run.parallel.put_batch(synthetic_batch(recipe.eval_batch_size, facts, run.task))
+    compiled = run.eval_step.lower(variables, batch).compile()
+
+    def call() -> None:
+        jax.block_until_ready(run.eval_step(variables, batch))
+
+    return Prepared(call, run, run.eval_flops, *_costs(compiled, run.parallel.device_count))
+
+
+def prepare_augment(recipe: ConfigDict, facts: Facts, device: jax.Device) -> Prepared:
+    """What the train step does to stored images before the network, on one device."""
+    run = build_run(recipe, facts, [device])
+    inputs = make_inputs(recipe, mixed=True)
+    batch = jax.device_put(synthetic_batch(recipe.batch_size, facts, run.task), device)
+
+    def augment(batch: Any) -> Any:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), batch["draw"])
+        return inputs(batch, keys)
+
+    jitted = jax.jit(augment)
+    compiled = jitted.lower(batch).compile()
+
+    def call() -> None:
+        jax.block_until_ready(jitted(batch))
+
+    return Prepared(call, run, count_flops(augment, batch), *_costs(compiled, 1))
+
+
+def _costs(compiled: Any, devices: int) -> tuple[float, dict[str, int]]:
+    """Bytes accessed over all devices, and planned memory per device; empty where XLA has none."""
+    costs = compiled.cost_analysis() or {}
+    costs = costs[0] if isinstance(costs, list) else costs
+    planned = compiled.memory_analysis()
+    names = ("argument", "output", "temp", "alias")
+    memory = (
+        {name: int(getattr(planned, f"{name}_size_in_bytes")) for name in names} if planned else {}
+    )
+    return max(float(costs.get("bytes accessed", 0.0)), 0.0) * devices, memory

@@ -1,0 +1,309 @@
+"""The cases of a benchmark, and the order in which they run."""
+
+import dataclasses
+import datetime
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from boneage_jax.benchmarking.comparing import check_machine
+from boneage_jax.benchmarking.first_step import measure_start
+from boneage_jax.benchmarking.peaks import Peaks, measure_peaks
+from boneage_jax.benchmarking.pipeline import input_cases, loop_cases
+from boneage_jax.benchmarking.result import Result
+from boneage_jax.benchmarking.settings import Bench, synthetic_facts, whole_numbers
+from boneage_jax.benchmarking.steps import (
+    Prepared,
+    prepare_augment,
+    prepare_eval,
+    prepare_train,
+)
+from boneage_jax.benchmarking.timing import alternate, measure, paired_ratio
+from boneage_jax.config import check_config
+from boneage_jax.errors import InputError
+from boneage_jax.facts import Facts
+from boneage_jax.recipe import build_run
+from boneage_jax.summary import hardware, versions
+
+Say = Callable[[str], None]
+_DRIFT = 0.1  # of the peaks between start and end, beyond which the machine was not quiet
+_BUSY = 0.25  # load average per core at the start, beyond which it was not either
+
+
+@dataclasses.dataclass(frozen=True)
+class Bed:
+    """What every case measures.
+
+    Attributes:
+      recipe: checked config.
+      settings: of the measurement.
+      facts: of the synthetic data.
+      folder: scratch.
+      say: takes lines for the user.
+    """
+
+    recipe: ConfigDict
+    settings: Bench
+    facts: Facts
+    folder: Path
+    say: Say
+
+    def changed(self, **changes: Any) -> ConfigDict:
+        """The recipe with other values, checked."""
+        config = ConfigDict(self.recipe.to_dict())
+        config.update(changes)
+        return check_config(config)
+
+    def times(self, step: Prepared) -> list[float]:
+        """Seconds of calls of a step."""
+        return measure(
+            step.call,
+            repetitions=self.settings.repetitions,
+            min_seconds=self.settings.min_seconds,
+            warmup=1 + self.settings.warmup,
+        )
+
+    @functools.cached_property
+    def starts(self) -> dict[str, list[dict[str, Any]]]:
+        """Fresh processes, each cold one followed by a warm one on the same cache."""
+        starts: dict[str, list[dict[str, Any]]] = {"cold": [], "warm": []}
+        for number in range(self.settings.starts):
+            for name, found in starts.items():
+                self.say(f"starting a fresh process, {name} ({number + 1})")
+                folder = self.folder / f"start{number}"
+                found.append(measure_start(self.recipe, self.facts.image_size, folder))
+        return starts
+
+
+def _train(bed: Bed) -> Iterator[Result]:
+    step = prepare_train(bed.recipe, bed.facts)
+    yield step.result("train", "step", bed.times(step))
+
+
+def _eval(bed: Bed) -> Iterator[Result]:
+    step = prepare_eval(bed.recipe, bed.facts)
+    result = step.result("eval", "step", bed.times(step))
+    size = bed.recipe.eval_batch_size
+    yield dataclasses.replace(result, batch_size=size, images=size)
+
+
+def _augment(bed: Bed) -> Iterator[Result]:
+    step = prepare_augment(bed.recipe, bed.facts, jax.local_devices()[0])
+    yield step.result("augment", "stored image to network", bed.times(step))
+
+
+def _input(bed: Bed) -> Iterator[Result]:
+    yield from input_cases(bed.recipe, bed.facts, bed.settings, bed.folder / "input")
+
+
+def _loop(bed: Bed) -> Iterator[Result]:
+    yield from loop_cases(bed.recipe, bed.facts, bed.settings, bed.folder / "loop")
+
+
+def _started(bed: Bed, case: str, name: str, samples: list[float], **fields: Any) -> Result:
+    config = bed.recipe
+    return Result(
+        *(case, name, config.model.name, bed.facts.image_size, config.batch_size),
+        *(config.model.dtype, config.parallel, jax.device_count(), samples),
+        **fields,
+    )
+
+
+def _compile(bed: Bed) -> Iterator[Result]:
+    for name, found in bed.starts.items():
+        parts = ("import_seconds", "compile_seconds", "step_seconds", "cache_files")
+        note = {part: found[-1][part] for part in parts}
+        seconds = [start["seconds"] for start in found]
+        yield _started(bed, "compile", f"{name} start to first step", seconds, note=note)
+
+
+def _memory(bed: Bed) -> Iterator[Result]:
+    found = bed.starts["warm"]
+    for key, name in (
+        ("stepping_bytes", "resident while stepping"),
+        ("process_bytes", "resident, compiling included"),
+        ("device_bytes", "peak on a device"),
+    ):
+        if key in found[0]:
+            samples = [float(start[key]) for start in found]
+            yield _started(bed, "memory", name, samples, unit="bytes")
+    planned = found[0]["planned"]
+    if planned:
+        total = planned["argument"] + planned["output"] + planned["temp"] - planned["alias"]
+        yield _started(
+            *(bed, "memory", "planned by XLA per device", [float(total)]),
+            unit="bytes",
+            note=planned,
+        )
+
+
+def _parallel(bed: Bed) -> Iterator[Result]:
+    if not bed.recipe.model.bn_sync:
+        bed.say("parallel: left out, jit has no BatchNorm per device (config.model.bn_sync=False)")
+        return
+    steps = {mode: prepare_train(bed.changed(parallel=mode), bed.facts) for mode in ("jit", "pmap")}
+    times = alternate(
+        {mode: step.call for mode, step in steps.items()},
+        repetitions=bed.settings.repetitions,
+        min_seconds=bed.settings.min_seconds,
+        warmup=1 + bed.settings.warmup,
+    )
+    for mode, step in steps.items():
+        note = {}
+        if mode == "pmap":
+            note = {"ratio_to_jit": paired_ratio(times["pmap"], times["jit"]).median}
+        yield step.result("parallel", mode, times[mode], **note)
+
+
+def _devices(bed: Bed) -> Iterator[Result]:
+    """As many images per device on 1, 2, 4 ... devices; the note says what share is kept."""
+    devices = jax.devices()
+    counts = [2**n for n in range(len(devices).bit_length()) if 2**n < len(devices)]
+    each = max(bed.recipe.batch_size // len(devices), bed.recipe.accumulate)
+    alone = 0.0
+    if len(devices) == 1:
+        bed.say("devices: there is one device, so nothing to scale")
+        return
+    for count in [*counts, len(devices)]:
+        recipe = bed.changed(batch_size=each * count, eval_batch_size=each * count)
+        step = prepare_train(recipe, bed.facts, devices[:count])
+        result = step.result("devices", "step", bed.times(step))
+        rate = result.to_dict(None)["images_per_second"]
+        alone = alone or rate
+        yield dataclasses.replace(result, note={"efficiency": rate / (count * alone)})
+
+
+def _batches(bed: Bed) -> Iterator[Result]:
+    for size in whole_numbers("config.bench.batch_sizes", bed.settings.batch_sizes):
+        step = prepare_train(bed.changed(batch_size=size, eval_batch_size=size), bed.facts)
+        yield step.result("batches", "step", bed.times(step))
+
+
+def _sizes(bed: Bed) -> Iterator[Result]:
+    for size in whole_numbers("config.bench.image_sizes", bed.settings.image_sizes):
+        step = prepare_train(bed.recipe, synthetic_facts(size))
+        yield step.result("sizes", "step", bed.times(step))
+
+
+# Those with processes of their own come first, before this one takes the memory of the devices.
+CASES: dict[str, Callable[[Bed], Iterator[Result]]] = {
+    "compile": _compile,
+    "memory": _memory,
+    "train": _train,
+    "eval": _eval,
+    "augment": _augment,
+    "input": _input,
+    "loop": _loop,
+    "parallel": _parallel,
+    "devices": _devices,
+    "batches": _batches,
+    "sizes": _sizes,
+}
+_IN_PROCESSES = ("compile", "memory")
+
+
+def choose_cases(only: str) -> list[str]:
+    """The cases of a list with commas, all for an empty one, in the order of running.
+
+    Raises:
+      InputError: a case that there is not.
+    """
+    asked = [name.strip() for name in only.split(",") if name.strip()] or list(CASES)
+    for name in asked:
+        if name not in CASES:
+            raise InputError(f"--only={name}: there is no such case; there are {', '.join(CASES)}")
+    return [name for name in CASES if name in asked]
+
+
+def run_suite(
+    bed: Bed, cases: Sequence[str], old: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Runs cases and measures the machine's own peaks before and after them.
+
+    Args:
+      bed: what is measured.
+      cases: keys of `CASES`.
+      old: a benchmark that this one is for comparing with.
+
+    Returns:
+      The content of benchmark.json: `date`, `hardware`, `versions`, `environment`, `load_average`
+      (of the last minute, before the start), `peaks`, `quiet` (whether the peaks stayed within
+      10 % and that load was below a quarter of the cores), `config`, `settings`, `cases` and
+      `results`, one dict per line, see `Result.to_dict`.
+
+    Raises:
+      InputError: a recipe that cannot be built, or `old` is of another machine.
+    """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    cores = os.cpu_count() or 1
+    busy = load > _BUSY * cores
+    if busy:
+        bed.say(f"this machine is busy: load average {load:.1f} on {cores} cores")
+    if any(name in cases for name in _IN_PROCESSES):
+        _ = bed.starts
+    device = jax.local_devices()[0]
+    if old is not None:
+        check_machine(old, hardware())
+    _share_compilations(bed.folder / "compiled")
+    if "batches" in cases:  # a wrong one is known before the others are measured
+        for size in whole_numbers("config.bench.batch_sizes", bed.settings.batch_sizes):
+            build_run(bed.changed(batch_size=size, eval_batch_size=size), bed.facts)
+    bed.say("measuring the peaks of this machine")
+    peaks = [measure_peaks(device, bed.recipe.model.dtype)]
+    found: list[Result] = []
+    for name in cases:
+        bed.say(f"case {name}")
+        try:
+            for result in CASES[name](bed):
+                found.append(result)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            bed.say(f"case {name}: out of memory on the device; left out from there on")
+    peaks.append(measure_peaks(device, bed.recipe.model.dtype))
+    ceiling = Peaks(
+        max(p.flops_per_second for p in peaks),
+        max(p.bytes_per_second for p in peaks),
+        bed.recipe.model.dtype,
+    )
+    steady = all(_drift(*(getattr(p, key) for p in peaks)) <= _DRIFT for key in _CEILINGS)
+    if not steady:
+        bed.say("the peaks moved by more than 10 % in the meantime: the machine was not quiet")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "versions": versions(),
+        "environment": {
+            key: os.environ[key]
+            for key in ("GLIBC_TUNABLES", "XLA_FLAGS", "LIBTPU_INIT_ARGS")
+            if key in os.environ
+        },
+        "load_average": load,
+        "peaks": dataclasses.asdict(ceiling)
+        | {"before": dataclasses.asdict(peaks[0]), "after": dataclasses.asdict(peaks[1])},
+        "quiet": steady and not busy,
+        "config": bed.recipe.to_dict(),
+        "settings": dataclasses.asdict(bed.settings),
+        "cases": list(cases),
+        "results": [
+            result.to_dict(ceiling.times(result.devices, device.platform)) for result in found
+        ],
+    }
+
+
+def _share_compilations(folder: Path) -> None:
+    """Lets cases with the same step compile it once; the case `compile` has caches of its own."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+_CEILINGS = ("flops_per_second", "bytes_per_second")
+
+
+def _drift(before: float, after: float) -> float:
+    return abs(after - before) / max(before, after)
