@@ -122,7 +122,7 @@ def base_config() -> ConfigDict:
     config.model.bn_sync = True  # BatchNorm statistics over all devices
     config.model.padding = "same"  # same (TensorFlow) | symmetric (PyTorch)
     config.model.depthwise = "auto"  # auto | lax | shift
-    config.model.remat = False  # keep no activations inside blocks: less memory, more FLOPs
+    config.model.remat = False  # of EfficientNet: keep nothing inside blocks, compute it anew
     config.model.dropout = 0.2  # before the heads
     config.model.hidden = 0  # width of a dense layer before the age
     config.model.sex_input = False  # the age head is told the sex
@@ -225,8 +225,8 @@ def check_config(config: ConfigDict) -> ConfigDict:
     if len(starts) > 1:
         raise InputError(f"config.{starts[0]} and config.{starts[1]} exclude each other")
     if given["task"] != "bone_age":
-        for key in ("test_views", "mix.mixup", "mix.cutmix"):
-            _require(not given[key], key, given[key], f"0 for config.task={given['task']}")
+        for key in ("test_views", "mix.mixup", "mix.cutmix", "model.remat"):
+            _require(not given[key], key, given[key], f"off for config.task={given['task']}")
         _require(given["members"] == 1, "members", given["members"], "1 for hand masks")
     if given["model.pretrained"] and given["task"] != "bone_age":
         raise InputError("config.model.pretrained is for bone_age; start a U-Net from init_from")

@@ -19,7 +19,6 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from boneage_jax.cluster import join_as_told, parting
 from boneage_jax.errors import InputError, door
 from boneage_jax.huge_pages import use_huge_pages
 
@@ -67,6 +66,8 @@ def main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__.strip())
         return 0
+    from boneage_jax.cluster import join_as_told
+
     argv = join_as_told(sys.argv[1:])
     config, workdir = parse(argv)
 
@@ -83,7 +84,9 @@ def main() -> int:
 
 def run() -> None:
     """Console script."""
-    use_huge_pages()
+    use_huge_pages()  # before anything loads JAX
+    from boneage_jax.cluster import parting
+
     with parting():
         sys.exit(door(main))
 

@@ -77,7 +77,6 @@ def make_task(
     shared = {
         "dtype": jnp.dtype(model.dtype),
         "bn_momentum": float(model.bn_momentum),
-        "remat": bool(model.remat),
         "bn_axis_name": axis_name if model.bn_sync else None,
     }
     if config.task == "hand_mask":
@@ -89,6 +88,7 @@ def make_task(
         padding=model.padding,
         bn_epsilon=float(model.bn_epsilon),
         depthwise=model.depthwise,
+        remat=bool(model.remat),
         frozen=frozen,
     )
     loss = config.loss

@@ -79,3 +79,10 @@ def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(os, "execv", lambda *args: pytest.fail("started again"))
     use_huge_pages()
     assert "GLIBC_TUNABLES" not in os.environ
+
+
+@pytest.mark.parametrize("door", ["main", "evaluate", "predict", "segment", "benchmark"])
+def test_doors_load_jax_only_behind_the_restart(door: str) -> None:
+    code = f"import sys, boneage_jax.{door}; print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -3,21 +3,19 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from boneage_jax.flops import count_flops
 from boneage_jax.models.registry import create_model
 
 
-@pytest.mark.parametrize(("name", "side"), [("efficientnet_lite0", 64), ("unet_10", 64)])
-def test_remat_changes_cost_and_nothing_else(name, side):
-    images = jax.random.normal(jax.random.key(0), (4, side, side, 1))
+def test_remat_changes_cost_and_nothing_else():
+    images = jax.random.normal(jax.random.key(0), (4, 64, 64, 1))
     found = []
     for remat in (False, True):
-        model = create_model(name, remat=remat)
+        model = create_model("efficientnet_lite0", remat=remat)
         variables = jax.jit(model.init)(jax.random.key(1), images)
-        # Drop paths, where there are any, draw from the keys of the images.
-        keys = jax.random.split(jax.random.key(2), 4) if name != "unet_10" else None
+        # Drop paths draw from the keys of the images.
+        keys = jax.random.split(jax.random.key(2), 4)
 
         def loss(params, model=model, variables=variables, keys=keys):
             options = {} if keys is None else {"image_keys": keys}
@@ -37,7 +35,7 @@ def test_remat_changes_cost_and_nothing_else(name, side):
             (compiled(variables["params"]), count_flops(step, variables["params"]), memory)
         )
     (plain, flops, memory), (again, more, less) = found
-    # Compiled otherwise, sums may be ordered otherwise: float32 rounding through the whole network.
+    # Compiled otherwise, sums may be ordered otherwise: float32 rounding through all layers.
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)  # noqa: E731
     jax.tree.map(close, plain, again)
     assert 1.2 < more / flops < 1.4  # one more forward pass, beside a forward and two backward ones

@@ -5,7 +5,6 @@ Variants are one line each in `VARIANTS`. `unet` reads the image in blocks of pi
 resolution: at 256 px it costs a twelfth of `unet_10`, the network of the earlier recipe.
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -45,14 +44,12 @@ class UNet(nn.Module):
       dtype: of the computation; parameters and the logits are float32.
       bn_momentum: share of the old moving statistics that an update keeps.
       bn_axis_name: device axis over which BatchNorm averages, or None.
-      remat: compute the activations of a level anew in the backward pass instead of keeping them.
     """
 
     variant: str = "unet"
     dtype: Any = jnp.float32
     bn_momentum: float = 0.9
     bn_axis_name: str | None = None
-    remat: bool = False
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Array:
@@ -68,23 +65,19 @@ class UNet(nn.Module):
         x = jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")
         x = space_to_depth(x.astype(self.dtype), spec.block)
 
-        def convs(x: Array, filters: int, name: str) -> Array:
-            run = functools.partial(UNet._convs, filters=filters, name=name, train=train)
-            return (nn.remat(run) if self.remat and train else run)(self, x)
-
         skips = []
         for level, filters in enumerate(spec.widths):
             if level:
                 skips.append(x)
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
-            x = convs(x, filters, f"down{level}")
+            x = self._convs(x, filters, f"down{level}", train)
         for level in reversed(range(len(spec.widths) - 1)):
             filters = spec.widths[level]
             x = nn.ConvTranspose(
                 filters, (spec.up, spec.up), (2, 2), dtype=self.dtype, name=f"up{level}"
             )(x)
             x = jnp.concatenate([skips.pop(), x], axis=-1)
-            x = convs(x, filters, f"merge{level}")
+            x = self._convs(x, filters, f"merge{level}", train)
         # One logit per pixel of a block; float32 from here on.
         x = nn.Conv(
             spec.block**2,
@@ -96,7 +89,7 @@ class UNet(nn.Module):
         logits = depth_to_space(x.astype(jnp.float32), spec.block)
         return logits[:, :height, :width]
 
-    def _convs(self, x: Array, *, filters: int, name: str, train: bool) -> Array:
+    def _convs(self, x: Array, filters: int, name: str, train: bool) -> Array:
         spec = VARIANTS[self.variant]
         for index in range(spec.convs):
             part = f"{name}_{index}"
