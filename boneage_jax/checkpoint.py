@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from boneage_jax.bucket import checkpoint_folder, push
 from boneage_jax.disk import cannot_write, is_refused_write
 from boneage_jax.errors import InputError
 from boneage_jax.integrity import checksums, first_damaged
@@ -28,7 +29,8 @@ class Checkpoints:
     """The checkpoints of one workdir.
 
     Args:
-      workdir: the run's folder; checkpoints go to its `checkpoints/`.
+      workdir: the run's folder; checkpoints go to its `checkpoints/`, in the bucket where it is
+        the mirror of one.
       metric: the validation metric that ranks checkpoints, lower is better.
       read_only: for evaluation and prediction; nothing is created.
     """
@@ -36,7 +38,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, metric: str, *, read_only: bool = False):
         # Orbax reports each save at INFO, each cast at WARNING, and before it raises at ERROR.
         logging.set_verbosity(logging.FATAL)
-        self._folder = workdir.absolute() / "checkpoints"
+        self._workdir, self._folder = workdir, checkpoint_folder(workdir)
         self._metric = metric
         best = BestN(
             get_metric_fn=lambda metrics: -metrics[metric],
@@ -76,6 +78,7 @@ class Checkpoints:
         Raises:
           InputError: the disk is full or refuses; also of the save before, which ran meanwhile.
         """
+        push(self._workdir)  # the log up to this step, before the step can be gone back to
         with self._disk_errors():
             self._manager.save(
                 step,

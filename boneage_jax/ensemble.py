@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from boneage_jax.bucket import open_workdir
 from boneage_jax.calibration import CALIBRATION, Calibration
 from boneage_jax.config import check_config, load_config
 from boneage_jax.data.source import Dataset, Split, open_dataset
@@ -68,10 +69,11 @@ def load_members(folder: str | os.PathLike[str], **options: Any) -> list[Trained
     Raises:
       InputError: as `load_trained`; also where the members differ in network or data.
     """
-    count = member_count(check_config(load_config(Path(folder) / "config.json")))
+    folder = open_workdir(folder)
+    count = member_count(check_config(load_config(folder / "config.json")))
     if count == 1:
         return [load_trained(folder, **options)]
-    found = [load_trained(_member_folder(Path(folder), k), **options) for k in range(count)]
+    found = [load_trained(_member_folder(folder, k), **options) for k in range(count)]
     for member in found[1:]:
         # One compiled step reads them all.
         models = [one.run.config.model.to_dict() for one in (found[0], member)]

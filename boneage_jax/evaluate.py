@@ -41,13 +41,14 @@ def evaluate(
         data cannot be opened.
     """
     check_unlocked(split, unlock_test)
+    from boneage_jax.bucket import open_workdir, push
     from boneage_jax.calibration import CALIBRATION, Calibration
     from boneage_jax.data.source import open_dataset
     from boneage_jax.ensemble import average, load_members, predict_split, report_members
     from boneage_jax.evaluation import corrected, with_labels
     from boneage_jax.report.write import write_report
 
-    workdir = Path(workdir)
+    workdir = open_workdir(workdir)
     members = load_members(workdir)
     config = members[0].run.config
     with config.unlocked():
@@ -69,6 +70,7 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     title = f"{config.model.name} on {dataset.name}, {split} split"
     write_report(folder, report, rows, title, part)
+    push(workdir)
     return report
 
 
@@ -83,6 +85,7 @@ def main() -> None:
     parser.add_argument("--data_dir", default="", help="prepared data, if it moved")
     args = parser.parse_args()
 
+    from boneage_jax.bucket import address_of
     from boneage_jax.compile_cache import use_compile_cache
     from boneage_jax.report.page import summary_lines
 
@@ -94,8 +97,8 @@ def main() -> None:
         raw_dir=args.raw_dir,
         data_dir=args.data_dir,
     )
-    folder = Path(args.workdir) / "evaluation" / args.split
-    print(*summary_lines(report), f"report: {folder / 'report.html'}", sep="\n")
+    place = f"{address_of(args.workdir)}/evaluation/{args.split}/report.html"
+    print(*summary_lines(report), f"report: {place}", sep="\n")
 
 
 def run() -> None:

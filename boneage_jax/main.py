@@ -3,8 +3,8 @@
 usage: python -m boneage_jax.main --config=FILE.py[:PRESET] [--workdir=DIR] [--config.KEY=VALUE ...]
 
   --config    a recipe, e.g. configs/cls.py (phantom hands) or configs/cls.py:rsna
-  --workdir   where the run lives; started again on the same folder, it goes on from its last
-              checkpoint (default: runs/RECIPE or runs/RECIPE-PRESET)
+  --workdir   where the run lives, a folder or gs://BUCKET/PATH; started again there, it goes on
+              from its last checkpoint (default: runs/RECIPE or runs/RECIPE-PRESET)
   --coordinator=HOST:PORT --processes=N --process=I
               this process is number I of N; not needed on SLURM, Cloud TPU, GKE and Open MPI,
               where the processes find each other
@@ -71,6 +71,7 @@ def main() -> int:
     argv = join_as_told(sys.argv[1:])
     config, workdir = parse(argv)
 
+    from boneage_jax.bucket import address_of
     from boneage_jax.compile_cache import use_compile_cache
     from boneage_jax.report.page import summary_lines
     from boneage_jax.training import train
@@ -78,7 +79,7 @@ def main() -> int:
     if config.get("compile_cache", True):
         use_compile_cache()
     report = train(config, workdir)
-    print(*summary_lines(report), f"report: {workdir / 'report.html'}", sep="\n")
+    print(*summary_lines(report), f"report: {address_of(workdir)}/report.html", sep="\n")
     return 0
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from boneage_jax.background import load_background
+from boneage_jax.bucket import open_workdir
 from boneage_jax.calibration import CALIBRATION, Calibration
 from boneage_jax.data.files import fit_square
 from boneage_jax.ensemble import average, load_members
@@ -154,5 +155,6 @@ def load_predictor(
     """
     devices = jax.device_count()
     rounded = -(-batch_size // devices) * devices
-    members = load_members(workdir, task="bone_age", eval_batch_size=rounded)
-    return Predictor(members, Path(workdir), masks)
+    folder = open_workdir(workdir)
+    members = load_members(folder, task="bone_age", eval_batch_size=rounded)
+    return Predictor(members, folder, masks)

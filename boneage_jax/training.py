@@ -11,6 +11,7 @@ import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
+from boneage_jax.bucket import open_workdir, push
 from boneage_jax.calibration import CALIBRATION, Calibration
 from boneage_jax.checkpoint import Checkpoints
 from boneage_jax.cluster import peers
@@ -34,7 +35,7 @@ from boneage_jax.stopping import Stopping, listen
 from boneage_jax.summary import make_report
 from boneage_jax.transfer import pretraining, start_from, with_pretrained_backbone
 from boneage_jax.watchdog import PATIENCE, Watchdog
-from boneage_jax.workdir import claim_workdir, local_folder
+from boneage_jax.workdir import claim_workdir
 
 
 def train(
@@ -46,7 +47,7 @@ def train(
       config: see `boneage_jax.config.base_config`; recipes lie in `configs/`.
       workdir: receives config.json, metrics.jsonl, checkpoints/, tensorboard/, report.json,
         report.html, figures/ and predictions.csv; of an ensemble, members/K/ receive the
-        checkpoints.
+        checkpoints. A folder, or gs://BUCKET/PATH or s3://BUCKET/PATH, see `boneage_jax.bucket`.
       devices: the devices to use, all by default.
 
     Returns:
@@ -60,7 +61,15 @@ def train(
     """
     config = check_config(config)
     with listen(float(config.max_seconds)) as stopping:
-        return _train(config, local_folder(workdir), devices, stopping)
+        folder = open_workdir(workdir)
+        try:
+            report = _train(config, folder, devices, stopping)
+        except BaseException:
+            with contextlib.suppress(InputError):
+                push(folder)
+            raise
+        push(folder)
+        return report
 
 
 def _train(

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,29 +10,13 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from boneage_jax.bucket import checkpoint_folder, open_workdir
 from boneage_jax.checkpoint import Checkpoints
 from boneage_jax.config import check_config, differences, load_config, save_config
 from boneage_jax.errors import InputError
 from boneage_jax.facts import Facts
 from boneage_jax.recipe import Run, build_run, fresh_state
 from boneage_jax.state import TrainState
-
-
-def local_folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder as a path.
-
-    Raises:
-      InputError: it is an address in a bucket; a run appends to metrics.jsonl and renames files,
-        which object stores cannot.
-    """
-    match = re.match(r"([a-z][a-z0-9+.-]+):/+(.*)", os.fspath(folder))
-    if match:
-        scheme, place = match.groups()
-        raise InputError(
-            f"--workdir={scheme}://{place} is in a bucket, and a run needs a file system; mount it "
-            "(gcsfuse, s3fs) and give the mounted folder, see docs/survival.md"
-        )
-    return Path(folder)
 
 
 def claim_workdir(
@@ -58,9 +41,7 @@ def claim_workdir(
     Raises:
       InputError: the folder cannot be written, or holds a run of another config or other data.
     """
-    begun = any(folder.glob("checkpoints/[0-9]*")) or any(
-        folder.glob("members/*/checkpoints/[0-9]*")
-    )
+    begun = any(_has_checkpoint(place) for place in (folder, *folder.glob("members/*")))
     if begun and (folder / "config.json").exists():
         changed = differences(load_config(folder / "config.json"), config)
         if changed:
@@ -132,7 +113,7 @@ def load_trained(
     Raises:
       InputError: no run there, another task, no checkpoint, or a damaged one.
     """
-    folder = local_folder(folder)
+    folder = open_workdir(folder)
     stored = load_config(folder / "config.json")
     config = check_config(stored)
     if task and config.task != task:
@@ -147,7 +128,7 @@ def load_trained(
     facts = load_facts(folder)
     if (folder / "members").is_dir():
         raise InputError(f"{folder} holds an ensemble; name one of it: {folder}/members/0")
-    if not (folder / "checkpoints").is_dir():
+    if not checkpoint_folder(folder).is_dir():
         raise InputError(f"{folder} holds no checkpoints; train first or name its workdir")
     run = build_run(config, facts, devices)
     checkpoints = Checkpoints(folder, run.task.metric, read_only=True)
@@ -156,6 +137,11 @@ def load_trained(
     state = checkpoints.restore(step, like)
     checkpoints.close()
     return Trained(run, state, step, folder)
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    checkpoints = checkpoint_folder(folder)
+    return checkpoints.exists() and any(path.name[:1].isdigit() for path in checkpoints.iterdir())
 
 
 def _replace_folder(target: Path, source: Path | None) -> None:

@@ -310,7 +310,7 @@ def test_a_damaged_or_missing_checkpoint_is_one_clear_line(finished, environment
         (["--config=configs/cls.py:rsna", "--config.data.raw_dir=/no/such"], "/no/such"),
         (["--config=configs/cls.py:rsna"], "tfds_rsna.prepare"),
         (["--config=configs/cls.py", "--workdir=/proc/none"], "/proc/none"),
-        (["--config=configs/cls.py", "--workdir=gs://bucket/run"], "gs://bucket/run"),
+        (["--config=configs/cls.py", "--workdir=ftp://host/run"], "ftp://host/run"),
         (["--config=configs/cls.py", "stray"], "stray"),
         (["--config=configs/cls.py", "--config.augment.rotate=-3.0"], "rotate"),
     ],
