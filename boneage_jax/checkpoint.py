@@ -24,6 +24,8 @@ from boneage_jax.errors import InputError
 from boneage_jax.integrity import checksums, first_damaged
 from boneage_jax.state import TrainState
 
+_CHECKSUMS = "checksums"
+
 
 class Checkpoints:
     """The checkpoints of one workdir.
@@ -84,10 +86,12 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    checksums=ocp.args.JsonSave(checksums(state)),
                     data=grain.checkpoint.CheckpointSave(iterator),
                 ),
                 metrics=metrics,
+                # In the metadata: as an item of its own it would leave an unawaited coroutine
+                # behind where the disk is full.
+                custom_metadata={_CHECKSUMS: checksums(state)},
             )
 
     def latest_step(self) -> int | None:
@@ -126,14 +130,13 @@ class Checkpoints:
         items: dict[str, Any] = {"state": ocp.args.StandardRestore(shapes)}
         if iterator is not None:
             items["data"] = grain.checkpoint.CheckpointRestore(iterator)
-        if (self._folder / str(step) / "checksums").exists():  # not in older checkpoints
-            items["checksums"] = ocp.args.JsonRestore()
         before = sys.unraisablehook
         sys.unraisablehook = _without_late_reads(before)
         reports = standard_logging.getLogger("asyncio")
         reports.addFilter(_no_late_read)
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+            state = self._manager.restore(step, args=ocp.args.Composite(**items)).state
+            saved = (self._manager.metadata(step).custom_metadata or {}).get(_CHECKSUMS)
             sys.unraisablehook = before
             reports.removeFilter(_no_late_read)
         except Exception as error:  # orbax raises a bare Exception where a read fails
@@ -142,14 +145,13 @@ class Checkpoints:
                 f"{self._folder}/{step} cannot be restored: it is damaged or was written by "
                 f"another model or version ({reason})"
             ) from error
-        if restored.get("checksums") is not None:
-            damaged = first_damaged(restored.state, restored.checksums)
-            if damaged:
-                raise InputError(
-                    f"{self._folder}/{step} is damaged: state{damaged} is not what was saved; "
-                    "remove that step, or train again"
-                )
-        return restored.state
+        damaged = first_damaged(state, saved) if saved else ""  # older checkpoints have none
+        if damaged:
+            raise InputError(
+                f"{self._folder}/{step} is damaged: state{damaged} is not what was saved; "
+                "remove that step, or train again"
+            )
+        return state
 
     def wait(self) -> None:
         """Returns once everything is on disk; raises what a background save raised.

@@ -1,5 +1,6 @@
 """Checksums of a state see every bit of it."""
 
+import json
 import zlib
 
 import jax
@@ -7,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from boneage_jax.errors import InputError
 from boneage_jax.integrity import checksums, first_damaged
+from boneage_jax.workdir import load_trained
 
 
 def _tree(dtype=jnp.float32) -> dict:
@@ -46,3 +49,17 @@ def test_replicated_arrays_are_read_once():
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     assert checksums(jax.device_put(_tree(), everywhere)) == checksums(_tree())
+
+
+def test_a_checkpoint_that_is_not_what_was_saved_is_refused(tiny_train):
+    _, workdir = tiny_train("run")
+    load_trained(workdir)
+    step = max(workdir.glob("checkpoints/[0-9]*"), key=lambda path: int(path.name))
+    note = step / "_CHECKPOINT_METADATA"
+    content = json.loads(note.read_text())
+    saved = content["custom_metadata"]["checksums"]
+    name = next(key for key in saved if "age" in key and "kernel" in key)
+    saved[name] ^= 1
+    note.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"is damaged: state\.\S+kernel\S* is not what was saved"):
+        load_trained(workdir)
