@@ -66,6 +66,8 @@ def emulator(tmp_path_factory):
             break
         except OSError:
             time.sleep(0.1)
+    if process.poll() is not None:
+        pytest.fail(f"the emulator did not start: {Path(log.name).read_text()[-500:]}")
     yield {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address}
     process.kill()
     process.wait()
