@@ -5,6 +5,7 @@ while saving costs nothing that was saved before.
 """
 
 import contextlib
+import json
 import logging as standard_logging
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import grain.checkpoint
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from boneage_jax.bucket import checkpoint_folder, push
@@ -24,7 +26,7 @@ from boneage_jax.errors import InputError
 from boneage_jax.integrity import checksums, first_damaged
 from boneage_jax.state import TrainState
 
-_CHECKSUMS = "checksums"
+_CHECKSUMS, _POSITION = "checksums", "position"  # in the metadata of a checkpoint
 
 
 class Checkpoints:
@@ -91,7 +93,10 @@ class Checkpoints:
                 metrics=metrics,
                 # In the metadata: as an item of its own it would leave an unawaited coroutine
                 # behind where the disk is full.
-                custom_metadata={_CHECKSUMS: checksums(state)},
+                custom_metadata={
+                    _CHECKSUMS: checksums(state),
+                    _POSITION: iterator.get_state(),
+                },
             )
 
     def latest_step(self) -> int | None:
@@ -118,6 +123,8 @@ class Checkpoints:
     ) -> TrainState:
         """The state saved under `step`; `iterator` is moved to where it stood.
 
+        Any number of devices and processes can restore what any other number has saved.
+
         Args:
           step: one that `latest_step` or `step_to_use` named.
           like: a state, or its shapes with shardings: restored arrays go to those devices.
@@ -127,16 +134,16 @@ class Checkpoints:
           InputError: the checkpoint is damaged or is that of another model.
         """
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        items: dict[str, Any] = {"state": ocp.args.StandardRestore(shapes)}
-        if iterator is not None:
-            items["data"] = grain.checkpoint.CheckpointRestore(iterator)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
         before = sys.unraisablehook
         sys.unraisablehook = _without_late_reads(before)
         reports = standard_logging.getLogger("asyncio")
         reports.addFilter(_no_late_read)
         try:
-            state = self._manager.restore(step, args=ocp.args.Composite(**items)).state
-            saved = (self._manager.metadata(step).custom_metadata or {}).get(_CHECKSUMS)
+            state = self._manager.restore(step, args=items).state
+            saved = self._manager.metadata(step).custom_metadata or {}
+            if iterator is not None:
+                self._move(iterator, step, saved.get(_POSITION))
             sys.unraisablehook = before
             reports.removeFilter(_no_late_read)
         except Exception as error:  # orbax raises a bare Exception where a read fails
@@ -145,13 +152,27 @@ class Checkpoints:
                 f"{self._folder}/{step} cannot be restored: it is damaged or was written by "
                 f"another model or version ({reason})"
             ) from error
-        damaged = first_damaged(state, saved) if saved else ""  # older checkpoints have none
+        known = saved.get(_CHECKSUMS)  # older checkpoints have none
+        damaged = first_damaged(state, known) if known else ""
         if damaged:
             raise InputError(
                 f"{self._folder}/{step} is damaged: state{damaged} is not what was saved; "
                 "remove that step, or train again"
             )
         return state
+
+    def _move(self, iterator: grain.DatasetIterator, step: int, saved: Any) -> None:
+        """Moves `iterator` to where it stood at `step`.
+
+        Grain writes a file per process and wants as many again. All hold the same number of
+        batches, whatever the number of processes, so one of them will do.
+        """
+        files = sorted(epath.Path(self._folder / str(step) / "data").glob("process_*-of-*.json"))
+        position = json.loads(files[0].read_text()) if files else None
+        shape = jax.tree.map(type, iterator.get_state())
+        if jax.tree.map(type, position) != shape or (saved is not None and position != saved):
+            raise ValueError("the position in the training images is not what was saved")
+        iterator.set_state(position)
 
     def wait(self) -> None:
         """Returns once everything is on disk; raises what a background save raised.

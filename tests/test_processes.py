@@ -170,6 +170,19 @@ def test_the_others_end_when_one_is_killed_and_the_job_goes_on(alone, read, phan
     same(read(alone("jit")), read(again.workdir))
 
 
+def test_a_job_goes_on_with_another_number_of_processes(alone, read, phantoms, tmp_path):
+    """Two processes of two devices, then one of four, then two again."""
+    folder = tmp_path / "job"
+    for processes, at in ((2, 3), (1, 6)):
+        happens = {0: {"AT": str(at), "HAPPENS": "SIGTERM"}}
+        told = Job(folder, phantoms, processes, 4 // processes, happens).wait()
+        assert told.codes == [75] * processes, "\n".join(told.logs)[-6000:]
+    ended = Job(folder, phantoms, 2, 2).wait()
+    assert ended.codes == [0, 0], "\n".join(ended.logs)[-6000:]
+    assert ended.logs[0].count("going on from the checkpoint of step") == 2
+    same(read(alone("jit")), read(ended.workdir))
+
+
 def test_the_others_end_when_the_coordinator_is_killed(phantoms, tmp_path):
     job = Job(tmp_path / "job", phantoms, 2, 2, {0: {"AT": "4", "HAPPENS": "SIGKILL"}}).wait()
     assert job.codes[0] == -9 and job.codes[1] not in (0, None), "\n".join(job.logs)[-6000:]
