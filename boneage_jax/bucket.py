@@ -1,4 +1,4 @@
-"""Workdirs in a bucket: gs://BUCKET/PATH, s3://BUCKET/PATH.
+"""Workdirs in a bucket: gs://BUCKET/PATH.
 
 A run appends to files and renames them, which object stores cannot. So its small files live in a
 folder of this machine, a mirror of those in the bucket, and go there before each checkpoint and at
@@ -31,7 +31,7 @@ def open_workdir(workdir: str | os.PathLike[str]) -> Path:
     """The local folder of a workdir: itself, or the mirror of one in a bucket, brought up to date.
 
     Args:
-      workdir: a path, or gs://BUCKET/PATH or s3://BUCKET/PATH.
+      workdir: a path, or gs://BUCKET/PATH.
 
     Raises:
       InputError: an address of another kind, or the bucket cannot be read.
@@ -40,10 +40,13 @@ def open_workdir(workdir: str | os.PathLike[str]) -> Path:
     scheme, _, place = address.partition("://")
     if not place:
         return Path(workdir)
-    if scheme not in ("gs", "s3"):
+    if scheme == "s3":
         raise InputError(
-            f"workdir {address} must be a folder, gs://BUCKET/PATH or s3://BUCKET/PATH"
+            f"workdir {address}: orbax writes checkpoints to folders and gs:// alone; "
+            "train in a folder and copy it to the bucket"
         )
+    if scheme != "gs":
+        raise InputError(f"workdir {address} must be a folder or gs://BUCKET/PATH")
     logging.getLogger("gcsfs").setLevel(logging.ERROR)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     # Processes of a job may share a home; each has a mirror of its own.

@@ -47,7 +47,7 @@ def train(
       config: see `boneage_jax.config.base_config`; recipes lie in `configs/`.
       workdir: receives config.json, metrics.jsonl, checkpoints/, tensorboard/, report.json,
         report.html, figures/ and predictions.csv; of an ensemble, members/K/ receive the
-        checkpoints. A folder, or gs://BUCKET/PATH or s3://BUCKET/PATH, see `boneage_jax.bucket`.
+        checkpoints. A folder or gs://BUCKET/PATH, see `boneage_jax.bucket`.
       devices: the devices to use, all by default.
 
     Returns:
