@@ -103,7 +103,7 @@ def test_an_ordinary_folder_is_itself(tmp_path):
 
 
 def test_other_stores_are_refused():
-    with pytest.raises(InputError, match=r"ftp://host/run must be a folder, gs://BUCKET/PATH"):
+    with pytest.raises(InputError, match=r"ftp://host/run must be a folder or gs://BUCKET/PATH"):
         open_workdir("ftp://host/run")
     with pytest.raises(InputError, match=r"s3://b/run: .* train in a folder and copy it"):
         open_workdir("s3://b/run")
