@@ -165,6 +165,8 @@ class Loop:
             values = None  # not finite: this checkpoint cannot be the best
         state = self._run.parallel.as_global(state)
         self._checkpoints.save(self._step, state, batches, values)
+        if _on_cpu(self._run):  # the writing would take the cores from the steps beside it
+            self._checkpoints.wait()
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._began
@@ -261,4 +263,8 @@ class Loop:
 
 def _shares_cores(run: Run) -> bool:
     """Simulated CPU devices share the host's cores: queued steps can miss XLA's rendezvous."""
-    return run.parallel.devices[0].platform == "cpu" and run.parallel.device_count > 1
+    return _on_cpu(run) and run.parallel.device_count > 1
+
+
+def _on_cpu(run: Run) -> bool:
+    return run.parallel.devices[0].platform == "cpu"
