@@ -7,6 +7,8 @@ address next, on whatever machine, gets the small files as they were before the 
 bucket is the truth, the mirror can be deleted at any time.
 """
 
+import fcntl
+import itertools
 import logging
 import os
 import re
@@ -14,6 +16,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from etils import epath
 
@@ -24,6 +27,7 @@ _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")  # pathlib has made one sla
 _NOTE = ".bucket"  # in a mirror: the address
 _CHECKPOINTS = "checkpoints"
 _UNFINISHED = (".part", ".partial")
+_locks: dict[Path, int] = {}  # of the mirrors that this process has open
 _pushed: dict[Path, tuple[int, int]] = {}  # size and time of a file when it went to its bucket
 
 
@@ -49,13 +53,34 @@ def open_workdir(workdir: str | os.PathLike[str]) -> Path:
         raise InputError(f"workdir {address} must be a folder or gs://BUCKET/PATH")
     logging.getLogger("gcsfs").setLevel(logging.ERROR)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    # Processes of a job may share a home; each has a mirror of its own.
-    own = f"process-{process()[0]}"
-    mirror = cache / "boneage_jax" / "buckets" / own / scheme / place
-    mirror.mkdir(parents=True, exist_ok=True)
+    mirror = _own_mirror(cache / "boneage_jax" / "buckets", address)
     (mirror / _NOTE).write_text(address)
     _pull(epath.Path(address), mirror)
     return mirror
+
+
+def _own_mirror(cache: Path, address: str) -> Path:
+    """A mirror that no other process has open: pulling would take a training's log from under it.
+
+    A lock ends with its process, so mirrors are used again. Processes of a job may share a home.
+    """
+    for number in itertools.count():
+        owner = f"process-{process()[0]}" + (f"-{number}" if number else "")
+        mirror = cache / owner / quote(address, safe="")
+        mirror.mkdir(parents=True, exist_ok=True)
+        if mirror in _locks:
+            return mirror
+        lock = os.open(mirror.with_name(mirror.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        except OSError:  # a file system without locks
+            pass
+        _locks[mirror] = lock
+        return mirror
+    raise AssertionError  # the count has no end
 
 
 def address_of(workdir: str | os.PathLike[str]) -> str:
@@ -153,6 +178,6 @@ def _unreachable(address: str, how: str, error: Exception) -> InputError:
     reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
     return InputError(
         f"{address} cannot be {how} ({type(error).__name__}: {reason}); it needs pip install "
-        "'boneage_jax[bucket]', credentials (gcloud auth application-default login, or AWS keys) "
+        "'boneage_jax[bucket]', credentials (gcloud auth application-default login) "
         "and a bucket that exists"
     )

@@ -22,7 +22,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from boneage_jax.bucket import checkpoint_folder, push
 from boneage_jax.disk import cannot_write, is_refused_write
-from boneage_jax.errors import InputError
+from boneage_jax.errors import InputError, Stopped
 from boneage_jax.integrity import checksums, first_damaged
 from boneage_jax.state import TrainState
 
@@ -81,8 +81,12 @@ class Checkpoints:
 
         Raises:
           InputError: the disk is full or refuses; also of the save before, which ran meanwhile.
+          Stopped: the bucket cannot be written.
         """
-        push(self._workdir)  # the log up to this step, before the step can be gone back to
+        try:
+            push(self._workdir)  # the log up to this step, before the step can be gone back to
+        except InputError as error:
+            print(f"{error}; trying again at the next checkpoint", file=sys.stderr)
         with self._disk_errors():
             self._manager.save(
                 step,
@@ -202,9 +206,15 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax and TensorStore raise errors of many types
-            if not is_refused_write(error):
+            if is_refused_write(error):
+                raise cannot_write(self._folder, error) from error
+            if isinstance(self._folder, Path):
                 raise
-            raise cannot_write(self._folder, error) from error
+            reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
+            raise Stopped(  # a store that does not answer now may do so after a restart
+                f"{self._folder} cannot be written ({reason}); the same command goes on from the "
+                "last checkpoint"
+            ) from error
 
 
 def _without_late_reads(hook: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -73,6 +73,7 @@ CHIPS = {
         _gpu("a100", 312e12, 2039e9, 300e9, 2.79),  # SXM, 80 GB
     )
 }
+_MOST_CHIPS = 2**14  # the largest slices, of v5p, have 8,960; libtpu tries any number for hours
 _GPU_NAMES = {"gpu": "h100", "cuda": "h100", "h100": "h100", "a100": "a100"}
 
 
@@ -111,6 +112,10 @@ def parse_machine(topology: str) -> Machine:
             "a100:8"
         )
     count = math.prod(int(side) for side in shape.split("x"))
+    if count > _MOST_CHIPS:
+        raise InputError(
+            f"--topology={topology!r} has {count:,} chips; no slice has more than {_MOST_CHIPS:,}"
+        )
     if gpu:
         return Machine(topology, "cuda", count, CHIPS[_GPU_NAMES[kind]])
     chip = None if kind in _GPU_NAMES.values() else CHIPS.get(kind)

@@ -230,7 +230,7 @@ class Loop:
         watched, step = row.pop("metrics"), row.pop("step")
         values = {key: float(value) for key, value in watched.metrics.compute().items()}
         bad = self._guard.judge(
-            step, int(watched.total), int(watched.streak), first=int(watched.first)
+            step, int(watched.total), int(watched.longest), first=int(watched.first)
         )
         row["learning_rate"] = float(self._rates[max(step - 1 - self._guard.skipped, 0)])
         known = {key: value for key, value in values.items() if math.isfinite(value)}

@@ -42,23 +42,25 @@ class Watched:
       metrics: merged over the finite steps.
       total: int32 [], steps left out so far.
       streak: int32 [], how many of them in a row up to now.
+      longest: int32 [], the longest such row that went on since the log line.
       first: int32 [], the first of them since the log line (updates done behind it), 0 for none.
     """
 
     metrics: Collection
     total: jax.Array
     streak: jax.Array
+    longest: jax.Array
     first: jax.Array
 
     @classmethod
     def begin(cls, metrics: Collection, total: int = 0) -> "Watched":
         """Nothing seen yet, but for `total` steps left out before this start."""
         zero = jnp.zeros((), jnp.int32)
-        return cls(metrics, jnp.asarray(total, jnp.int32), zero, zero)
+        return cls(metrics, jnp.asarray(total, jnp.int32), zero, zero, zero)
 
     def emptied(self, like: "Watched") -> "Watched":
-        """The same counts, with the metrics and `first` of `like`; nothing is computed."""
-        return dataclasses.replace(self, metrics=like.metrics, first=like.first)
+        """The same counts up to now, all else as in `like`; nothing is computed."""
+        return dataclasses.replace(like, total=self.total, streak=self.streak)
 
 
 def record(before: Any, new: Collection, good: jax.Array, step: jax.Array) -> Any:
@@ -74,10 +76,12 @@ def record(before: Any, new: Collection, good: jax.Array, step: jax.Array) -> An
     if not isinstance(before, Watched):
         return before.merge(new)
     bad = 1 - good.astype(jnp.int32)
+    streak = (before.streak + bad) * bad
     return Watched(
         metrics=before.metrics.merge(new),
         total=before.total + bad,
-        streak=(before.streak + bad) * bad,
+        streak=streak,
+        longest=jnp.maximum(before.longest, streak),
         first=jnp.where((bad > 0) & (before.first == 0), step.astype(jnp.int32), before.first),
     )
 
@@ -105,12 +109,12 @@ class Guard:
         row = {"nonfinite_steps": self.total, "rollbacks": self.rollbacks}
         return {key: float(value) for key, value in row.items() if value}
 
-    def judge(self, step: int, total: int, streak: int, first: int) -> bool:
+    def judge(self, step: int, total: int, longest: int, first: int) -> bool:
         """Whether the run shall go back to its last checkpoint.
 
         Args:
           step: up to which the counts are known.
-          total, streak, first: see `Watched`.
+          total, longest, first: see `Watched`.
 
         Raises:
           InputError: the run shall end, in one line with the step and the remedy.
@@ -125,11 +129,11 @@ class Guard:
                 "rollback), which goes on from the last checkpoint"
             )
         if self._policy == "skip":
-            if streak >= self._limit:
+            if longest >= self._limit:
                 raise InputError(
-                    f"the loss or a gradient was not finite in {streak} steps in a row, up to step "
-                    f"{step} (config.nonfinite_limit={self._limit}); none of them changed the "
-                    f"network; {_REMEDY}"
+                    f"the loss or a gradient was not finite in {longest} steps in a row, "
+                    f"up to step {step} (config.nonfinite_limit={self._limit}); none of them "
+                    f"changed the network; {_REMEDY}"
                 )
             return False
         self.count_rollback(where)

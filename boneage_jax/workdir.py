@@ -141,7 +141,7 @@ def load_trained(
 
 def _has_checkpoint(folder: Path) -> bool:
     checkpoints = checkpoint_folder(folder)
-    return checkpoints.exists() and any(path.name[:1].isdigit() for path in checkpoints.iterdir())
+    return checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
 
 
 def _replace_folder(target: Path, source: Path | None) -> None:

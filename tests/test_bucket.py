@@ -109,6 +109,30 @@ def test_other_stores_are_refused():
         open_workdir("s3://b/run")
 
 
+def test_a_mirror_has_one_process(tmp_path):
+    """Evaluating beside a training must not take the log from under it."""
+    training = bucket._own_mirror(tmp_path, "gs://bucket/run")
+    assert bucket._own_mirror(tmp_path, "gs://bucket/run") == training
+    lock = bucket._locks.pop(training)  # as if another process held it
+    beside = bucket._own_mirror(tmp_path, "gs://bucket/run")
+    below = bucket._own_mirror(tmp_path, "gs://bucket/run/members/0")
+    assert len({training, beside, below}) == 3 and training not in below.parents
+    for other in (lock, bucket._locks.pop(beside), bucket._locks.pop(below)):
+        os.close(other)
+    assert bucket._own_mirror(tmp_path, "gs://bucket/run") == training
+    os.close(bucket._locks.pop(training))
+
+
+def test_a_log_that_cannot_be_sent_costs_no_checkpoint(tiny_train, monkeypatch, capsys):
+    def push(folder):
+        raise InputError("gs://b/run/metrics.jsonl cannot be written")
+
+    monkeypatch.setattr("boneage_jax.checkpoint.push", push)
+    report, workdir = tiny_train()
+    assert report["age"]["mae"] > 0 and (workdir / "checkpoints" / "8").is_dir()
+    assert "cannot be written; trying again at the next checkpoint" in capsys.readouterr().err
+
+
 @needs_emulator
 def test_small_files_go_to_the_bucket_and_come_back(machine):
     folder = open_workdir("gs://bucket/small")

@@ -68,7 +68,7 @@ def test_a_bad_step_changes_nothing_but_the_counters(mode, devices, accumulate):
     _, alone = steps([good], mode, devices, accumulate)
     assert watched.metrics.compute() == alone.metrics.compute()
     _, watched = steps([good, spoilt(2), good], mode, devices, accumulate)
-    assert (watched.total, watched.streak, watched.first) == (1, 0, 2)
+    assert (watched.total, watched.streak, watched.longest, watched.first) == (1, 0, 1, 2)
 
 
 def test_a_gradient_alone_can_be_bad():
@@ -110,8 +110,8 @@ def test_what_each_policy_does(policy, counts, back, says):
     config.nonfinite, config.nonfinite_limit = policy, 3
     guard, did = Guard(check_config(config)), []
     try:
-        for step, total, streak, first in counts:
-            did.append(guard.judge(step, total, streak, first))
+        for step, total, longest, first in counts:
+            did.append(guard.judge(step, total, longest, first))
     except InputError as error:
         assert says and says in str(error) and "learning_rate" in str(error)
     else:
@@ -139,6 +139,10 @@ def test_too_many_bad_steps_end_the_run_with_its_last_checkpoint_whole(tiny_trai
     with pytest.raises(InputError, match="3 steps in a row, up to step 6"):
         tiny_train(spoil=range(3, 8), nonfinite_limit=3)
     assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"4"}
+    with pytest.raises(InputError, match="3 steps in a row, up to step 8"):
+        # A good step ends the row before the log line: it counts all the same.
+        seldom = {"log_every": 8, "checkpoint_every": 0, "evaluate_every": 9.0}
+        tiny_train("seldom", spoil=range(3, 6), nonfinite_limit=3, **seldom)
     report, workdir = tiny_train()  # the data mended, say
     assert report["age"]["mae"] > 0 and load_trained(workdir).step == 8
 

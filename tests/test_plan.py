@@ -66,7 +66,8 @@ def test_topologies(text, platform, count, chip):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "v5e", "v5e:", "v5e:8", "v5e:0x4", "gpu:0", "gpu:2x4", "v5e:2x4x", "8"]
+    "text",
+    ["", "v5e", "v5e:", "v5e:8", "v5e:0x4", "gpu:0", "gpu:2x4", "v5e:2x4x", "8", "v5e:1000x1000"],
 )
 def test_texts_that_are_no_topology(text):
     with pytest.raises(InputError, match="--topology="):
