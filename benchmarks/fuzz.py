@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(KINDS))
     args = parser.parse_args()
+    command = "python -m benchmarks.fuzz " + " ".join(sys.argv[1:])  # cases change sys.argv
     kinds = args.kinds.split(",")
     counts: dict[str, collections.Counter[str]] = {kind: collections.Counter() for kind in kinds}
     bad = []
@@ -117,7 +118,7 @@ def main() -> None:
         "counts": counts,
         "must_not_happen": bad,
         "examples_of_refusals": examples,
-        "command": "python -m benchmarks.fuzz " + " ".join(sys.argv[1:]),
+        "command": command,
         "hardware": hardware(),
         "versions": versions(),
     }

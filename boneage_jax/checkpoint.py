@@ -5,10 +5,11 @@ while saving costs nothing that was saved before.
 """
 
 import contextlib
+import functools
 import json
 import logging as standard_logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,17 +140,12 @@ class Checkpoints:
         """
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
-        before = sys.unraisablehook
-        sys.unraisablehook = _without_late_reads(before)
-        reports = standard_logging.getLogger("asyncio")
-        reports.addFilter(_no_late_read)
+        _leave_out_late_reads()
         try:
             state = self._manager.restore(step, args=items).state
             saved = self._manager.metadata(step).custom_metadata or {}
             if iterator is not None:
                 self._move(iterator, step, saved.get(_POSITION))
-            sys.unraisablehook = before
-            reports.removeFilter(_no_late_read)
         except Exception as error:  # orbax raises a bare Exception where a read fails
             reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
             raise InputError(
@@ -217,21 +213,24 @@ class Checkpoints:
             ) from error
 
 
-def _without_late_reads(hook: Callable[[Any], None]) -> Callable[[Any], None]:
-    """`hook`, less the tracebacks of reads that fail after orbax has given up the whole restore.
+@functools.cache  # once, and for good: they may come long after the restore
+def _leave_out_late_reads() -> None:
+    """No tracebacks of reads that fail after orbax has given up the whole restore.
 
     Arrays are read side by side. When one of them is damaged, orbax closes the event loop, and each
-    further failing read then reports that the loop is closed: noise behind the one clear line.
+    further failing read then reports, when it is thrown away, itself or the closed loop: noise
+    behind the one clear line.
     """
+    before = sys.unraisablehook
 
     def quiet(unraisable: Any) -> None:
         late = "coroutine object _read" in repr(unraisable.object)  # orbax's, of a single array
         if not late and "Event loop is closed" not in str(unraisable.exc_value):
-            hook(unraisable)
+            before(unraisable)
 
-    return quiet
+    def is_another(record: standard_logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return "exception was never retrieved" not in text or "orbax" not in text
 
-
-def _no_late_read(record: standard_logging.LogRecord) -> bool:
-    """The same for those that asyncio reports in their place, each with a traceback."""
-    return "exception was never retrieved" not in record.getMessage()
+    sys.unraisablehook = quiet
+    standard_logging.getLogger("asyncio").addFilter(is_another)
