@@ -153,7 +153,7 @@ setup() {
   local install="mkdir -p ~/boneage && tar -xzf ~/boneage_jax.tar.gz -C ~/boneage && cd ~/boneage"
   install+=" && { test -x ~/.local/bin/uv || curl -LsSf https://astral.sh/uv/install.sh | sh; }"
   install+=" && ~/.local/bin/uv venv --quiet --allow-existing --python=3.12 venv"
-  install+=" && ~/.local/bin/uv pip install --quiet --python=venv/bin/python -e '.[tpu]'"
+  install+=" && ~/.local/bin/uv pip install --quiet --python=venv/bin/python -e '.[tpu,bucket]'"
   if [[ $data == gs://* ]]; then # each worker reads its share of the images from its own disk
     install+=" && mkdir -p raw && gcloud storage rsync --recursive $(quote "$data") raw"
   fi

@@ -73,6 +73,7 @@ exit "$code"
     "srun": r"""exit "${SRUN_EXIT:-0}" """,
     "scontrol": r"""[[ ! ${FAIL:-} ]] """,
     "xpk": r"""echo "${SAYS:-}"; [[ ! ${FAIL:-} ]] """,
+    "pip": "",
     "nvidia-smi": "",
     "sbatch": "",
     "docker": "",
