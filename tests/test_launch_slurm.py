@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from clouds import HOSTILE, LAUNCH, ROOT, dry, training, wait_for
@@ -215,13 +216,23 @@ PartitionName=main Nodes=n1,n2 Default=YES State=UP
 
 
 def test_slurm_for_real(slurm, tmp_path):
-    """Two nodes with two GPUs: four tasks, exit code 75 in the first start, 0 in the second."""
+    """Two nodes with two GPUs: four tasks, which in the first start get SIGTERM and end unequally.
+
+    One SIGTERM makes 75, two make 3; the last task ends as a killed one does. The second start ends
+    with 0.
+    """
     python = tmp_path / "python"
     python.write_text(
         "#!/usr/bin/env bash\n"
         'echo "task $SLURM_PROCID of $SLURM_NTASKS, $SLURM_LOCALID on $SLURMD_NODENAME, GPUs'
         ' $CUDA_VISIBLE_DEVICES, restart ${SLURM_RESTART_COUNT:-0}: ${*: -1}"\n'
-        "exit $((${SLURM_RESTART_COUNT:-0} ? 0 : 75))\n"
+        "((${SLURM_RESTART_COUNT:-0} == 0)) || exit 0\n"
+        "count=0; trap 'count=$((count + 1))' TERM\n"
+        f"touch {tmp_path}/up.$SLURM_PROCID\n"
+        "while ((count == 0)); do sleep 0.1; done 2> /dev/null\n"
+        "for i in {1..30}; do sleep 0.1; done 2> /dev/null\n"
+        "((SLURM_PROCID < 3)) || exit 137\n"
+        "exit $((count == 1 ? 75 : 3))\n"
     )
     python.chmod(0o755)
     log = tmp_path / "log"
@@ -239,7 +250,11 @@ def test_slurm_for_real(slurm, tmp_path):
     def job() -> str:
         return slurm("scontrol", "show", "job", "1")
 
+    wait_for(lambda: len(list(tmp_path.glob("up.*"))) == 4)
+    slurm("scancel", "--signal=TERM", "1")
     wait_for(lambda: "Restarts=1" in job() and "JobState=PENDING" in job())
+    assert "had them: 75 (3) 137 (1)\n" in log.read_text()
+    time.sleep(2)  # SLURM refuses a start in the very second of the requeue
     slurm("scontrol", "update", "JobId=1", "StartTime=now")  # SLURM waits two minutes by itself
     wait_for(lambda: "JobState=COMPLETED" in job())
     tasks = sorted(line for line in log.read_text().splitlines() if line.startswith("task "))
