@@ -222,16 +222,17 @@ train() {
   # gcloud repeats a command up to ten times when ssh drops. So the training is detached from ssh
   # and both halves may be repeated: start what does not run, follow until its exit code is there.
   local job start follow ends code=0
-  job="trap : TERM; $(quote "${command[@]}"); echo \$? > .launch/code; mv .launch/code .launch/exit"
+  # The exit code is written over another one in place: a full disk has no room for a new file.
+  job="trap : TERM; $(quote "${command[@]}"); printf %-3s \$? 1<> .launch/code; mv .launch/code .launch/exit"
   start="cd ~/boneage && mkdir -p .launch && if test -e .launch/pid && ! test -e .launch/exit"
   start+=" && kill -0 \$(cat .launch/pid) 2> /dev/null;"
-  start+=" then echo already running; else rm -f .launch/exit;"
+  start+=" then echo already running; else rm -f .launch/exit; echo 137 > .launch/code;"
   start+=" nohup setsid bash -c $(quote "$job") > .launch/log 2>&1 < /dev/null & echo \$! > .launch/pid; fi"
   # The exit code ends it, not only the process: where nothing reaps it, kill -0 finds it for ever.
-  # It succeeds in any case, so that a failure is one of gcloud or of the connection.
+  # It succeeds once the training ended, in whatever way: a failure is one of the connection.
   follow="cd ~/boneage; while kill -0 \$(cat .launch/pid) && ! test -e .launch/exit; do sleep 0.5; done"
   follow+=" < /dev/null > /dev/null 2>&1 &"
-  follow+=" tail -n +1 -s 0.5 --pid=\$! -f .launch/log; true"
+  follow+=" tail -n +1 -s 0.5 --pid=\$! -f .launch/log; test -e .launch/exit || ! kill -0 \$(cat .launch/pid)"
   # The workers end within two minutes of each other. One that does not hangs, and would keep the next
   # start from meeting all of them. No exit code: it was killed together with the shell that notes it.
   ends="cd ~/boneage; for i in \$(seq 300); do kill -0 \$(cat .launch/pid) && ! test -e .launch/exit && sleep 1 || break; done 2> /dev/null;"

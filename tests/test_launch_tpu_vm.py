@@ -22,7 +22,7 @@ def test_tpu_vm_dry_run(stubs):
     assert "--worker=all" in setup and "gcloud storage rsync --recursive gs://b/raw" in setup[-1]
     assert "--worker=all" in start and "--worker=0" in follow and "--worker=all" in ends
     inner = shlex.split(start[-1].removeprefix("--command="))
-    job = shlex.split(inner[inner.index("-c") + 1].replace("; echo $?", " ; echo $?"))
+    job = shlex.split(inner[inner.index("-c") + 1].replace("; printf", " ; printf"))
     assert training(job)[:4] == [
         "--config=configs/cls.py:rsna",
         "--workdir=runs/v",
