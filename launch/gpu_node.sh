@@ -94,9 +94,9 @@ if $install; then
     $dry_run || python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "python3 of version 3.11 or newer is needed"
     run python3 -m venv "$venv" || die "no virtual environment in $venv; on Debian and Ubuntu: apt-get install python3-venv"
   fi
-  package=.
-  [[ $extra == none ]] || package=".[$extra]"
-  run "$venv/bin/python" -m pip install --quiet -e "$package" || die "installing into $venv failed; see the message of pip above"
+  extras=bucket # for workdirs at gs://
+  [[ $extra == none ]] || extras=$extra,bucket
+  run "$venv/bin/python" -m pip install --quiet -e ".[$extras]" || die "installing into $venv failed; see the message of pip above"
 fi
 $dry_run || [[ -x $venv/bin/python ]] || die "--venv=$venv has no bin/python; leave out --no-install"
 

@@ -20,8 +20,8 @@
 #   --project=ID        Google Cloud project (default: that of gcloud)
 #   --on-demand         not spot: waits in the queue, but is not preempted
 #   --create-flag=FLAG  one more flag of `gcloud compute tpus queued-resources create`; may be repeated
-#   --max-restarts=N    give up after N restarts with exit code 75 (default: 50)
-#   --poll=SECONDS      between looks at the state (default: 30)
+#   --max-restarts=N    give up after N restarts, of whatever cause (default: 50)
+#   --poll=SECONDS      between looks at the state, and between two tries after a failure (default: 30)
 #   --keep              never delete at the end; the same command attaches to it again
 #   --dry-run           print the commands of one life without a preemption, and run none
 #   --help              print this
@@ -99,11 +99,11 @@ state() {
   run "${queued[@]}" list "${where[@]}" "--filter=name~/queuedResources/$name\$" '--format=value(state.state)'
 }
 
-# A job that runs for days outlives a short failure of the network.
-known_state() {
+# Tries a query up to ten times: a job that runs for days outlives a short failure of the network.
+insist() {
   local try
   for try in 1 2 3 4 5 6 7 8 9 10; do
-    state && return
+    "$@" && return 0 # in a trap a bare `return` hands on the status from before it
     say "the state of $name is not to be had (try $try of 10)"
     sleep "$poll"
   done
@@ -112,17 +112,24 @@ known_state() {
 
 vm() { # ACTION
   local options=("--name=$name" "--zone=$zone" "--accelerator=$accelerator" "--runtime=$runtime")
-  options+=("--config=$config" "--workdir=$workdir" "--data=$data" "--project=$project")
+  options+=("--config=$config" "--workdir=$workdir" "--data=$data" "--project=$project" "--poll=$poll")
   ! $dry_run || options+=(--dry-run)
   "$here/tpu_vm.sh" "$1" "${options[@]}" -- ${overrides[@]+"${overrides[@]}"}
+}
+
+# 0: the VM can be used; 1: it is lost; 2: not to be had. `now` is the state of the queued resource.
+alive() {
+  local vm_state
+  now=$(insist state) && vm_state=$(insist vm status) || return 2
+  [[ $now == ACTIVE && $vm_state == READY ]]
 }
 
 delete() { # --force: the VM goes with it
   if $dry_run; then state && run "${queued[@]}" delete "$name" "${where[@]}" --force && return; fi
   local found
-  found=$(state) || return 1
+  found=$(insist state) || return 1
   [[ -n $found ]] || { say "there is no queued resource $name in $zone (any more)"; return 0; }
-  run "${queued[@]}" delete "$name" "${where[@]}" --force || { found=$(state) && [[ -z $found ]]; }
+  run "${queued[@]}" delete "$name" "${where[@]}" --force || { found=$(insist state) && [[ -z $found ]]; }
 }
 
 # shellcheck disable=SC2329
@@ -144,15 +151,23 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 submit() {
-  local flags=("--node-id=$name" "--accelerator-type=$accelerator" "--runtime-version=$runtime")
+  local flags=("--node-id=$name" "--accelerator-type=$accelerator" "--runtime-version=$runtime") try
   ! $spot || flags+=(--spot)
-  run "${queued[@]}" create "$name" "${where[@]}" "${flags[@]}" ${create_flags[@]+"${create_flags[@]}"}
+  for try in 1 2 3; do
+    run "${queued[@]}" create "$name" "${where[@]}" "${flags[@]}" ${create_flags[@]+"${create_flags[@]}"} && return
+    # It may have been created all the same, when the answer was lost.
+    now=$(insist state) || return
+    [[ -z $now ]] || return 0
+    say "creating queued resource $name failed (try $try of 3)"
+    sleep "$poll"
+  done
+  return 1
 }
 
 # One life of the VM. 0: trained; 75: lost or preempted, worth another life; else: it failed.
 life() {
-  local now code=0
-  now=$(known_state) || return 2
+  local now code=0 there=0
+  now=$(insist state) || return 2
   ours=true
   if [[ $now == FAILED || $now == SUSPEND* || $now == DELETING ]]; then
     delete || return 2
@@ -160,7 +175,7 @@ life() {
   fi
   [[ -n $now ]] || submit || { say "creating queued resource $name failed; see the message of gcloud above"; return 2; }
   until [[ $now == ACTIVE ]]; do
-    now=$(known_state) || return 2
+    now=$(insist state) || return 2
     case $now in
       FAILED) say "queued resource $name FAILED: no quota, or not to be had in $zone" && return 2 ;;
       SUSPEND* | DELETING | "") say "queued resource $name was lost while waiting" && return 75 ;;
@@ -171,8 +186,9 @@ life() {
   vm setup && vm run && return || code=$?
   # The log breaks off some seconds before the state tells of a preemption.
   sleep "$poll"
-  now=$(known_state) || return 2
-  [[ $now == ACTIVE && $(vm status) == READY ]] || { say "queued resource $name was preempted ($now)"; return 75; }
+  alive || there=$?
+  ((there != 2)) || return 2
+  ((there == 0)) || { say "queued resource $name was preempted ($now)"; return 75; }
   # 255: ssh was lost, but the VM is there and the training may be too. Attach to it again.
   ((code != 255)) || code=75
   return "$code"
@@ -193,7 +209,10 @@ case $action in
       ((code == 75 && restart < max_restarts)) || break
       say "restart $((restart + 1)) of at most $max_restarts"
       # Still READY: a checkpoint on a signal, or a lost ssh. Then it is only run again.
-      [[ $(state) == ACTIVE && $(vm status) == READY ]] || delete || die "deleting queued resource $name failed"
+      there=0
+      alive || there=$?
+      ((there != 2)) || die "the state of $name is not to be had"
+      ((there == 0)) || delete || die "deleting queued resource $name failed"
     done
     exit "$code"
     ;;

@@ -19,7 +19,7 @@
 #   --device-type=TYPE   GPU nodes instead, e.g. h100-80gb-8, a100-40gb-8
 #   --num-nodes=N        GPU nodes (default: 1)
 #   --config=FILE        recipe (default: configs/cls.py:rsna)
-#   --workdir=DIR        gs://BUCKET/PATH, or a folder of a mounted --storage
+#   --workdir=DIR        gs://BUCKET/PATH, or the absolute path of a folder in a mounted --storage
 #   --data=DIR           raw images, likewise (default: none)
 #   --storage=NAME       mount a storage made with `xpk storage attach`; may be repeated
 #   --project=ID --zone=ZONE   of the cluster (default: those of gcloud)
@@ -117,6 +117,9 @@ submit() {
   else
     die "either --image=IMAGE or --base-image=IMAGE is needed"
   fi
+  # Each pod has a disk of its own, which is lost with it.
+  [[ $workdir == gs://* || $workdir == /* ]] \
+    || die "--workdir=$workdir is on the disk of one pod; give --workdir=gs://BUCKET/PATH, or the absolute path of a folder in a --storage"
   command=(python -m boneage_jax.main "--config=$config" "--workdir=$workdir")
   [[ -z $data ]] || command+=("--config.data.raw_dir=$data")
   command+=(${overrides[@]+"${overrides[@]}"})

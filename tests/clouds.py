@@ -19,15 +19,20 @@ LAUNCH = ROOT / "launch"
 SCRIPTS = ["tpu_vm.sh", "tpu_queued.sh", "slurm.sbatch", "xpk.sh", "gpu_node.sh"]
 HOSTILE = '--config.note=it\'s $HOME & `b`; \\ * "q"'  # must arrive as it is
 VM = ["--name=v", "--zone=z"]
-QUEUED = [*VM, "--workdir=gs://b/w", "--poll=0.01"]
+QUICK = [*VM, "--poll=0.01"]
+QUEUED = [*QUICK, "--workdir=gs://b/w"]
 XPK = ["--cluster=c", "--workload=w"]
 
 STUBS = {
+    # Calls that contain $FAIL fail with $CODE, where $TIMES is given only the first so many.
+    # $WORKERS have a home each, w0, w1, ...; `lives` of the training is then lives.0, lives.1, ...
     "gcloud": r"""
-if [[ ${FAIL:-} && "$*" == *$FAIL* ]]; then
+failed=$(cat "$STUB/failed" 2> /dev/null) || failed=0
+if [[ ${FAIL:-} && "$*" == *$FAIL* ]] && ((failed < ${TIMES:-99})); then
+  echo "$((failed + 1))" > "$STUB/failed"
   [[ ${LEAVES:-} ]] && echo "$LEAVES" > "$STUB/vm"
   [[ ${TAKES:-} ]] && rm -f "$STUB/vm"
-  echo "ERROR: stub" >&2; exit 1
+  echo "ERROR: stub" >&2; exit "${CODE:-1}"
 fi
 if [[ ${HANG:-} && "$*" == *$HANG* ]]; then sleep 60; fi
 if [[ ${OPEN:-} && "$*" == *$OPEN* ]]; then touch "$STUB/open"; fi
@@ -45,7 +50,12 @@ case "$*" in
     echo READY > "$STUB/vm" ;;
   *"queued-resources delete"*) rm -f "$STUB/states" "$STUB/vm" ;;
   *"storage rsync"*) ;;
-  *" ssh "*) cd "$HOME" && HOME=$HOME bash -c "$command" ;;
+  *" ssh "*"--worker=all"*)
+    [[ ${WORKERS:-} ]] || { cd "$HOME" && bash -c "$command"; exit; }
+    for ((i = 0; i < WORKERS; i++)); do
+      (cd "$HOME/w$i" && HOME=$PWD LIVES=$STUB/lives.$i bash -c "$command") || exit
+    done ;;
+  *" ssh "*) cd "$HOME/${WORKERS:+w0}" && HOME=$PWD bash -c "$command" ;;
   *" scp --recurse "*) cp -r "$HOME/${6#*:}" "$7" ;;
   *" scp v:"*) cp "$HOME/${5#*:}" "$6" ;;
   *" scp "*) cp "$5" "$HOME/${6#*:}" ;;
@@ -59,9 +69,11 @@ for word in "$@"; do
 done
 echo "trained, SLURM_JOB_ID=${SLURM_JOB_ID:-unset}"
 while [[ ${GATE:-} && ! -e $STUB/open ]]; do sleep 0.1; done
-read -r code state < "$STUB/lives" || exit 0
-sed -i 1d "$STUB/lives"
+lives=${LIVES:-$STUB/lives}
+read -r code state < "$lives" || exit 0
+sed -i 1d "$lives"
 [[ $state ]] && echo "$state" > "$STUB/states"
+[[ $code != KILL ]] || kill -KILL 0 # the process group: the shell that notes the exit code too
 exit "$code"
 """,
     "uv": r"""[[ $1 != venv ]] || { mkdir -p venv/bin && cp "$STUB/bin/train" venv/bin/python; }""",
@@ -70,9 +82,21 @@ exit "$code"
 """,
     "ssh": r"""[[ $1 != -tt ]] || shift; cd "$HOME" && bash -c "$2" """,
     "scp": r"""cp -r "$HOME/${3#*:}" "$4" """,
-    "srun": r"""exit "${SRUN_EXIT:-0}" """,
+    # With TASKS=N it runs N tasks one after the other and ends with the highest code, as srun does.
+    "srun": r"""
+[[ ${TASKS:-} ]] || exit "${SRUN_EXIT:-0}"
+while [[ $1 == --* ]]; do shift; done
+highest=0
+for ((task = 0; task < TASKS; task++)); do
+  code=0
+  SLURM_PROCID=$task "$@" || code=$?
+  highest=$((code > highest ? code : highest))
+done
+exit "$highest"
+""",
     "scontrol": r"""[[ ! ${FAIL:-} ]] """,
     "xpk": r"""echo "${SAYS:-}"; [[ ! ${FAIL:-} ]] """,
+    "pip": "",
     "nvidia-smi": "",
     "sbatch": "",
     "docker": "",

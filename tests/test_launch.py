@@ -4,10 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
-from clouds import LAUNCH, QUEUED, SCRIPTS, VM, XPK
+from clouds import LAUNCH, QUEUED, ROOT, SCRIPTS, VM, XPK, dry
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -84,3 +85,28 @@ def test_a_missing_tool_is_named(stubs, tmp_path, script, args, tool):
     done = stubs.run(script, *args, PATH=str(plain))
     assert done.returncode == 2
     assert f"{tool} is not on PATH" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("extra", ["tpu", "cuda", "none"])
+def test_what_is_installed_can_write_to_a_bucket(stubs, tmp_path, extra):
+    """The extra `bucket` comes along everywhere, on the CPU too."""
+    extras = {extra, "bucket"} - {"none"}
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    known = known["optional-dependencies"]
+    assert extras <= set(known) and any("gcsfs" in package for package in known["bucket"])
+    if extra == "tpu":
+        printed = " ".join(" ".join(c) for c in dry(stubs, "tpu_vm.sh", "setup", *VM))
+    else:
+        printed = " ".join(
+            " ".join(c) for c in dry(stubs, "gpu_node.sh", "--workdir=w", f"--extra={extra}")
+        )
+    assert extras == set(printed.split(".[")[1].split("]")[0].split(","))
+
+    lines = (LAUNCH / "Dockerfile").read_text().splitlines()
+    lines = [line for line in lines if not line.lstrip().startswith("#")]
+    step = "\n".join(lines).partition("\nRUN ")[2].partition("\n\n")[0]
+    work = tmp_path / "app"
+    work.mkdir()
+    subprocess.run(["sh", "-ec", step], cwd=work, env=stubs.env | {"EXTRA": extra}, check=True)
+    [installed] = stubs.called("pip", "-e")
+    assert extras == set(installed[-1].removeprefix(".[").removesuffix("]").split(","))

@@ -2,6 +2,7 @@
 
 import shlex
 
+import pytest
 from clouds import HOSTILE, LAUNCH, ROOT, XPK, dry, training
 
 
@@ -36,6 +37,16 @@ def test_xpk_gpu(stubs):
     assert done.returncode == 2 and "xpk cannot pass" in done.stderr and stubs.calls == []
     done = stubs.run("xpk.sh", "run", *XPK, *options, FAIL="1")
     assert done.returncode == 2 and "submitting w failed" in done.stderr
+
+
+@pytest.mark.parametrize("type_", ["--tpu-type=v5litepod-16", "--device-type=h100-80gb-8"])
+def test_xpk_wants_a_workdir_that_outlives_the_pod(stubs, type_):
+    options = [*XPK, type_, "--image=i"]
+    done = stubs.run("xpk.sh", "run", *options, "--workdir=runs/w")
+    assert done.returncode == 2 and stubs.calls == []
+    assert len(done.stderr.splitlines()) == 1 and "gs://BUCKET/PATH" in done.stderr
+    for shared in ("gs://b/w", "/mnt/w"):
+        dry(stubs, "xpk.sh", "run", *options, f"--workdir={shared}")
 
 
 def test_xpk_build_pushes_what_it_built(stubs):

@@ -7,7 +7,7 @@ from clouds import HOSTILE, ROOT, dry, training
 def test_gpu_node_dry_run(stubs):
     commands = dry(stubs, "gpu_node.sh", "--workdir=runs/x", "--data=/raw", "--", HOSTILE)
     assert [c[:3] for c in commands[:2]] == [["cd", str(ROOT)], ["python3", "-m", "venv"]]
-    assert commands[2][1:] == ["-m", "pip", "install", "--quiet", "-e", ".[cuda]"]
+    assert commands[2][1:] == ["-m", "pip", "install", "--quiet", "-e", ".[cuda,bucket]"]
     assert commands[3][0] == "env" and training(commands[3])[1:] == [
         "--workdir=runs/x",
         "--config.data.raw_dir=/raw",
@@ -24,7 +24,7 @@ def test_gpu_node(stubs, tmp_path, code):
     # One process with all GPUs, also in a shell of SLURM.
     assert "SLURM_JOB_ID=unset" in done.stdout
     pip, train = stubs.called("train")
-    assert pip[-1] == ".[cuda]"
+    assert pip[-1] == ".[cuda,bucket]"
     assert training(train) == ["--config=configs/cls.py:rsna", f"--workdir={tmp_path}/w", HOSTILE]
 
 

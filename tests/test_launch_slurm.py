@@ -4,6 +4,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import time
 
 import pytest
 from clouds import HOSTILE, LAUNCH, ROOT, dry, training, wait_for
@@ -43,6 +45,101 @@ def test_slurm_requeues_after_exit_code_75(stubs, code, env, requeued):
     done = stubs.run("slurm.sbatch", "--workdir=w", **JOB, SRUN_EXIT=code, **env)
     assert done.returncode == int(code)
     assert stubs.called("scontrol") == ([["scontrol", "requeue", "7"]] if requeued else [])
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder with a recipe, in which a job leaves nothing behind."""
+    recipe = tmp_path / "checkout/configs/cls.py"
+    recipe.parent.mkdir(parents=True)
+    recipe.touch()
+    yield recipe.parent.parent
+    assert [path.name for path in recipe.parent.parent.iterdir()] == ["configs"]
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [
+        ([75, 75, 2, 75], 2),  # a full disk: somebody must mend it
+        ([75, 1, 75, 137], 1),
+        ([127, 75, 75, 75], 127),  # no Python on that node
+        ([0, 0, 137, 0], 75),
+        ([75, 137, 75, 75], 75),  # out of memory: the others can go on
+        ([137, 134, 134, 134], 75),  # the coordinator
+        ([75, 139, 3, 75], 75),
+        ([0, 3, 4, 0], 4),
+        (["KILL", 75, 75, 75], 75),  # killed with the shell that notes its code
+        (["KILL", 75, 2, 75], 2),
+        ([0, 0, 0, 0], 0),
+    ],
+)
+def test_slurm_weighs_the_exit_codes_of_all_tasks(stubs, checkout, codes, code):
+    python = stubs.folder / "python"
+    python.write_text(
+        "#!/usr/bin/env bash\n"
+        f"codes=({' '.join(map(str, codes))}) && code=${{codes[SLURM_PROCID]}}\n"
+        "[[ $code != KILL ]] || kill -KILL $PPID\n"
+        'exit "$code"\n'
+    )
+    python.chmod(0o755)
+    options = ["--workdir=w", f"--python={python}"]
+    done = stubs.run("slurm.sbatch", *options, cwd=checkout, **JOB, TASKS="4")
+    assert done.returncode == code, done.stderr
+    assert len(stubs.called("scontrol", "requeue")) == (code == 75)
+    assert all(f" {c}" in done.stderr for c in codes if c not in (0, "KILL"))
+
+
+def test_slurm_restarts_a_task_that_is_killed_each_time_as_often_as_allowed(stubs, checkout):
+    stubs.write("lives", "137", "137")
+    options = ["--workdir=gs://b/w", f"--python={stubs.bin}/train", "--max-restarts=1"]
+    for restart, requeues in enumerate([1, 1]):
+        env = JOB | {"TASKS": "1", "SLURM_RESTART_COUNT": str(restart)}
+        done = stubs.run("slurm.sbatch", *options, cwd=checkout, **env)
+        assert done.returncode == 75 and "137 (1)" in done.stderr
+        assert len(stubs.called("scontrol")) == requeues
+    assert "restarted 1 times already" in done.stderr
+
+
+def test_slurm_counts_the_code_of_srun_where_no_task_has_one(stubs, checkout):
+    (checkout / "boneage-7-0.tasks").mkdir()  # from a start whose shell was killed
+    (checkout / "boneage-7-0.tasks/0.75").touch()
+    done = stubs.run("slurm.sbatch", "--workdir=w", cwd=checkout, **JOB, SRUN_EXIT="1")
+    assert done.returncode == 1 and not stubs.called("scontrol")
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["children too", "the first process alone"])
+def test_slurm_task_gets_one_sigterm(stubs, tmp_path, whole):
+    """A second one would end the training without a checkpoint."""
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\n"
+        "import pathlib, signal, sys, time\n"
+        "got = []\n"
+        "signal.signal(signal.SIGTERM, lambda *_: got.append(1))\n"
+        "pathlib.Path('up').touch()\n"
+        "while not got: time.sleep(0.01)\n"
+        "time.sleep(3)\n"
+        "sys.exit(75 if len(got) == 1 else 3)\n"
+    )
+    python.chmod(0o755)
+    step = dry(stubs, "slurm.sbatch", "--workdir=w", f"--python={python}")[1]
+    notes = tmp_path / "boneage-7-0.tasks"
+    notes.mkdir()
+    task = subprocess.Popen(
+        step[step.index("bash") :],
+        cwd=tmp_path,
+        env=stubs.env | {"SLURM_JOB_ID": "7", "SLURM_PROCID": "5"},
+        start_new_session=True,
+    )
+    try:
+        wait_for((tmp_path / "up").exists)
+        assert [note.name for note in notes.iterdir()] == ["5.137"]
+        (os.killpg if whole else os.kill)(task.pid, signal.SIGTERM)
+        assert task.wait(timeout=60) == 75
+    finally:
+        task.kill()
+        task.wait()
+    assert [note.name for note in notes.iterdir()] == ["5.75"]
 
 
 def test_slurm_wants_one_task_per_gpu(stubs):
@@ -119,13 +216,23 @@ PartitionName=main Nodes=n1,n2 Default=YES State=UP
 
 
 def test_slurm_for_real(slurm, tmp_path):
-    """Two nodes with two GPUs: four tasks, exit code 75 in the first start, 0 in the second."""
+    """Two nodes with two GPUs: four tasks, which in the first start get SIGTERM and end unequally.
+
+    One SIGTERM makes 75, two make 3; the last task ends as a killed one does. The second start ends
+    with 0.
+    """
     python = tmp_path / "python"
     python.write_text(
         "#!/usr/bin/env bash\n"
         'echo "task $SLURM_PROCID of $SLURM_NTASKS, $SLURM_LOCALID on $SLURMD_NODENAME, GPUs'
         ' $CUDA_VISIBLE_DEVICES, restart ${SLURM_RESTART_COUNT:-0}: ${*: -1}"\n'
-        "exit $((${SLURM_RESTART_COUNT:-0} ? 0 : 75))\n"
+        "((${SLURM_RESTART_COUNT:-0} == 0)) || exit 0\n"
+        "count=0; trap 'count=$((count + 1))' TERM\n"
+        f"touch {tmp_path}/up.$SLURM_PROCID\n"
+        "while ((count == 0)); do sleep 0.1; done 2> /dev/null\n"
+        "for i in {1..30}; do sleep 0.1; done 2> /dev/null\n"
+        "((SLURM_PROCID < 3)) || exit 137\n"
+        "exit $((count == 1 ? 75 : 3))\n"
     )
     python.chmod(0o755)
     log = tmp_path / "log"
@@ -143,7 +250,11 @@ def test_slurm_for_real(slurm, tmp_path):
     def job() -> str:
         return slurm("scontrol", "show", "job", "1")
 
+    wait_for(lambda: len(list(tmp_path.glob("up.*"))) == 4)
+    slurm("scancel", "--signal=TERM", "1")
     wait_for(lambda: "Restarts=1" in job() and "JobState=PENDING" in job())
+    assert "had them: 75 (3) 137 (1)\n" in log.read_text()
+    time.sleep(2)  # SLURM refuses a start in the very second of the requeue
     slurm("scontrol", "update", "JobId=1", "StartTime=now")  # SLURM waits two minutes by itself
     wait_for(lambda: "JobState=COMPLETED" in job())
     tasks = sorted(line for line in log.read_text().splitlines() if line.startswith("task "))
