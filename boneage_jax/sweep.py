@@ -6,8 +6,9 @@ usage: python -m boneage_jax.sweep --config=FILE.py[:PRESET] --arms=FILE.py --ou
 
 ARMS is a Python file with get_arms(), which returns {"base": {}, "huber": {"loss.age": "huber"}};
 the first arm is the one that the others are compared with. --seeds is a number of seeds or a list
-such as 3,4. Writes FOLDER/runs.csv, summary.csv, best.md, mae_vs_flops.png and hardware.json;
-started again, it goes on with what is not done. --redraw makes the tables and the figure anew.
+such as 3,4 (one alone: 3,). Writes FOLDER/runs.csv, summary.csv, best.md, mae_vs_flops.png and
+hardware.json; started again, it goes on with what is not done. --redraw makes the tables and the
+figure anew.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def numbers(text: str, name: str, kind: type) -> list:
       InputError: an entry is no such number.
     """
     try:
-        return [kind(part) for part in text.split(",")]
+        return [kind(part) for part in text.removesuffix(",").split(",")]
     except ValueError:
         raise InputError(f"--{name}={text} must be numbers with commas between") from None
 

@@ -195,6 +195,9 @@ def test_a_dry_run_prints_commands_and_touches_nothing(monkeypatch, tmp_path, ca
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(lines) == 2 and not (tmp_path / "out").exists()
     assert "--config.loss.age=mse" in lines[0] and "--config.seed=9" in lines[1]
+    assert run_door(monkeypatch, tmp_path, "--dry_run", "--seeds=9,", "--only=better") == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 1 and "--config.seed=9" in lines[0]
 
 
 def test_the_best_recipe_at_each_budget_and_what_it_buys():
