@@ -22,6 +22,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from boneage_jax.bucket import checkpoint_folder, push
+from boneage_jax.cluster import is_lost_peer
 from boneage_jax.disk import cannot_write, is_refused_write
 from boneage_jax.errors import InputError, Stopped
 from boneage_jax.integrity import checksums, first_damaged
@@ -147,6 +148,8 @@ class Checkpoints:
             if iterator is not None:
                 self._move(iterator, step, saved.get(_POSITION))
         except Exception as error:  # orbax raises a bare Exception where a read fails
+            if is_lost_peer(error):
+                raise  # the checkpoint is well
             reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
             raise InputError(
                 f"{self._folder}/{step} cannot be restored: it is damaged or was written by "

@@ -6,13 +6,17 @@ program on its own devices, and the first one is the coordinator.
 
 import argparse
 import contextlib
+import itertools
 import os
+import re
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -22,12 +26,22 @@ from boneage_jax.errors import InputError, PeerLost
 # the bound where the network does not report a dead peer before.
 HEARTBEAT_SECONDS = 100
 _PARTING_SECONDS = 10.0
-# What Gloo, NCCL and the coordination service say of a peer that is gone.
-_LOST = (
-    *("connection closed by peer", "connection reset by peer", "connection refused"),
-    *("broken pipe", "remote process", "unavailable", "deadline_exceeded", "deadline exceeded"),
-    *("gloo", "nccl", "coordination", "heartbeat", "barrier"),
+# What Gloo, NCCL and the coordination service say of a peer that is gone. Their names alone say
+# nothing: a driver that does not fit is an error of NCCL too, and starting again does not mend it.
+_LOST = re.compile(
+    r"connection (closed|reset) by (remote )?peer|broken pipe"
+    r"|application timeout caused pair closure|timed out waiting .*operation to complete"
+    r"|gloo.*(connection refused|connect timeout|socket closed)|remote process exit"
+    r"|heartbeat timeout|stopped sending heartbeats|(is|are|as) unhealthy|not healthy"
+    r"|barrier timed out|already in error before the barrier|getkeyvalue\(\) timed out"
+    r"|coordination service (has|is|to) (been )?(shut|stop)|service is shutting down"
+    r"|failed to send rpc to coordination service|agent .*currently in error"
+    r"|(unavailable|deadline.exceeded).*coordinationservice/",
+    re.DOTALL,
 )
+_LONGEST = 1500  # characters of another library's words in our line
+_GRACE = 60  # seconds that JAX waits longer than we do
+_asked = itertools.count()  # over all questions of `said_by_all`
 
 
 def announced_by(environ: Mapping[str, str], devices: Path = Path("/dev")) -> str:
@@ -62,7 +76,9 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1, timeout: 
       timeout: seconds to wait for the others.
 
     Raises:
-      InputError: arguments that do not go together, or the others did not come in time.
+      InputError: arguments that do not go together, or that the cluster does not bear out.
+      PeerLost: the others are gone. Where they do not come in time this process ends with the same
+        line and status, since JAX would abort it with a stack trace.
     """
     given = (bool(coordinator), processes > 0, process >= 0)
     if any(given) != all(given):
@@ -75,18 +91,101 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1, timeout: 
     cluster = "" if all(given) else announced_by(os.environ)
     if not (all(given) or cluster):
         return
+    where = f"announced by {cluster}" if cluster else f"of {coordinator}"
+    missed = f"the processes of the job {where} did not meet"
+    with _ends_after(timeout, f"{missed} within {timeout} s; start all of them again"):
+        try:
+            jax.distributed.initialize(
+                coordinator or None,
+                processes if all(given) else None,
+                process if all(given) else None,
+                initialization_timeout=timeout + _GRACE,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            )
+        except (ValueError, RuntimeError) as error:
+            if is_lost_peer(error):
+                raise PeerLost(f"{missed} ({_words(error)}); start all of them again") from error
+            raise InputError(f"{missed}: {_words(error)}") from error
+
+
+@contextlib.contextmanager
+def _ends_after(seconds: float, line: str) -> Iterator[None]:
+    """Ends the process with this line and status 75 unless the block is left in time."""
+    met = threading.Event()
+
+    def watch() -> None:
+        if not met.wait(seconds):
+            os.write(2, f"{line}\n".encode())
+            os._exit(os.EX_TEMPFAIL)
+
+    threading.Thread(target=watch, name="join", daemon=True).start()
     try:
-        jax.distributed.initialize(
-            coordinator or None,
-            processes if all(given) else None,
-            process if all(given) else None,
-            initialization_timeout=timeout,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        )
-    except (ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0][:300]
-        where = f"announced by {cluster}" if cluster else f"of {coordinator}"
-        raise InputError(f"the processes of the job {where} did not meet: {reason}") from error
+        yield
+    finally:
+        met.set()
+
+
+def place() -> tuple[int, int]:
+    """(index, count) of this process in the job, as it joined.
+
+    Unlike `jax.process_index` this does not start the devices, which waits for all processes.
+    """
+    from jax._src import distributed  # no public name leads to it
+
+    state = distributed.global_state
+    return (0, 1) if state.client is None else (state.process_id, state.num_processes or 1)
+
+
+def store() -> Any:
+    """The key-value store of `jax.distributed`, None where there is one process."""
+    # multihost_utils and orbax take the same way.
+    from jax._src import distributed
+
+    client = distributed.global_state.client
+    alone = place()[1] == 1 or not hasattr(client, "key_value_dir_get")
+    return None if alone else client
+
+
+def said_by_all(topic: str, value: str) -> list[str]:
+    """What each process of the job says, by index; all must ask the same questions in turn.
+
+    Waits without a limit until all have answered: one may be preparing data for hours. `Pulse`
+    and `Watchdog` end the wait for a process that is gone.
+
+    Args:
+      topic: what is asked.
+      value: what this process says, not empty.
+    """
+    known = store()
+    if known is None:
+        return [value]
+    index, count = place()
+    folder = f"boneage_jax/{topic}/{next(_asked)}"
+    known.key_value_set(f"{folder}/{index}", value)
+    pause = 0.05
+    while True:
+        said = {key.rpartition("/")[2]: text for key, text in known.key_value_dir_get(folder)}
+        if len(said) == count:
+            return [said[str(number)] for number in range(count)]
+        time.sleep(pause)
+        pause = min(2 * pause, 2.0)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error tells of a process of the job that died, or that stopped answering.
+
+    Only errors of JAX's runtime and what they caused: a bucket that resets a connection is no peer.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, RuntimeError) and _LOST.search(str(found).lower()):
+            return True
+        found = found.__cause__
+    return False
+
+
+def _words(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or repr(error))[:_LONGEST]
 
 
 @contextlib.contextmanager
@@ -95,14 +194,12 @@ def peers() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        words = str(error).lower()
-        ours = jax.process_count() == 1 or isinstance(error, InputError)
-        if ours or not any(word in words for word in _LOST):
+        index, count = place()
+        if count == 1 or isinstance(error, InputError) or not is_lost_peer(error):
             raise
-        reason = " ".join(str(error).split())[:200]
         raise PeerLost(
-            f"process {jax.process_index()}: another process of the job is gone ({reason}); start "
-            "all of them again: the same command goes on from the last checkpoint"
+            f"process {index}: another process of the job is gone ({_words(error)}); start all of "
+            "them again: the same command goes on from the last checkpoint"
         ) from error
 
 

@@ -27,6 +27,7 @@ from boneage_jax.report.write import write_report
 from boneage_jax.report.writer import MetricWriter, read_metrics
 from boneage_jax.split_lock import openings
 from boneage_jax.summary import make_report
+from boneage_jax.watchdog import NO_LIMIT, PATIENCE, Watchdog
 from boneage_jax.workdir import Trained, claim_workdir, load_trained
 
 _SUMMED = ("train_flops", "eval_flops", "parameters", "seconds")
@@ -87,10 +88,16 @@ def average(parts: Sequence[Rows]) -> Rows:
     return {key: np.mean([part[key] for part in parts], axis=0) for key in parts[0]}
 
 
-def predict_split(members: Sequence[Trained], split: Split) -> list[Rows]:
-    """What each member says of a split: its reported predictions, in the order of the split."""
+def predict_split(
+    members: Sequence[Trained], split: Split, tick: Callable[[], None] = lambda: None
+) -> list[Rows]:
+    """What each member says of a split: its reported predictions, in the order of the split.
+
+    `tick` is called at each batch, a sign of life.
+    """
     run = members[0].run  # compiled once: members differ in their weights alone
-    return [evaluate_split(run, m.state, split, keys=run.task.reported)[1] for m in members]
+    keys = run.task.reported
+    return [evaluate_split(run, m.state, split, keys=keys, tick=tick)[1] for m in members]
 
 
 def report_members(
@@ -131,6 +138,7 @@ def train_members(
     config: ConfigDict,
     workdir: Path,
     train: Callable[..., dict[str, Any]],
+    watch: Watchdog,
     devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, Any]:
     """Trains the members one after the other, each as far as it is not done yet, and reports.
@@ -139,6 +147,7 @@ def train_members(
       config: a checked config of more than one member.
       workdir: of the ensemble.
       train: `boneage_jax.train`, which calls this function.
+      watch: told what is waited for, but by the members, which have one each.
       devices: see `boneage_jax.train`.
 
     Returns:
@@ -147,13 +156,16 @@ def train_members(
     Raises:
       InputError: see `boneage_jax.train`.
     """
+    watch.waits_for("the devices", PATIENCE)
     writes = process()[0] == 0
-    dataset = open_dataset(config.data)
+    watch.waits_for("the preparation of the data", NO_LIMIT)
+    dataset = open_dataset(config.data, lambda: watch.waits_for("the data", PATIENCE))
     facts = Facts.of(dataset, dataset.split(config.data.train_split))
     claim_workdir(workdir, config, facts, dataset.background, writes=writes)
     done = workdir / "report.json"
     fresh = False
     count = member_count(config)
+    watch.rests()
     for number in range(count):
         folder = _member_folder(workdir, number)
         fresh |= not (folder / "report.json").exists()
@@ -163,9 +175,12 @@ def train_members(
     if done.exists() and not fresh:
         return json.loads(done.read_text())
 
+    watch.waits_for("the members", count * PATIENCE)
     members = load_members(workdir, devices=devices)
     split = dataset.split(config.data.eval_split)
-    parts = predict_split(members, split)
+    watch.waits_for("the report", PATIENCE)
+    parts = predict_split(members, split, lambda: watch.waits_for("the report", PATIENCE))
+    watch.rests()
     raw = with_labels(average(parts), split)
     if writes:
         method = config.bias_correction

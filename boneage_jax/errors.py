@@ -17,15 +17,21 @@ class Stopped(SystemExit):
 
     A SystemExit of status 75 (EX_TEMPFAIL), upon which schedulers start the same command again:
     so it passes through `except Exception`, and scripts that call `train` end with that status.
+
+    `alone` is whether the other processes of the job know nothing of it.
     """
 
-    def __init__(self, message: str):
+    def __init__(self, message: str, *, alone: bool = False):
         super().__init__(os.EX_TEMPFAIL)
         self.message = message  # one line
+        self.alone = alone
 
 
 class PeerLost(Stopped):
     """Another process of the job died or does not answer; a `Stopped` without a new checkpoint."""
+
+    def __init__(self, message: str):
+        super().__init__(message, alone=True)
 
 
 def door(main: Callable[[], int | None]) -> int:

@@ -66,9 +66,15 @@ def main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__.strip())
         return 0
-    from boneage_jax.cluster import join_as_told
+    from boneage_jax.cluster import join_as_told, place
+    from boneage_jax.pulse import Pulse
 
     argv = join_as_told(sys.argv[1:])
+    with Pulse(expected=place()[1]):
+        return _train(argv)
+
+
+def _train(argv: Sequence[str]) -> int:
     config, workdir = parse(argv)
 
     from boneage_jax.bucket import address_of

@@ -4,6 +4,9 @@ Where the others wait for it inside a step, Gloo and NCCL may report a closed co
 they wait at a barrier of orbax, nothing does. JAX's own service notices after 100 s and aborts
 each process with a stack trace and the status of a crash, which no scheduler starts again. So each
 process writes a number that rises to the job's key-value store, and looks at those of the others.
+
+`boneage_jax.main` starts this as soon as the processes have met: one that dies while it loads
+libraries or looks for its data is noticed like any other.
 """
 
 import itertools
@@ -13,8 +16,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-import jax
-
+from boneage_jax.cluster import place, store
 from boneage_jax.errors import Stopped
 from boneage_jax.watchdog import end_process
 
@@ -23,34 +25,39 @@ _EVERY = 4.0
 _FOLDER = "boneage_jax/pulse"
 _LEFT = "left"
 _beats = itertools.count()  # over all trainings of a process: a number never comes twice
+_active: list["Pulse"] = []
 
 
 class Pulse:
     """Shows that this process lives and watches the others; a context manager.
 
-    Nothing is done in a job of one process.
+    Nothing is done in a job of one process, and by one within another.
 
     Args:
-      gone_after: seconds without a sign of life of another process.
+      gone_after: seconds without a sign of life of another process, `GONE_AFTER` if None.
       end: called with the line in place of ending the process; for tests.
-      store: the job's key-value store; for tests.
+      known: the job's key-value store; for tests.
+      expected: how many processes are missed where they never show themselves. Give the count of
+        the job only where all start this at the same time.
     """
 
     def __init__(
         self,
-        gone_after: float = GONE_AFTER,
+        gone_after: float | None = None,
         end: Callable[[str], None] = end_process,
-        store: Any = None,
+        known: Any = None,
+        expected: int = 0,
     ):
-        self._gone_after, self._end = gone_after, end
-        self._every = min(_EVERY, gone_after / 4)
-        self._store = store if store is not None else _store()
-        self._index = jax.process_index()
+        self._gone_after, self._end = gone_after or GONE_AFTER, end
+        self._every = min(_EVERY, self._gone_after / 4)
+        self._store = known if known is not None else store()
+        self._index, self._expected = place()[0], expected
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="pulse", daemon=True)
 
     def __enter__(self) -> "Pulse":
-        if self._store is not None:
+        if self._store is not None and not _active:
+            _active.append(self)
             self._thread.start()
         return self
 
@@ -60,11 +67,12 @@ class Pulse:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not self._thread.is_alive():
+        if self not in _active:
             return
+        _active.remove(self)
         self._closed.set()
         self._thread.join()
-        if kind is None or issubclass(kind, Stopped):
+        if error is None or (isinstance(error, Stopped) and not error.alone):
             self._show(_LEFT)  # in good order: nobody needs to miss this process
 
     def _show(self, value: str) -> str:
@@ -78,6 +86,7 @@ class Pulse:
     def _watch(self) -> None:
         seen: dict[str, str] = {}
         silent: dict[str, float] = {}
+        expected = {f"{_FOLDER}/{index}" for index in range(self._expected)}
         clock = time.monotonic()
         while True:
             trouble = self._show(str(next(_beats)))
@@ -88,7 +97,7 @@ class Pulse:
             now = time.monotonic()
             # A process that was itself suspended has not listened meanwhile.
             passed, clock = min(now - clock, 2 * self._every), now
-            for key in seen.keys() | shown.keys():
+            for key in expected | seen.keys() | shown.keys():
                 if shown.get(key) != seen.get(key) or shown.get(key) == _LEFT:
                     silent[key] = 0.0
                 else:
@@ -110,14 +119,3 @@ class Pulse:
             f"process {self._index}: another process of the job is gone ({reason}); start all of "
             "them again: the same command goes on from the last checkpoint"
         )
-
-
-def _store() -> Any:
-    """The key-value store of `jax.distributed`, None where there is one process."""
-    if jax.process_count() == 1:
-        return None
-    # No public name leads to it; orbax and multihost_utils take the same way.
-    from jax._src import distributed
-
-    client = distributed.global_state.client
-    return client if hasattr(client, "key_value_dir_get") else None

@@ -72,7 +72,9 @@ class Stopping:
         os.write(2, b"\nSIGTERM: ending after this step\n" if self._deferred else b"\nSIGTERM\n")
         again, self._signalled = self._signalled, True
         if again or not self._deferred:
-            raise Stopped("stopped by SIGTERM; the same command goes on from the last checkpoint")
+            raise Stopped(
+                "stopped by SIGTERM; the same command goes on from the last checkpoint", alone=True
+            )
 
 
 _active: list[Stopping] = []

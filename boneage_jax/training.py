@@ -29,12 +29,13 @@ from boneage_jax.pulse import Pulse
 from boneage_jax.recipe import Run, build_run, check_labels, fresh_state
 from boneage_jax.report.write import write_report
 from boneage_jax.report.writer import MetricWriter, read_metrics
+from boneage_jax.shared import check_same_step, check_shared
 from boneage_jax.split_lock import openings
 from boneage_jax.state import TrainState, flops_of
 from boneage_jax.stopping import Stopping, listen
 from boneage_jax.summary import make_report
 from boneage_jax.transfer import pretraining, start_from, with_pretrained_backbone
-from boneage_jax.watchdog import PATIENCE, Watchdog
+from boneage_jax.watchdog import NO_LIMIT, PATIENCE, Watchdog
 from boneage_jax.workdir import claim_workdir
 
 
@@ -60,14 +61,19 @@ def train(
         the job is gone. A run that stands still ends the process, see `boneage_jax.watchdog`.
     """
     config = check_config(config)
-    with listen(float(config.max_seconds)) as stopping:
+    # From here on, so that a process that dies while the run starts up is noticed, too.
+    watch = Watchdog(float(config.stall_seconds))
+    with listen(float(config.max_seconds)) as stopping, Pulse(), watch, peers():
+        watch.waits_for("the workdir", PATIENCE)
         folder = open_workdir(workdir)
         try:
-            report = _train(config, folder, devices, stopping)
+            report = _train(config, folder, devices, stopping, watch)
         except BaseException:
+            watch.rests()
             with contextlib.suppress(InputError):
                 push(folder)
             raise
+        watch.rests()
         push(folder)
         return report
 
@@ -77,33 +83,44 @@ def _train(
     workdir: Path,
     devices: Sequence[jax.Device] | None,
     stopping: Stopping,
+    watch: Watchdog,
 ) -> dict[str, Any]:
     if member_count(config) > 1:
-        return train_members(config, workdir, train, devices)
+        return train_members(config, workdir, train, watch, devices)
+    watch.waits_for("the devices", PATIENCE)
     index, count = process()
 
     # ----- data
-    dataset = open_dataset(config.data)
+    watch.waits_for("the preparation of the data", NO_LIMIT)
+    dataset = open_dataset(config.data, lambda: watch.waits_for("the data", PATIENCE))
     train_split = dataset.split(config.data.train_split)
     eval_split = dataset.split(config.data.eval_split)
     facts = Facts.of(dataset, train_split)
     check_labels(config.task, dataset)
     claim_workdir(workdir, config, facts, dataset.background, writes=index == 0)
+    watch.waits_for("the data of the other processes", NO_LIMIT)
+    check_shared(workdir)
     _say(*describe(dataset))
 
     # ----- model and steps
+    watch.waits_for("the model", PATIENCE)
     run = build_run(config, facts, devices)
+    watch.waits_for("the checkpoint", PATIENCE)
     checkpoints = Checkpoints(workdir, run.task.metric)
     start = checkpoints.latest_step()
+    check_same_step(start)
     if start == run.total_steps and (workdir / "report.json").exists():
         _say(f"{workdir} holds this run, finished at step {start}; nothing is left to do")
         checkpoints.close()
         return json.loads((workdir / "report.json").read_text())
+    watch.waits_for("the model", PATIENCE)
     state = fresh_state(config, facts, run.task, run.optimizer)
     _describe_model(run, state, workdir)
     if start is None and config.pretrain.data:
         _say(f"pre-training on {config.pretrain.data} in {workdir / 'pretrain'}")
+        watch.rests()  # it has a watch of its own
         train(pretraining(config), workdir / "pretrain", devices=devices)
+        watch.waits_for("the pre-trained network", PATIENCE)
         state = start_from(state, workdir / "pretrain", config.task)
     elif start is None and config.init_from:
         state = start_from(state, config.init_from, config.task)
@@ -121,35 +138,40 @@ def _train(
         buffer=config.data.buffer,
     )
     if start is not None:
+        watch.waits_for("the checkpoint", PATIENCE)
         state = checkpoints.restore(start, state, batches)
         _say(f"going on from the checkpoint of step {start}")
 
-    with Pulse(), Watchdog(float(config.stall_seconds)) as watch, peers():
-        # ----- loop
-        with MetricWriter(workdir, resume_step=start) as writer:
-            spent = flops_of(state.flops_spent) - run.flops_until(start or 0)
-            loop = Loop(*(run, writer, checkpoints, eval_split, stopping, watch), start or 0, spent)
-            try:
-                with stopping.deferred():
-                    state = loop.run_steps(state, batches)
-            except InputError:
-                watch.waits_for("the checkpoint", PATIENCE)
-                with contextlib.suppress(InputError):
-                    checkpoints.wait()  # what is on its way to the disk is still good
-                raise
-            finally:
-                batches.close()  # type: ignore[attr-defined]  # stops the reading threads
-        watch.waits_for("the checkpoint", PATIENCE)
-        checkpoints.wait()
+    # ----- loop
+    with MetricWriter(workdir, resume_step=start) as writer:
+        spent = flops_of(state.flops_spent) - run.flops_until(start or 0)
+        loop = Loop(*(run, writer, checkpoints, eval_split, stopping, watch), start or 0, spent)
+        try:
+            with stopping.deferred():
+                state = loop.run_steps(state, batches)
+        except InputError:
+            watch.waits_for("the checkpoint", PATIENCE)
+            with contextlib.suppress(InputError):
+                checkpoints.wait()  # what is on its way to the disk is still good
+            raise
+        finally:
+            batches.close()  # type: ignore[attr-defined]  # stops the reading threads
+    watch.waits_for("the checkpoint", PATIENCE)
+    checkpoints.wait()
 
-        # ----- report
+    # ----- report
+    step = checkpoints.step_to_use(config.select)
+    if step != run.total_steps:
+        watch.waits_for("the best checkpoint", PATIENCE)
+        state = checkpoints.restore(step, state)
+    checkpoints.close()
+
+    def tick() -> None:
         watch.waits_for("the report", PATIENCE)
-        step = checkpoints.step_to_use(config.select)
-        if step != run.total_steps:
-            state = checkpoints.restore(step, state)
-        checkpoints.close()
-        _, rows = evaluate_split(run, state, eval_split, keys=run.task.reported)
-        watch.rests()
+
+    tick()
+    _, rows = evaluate_split(run, state, eval_split, keys=run.task.reported, tick=tick)
+    watch.rests()
     rows = with_labels(rows, eval_split)
     history = read_metrics(workdir)
     fitted_on, rows = rows, corrected(rows, config)

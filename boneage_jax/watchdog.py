@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-import jax
+from boneage_jax.cluster import place
 
 # What compiles, evaluates or saves may take so many times `stall_seconds`.
 PATIENCE = 3.0
+NO_LIMIT = float("inf")  # for what may take hours in good order
 COORDINATOR_STAYS = 10.0
 
 
@@ -39,7 +40,7 @@ class Watchdog:
 
         Args:
           what: for the message.
-          patience: how many times `stall_seconds` this may take.
+          patience: how many times `stall_seconds` this may take; `NO_LIMIT` for any time.
         """
         self._waits = (what, self._seconds * patience)  # one assignment: never half-read
 
@@ -91,7 +92,8 @@ def end_process(message: str) -> None:
     flush = threading.Thread(target=_flush, daemon=True)
     flush.start()
     flush.join(5)
-    if jax.process_count() > 1 and jax.process_index() == 0:
+    index, count = place()  # `jax.process_index` may wait for the devices of the others
+    if count > 1 and index == 0:
         time.sleep(COORDINATOR_STAYS)
     os._exit(os.EX_TEMPFAIL)
 

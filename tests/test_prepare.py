@@ -1,9 +1,13 @@
 """Preparing a data set: once, again when the raw data changed, and never half."""
 
+import errno
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -61,6 +65,49 @@ def test_a_changed_raw_folder_is_noticed(raw, tmp_path, capsys):
     assert ids(prepare(NAME, raw, tmp_path / "out")) == [1, 2, 3, 4]
     assert "the raw folder has changed" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("incomplete*"))
+
+
+def test_of_two_processes_one_prepares(tmp_path):
+    command = [sys.executable, "-m", "tfds_rsna.prepare", "hand_phantom/64-small"]
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    both = [
+        subprocess.Popen(
+            [*command, f"--data_dir={tmp_path}"], cwd=Path(__file__).parents[1], **options
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sorted("\nprepared " in text for text in said) == [False, True], said
+    assert sorted("hand_phantom/64-small is prepared in" in text for text in said) == [False, True]
+    assert not list(tmp_path.glob("incomplete*"))
+
+
+def test_whoever_waited_looks_again(raw, tmp_path, capsys):
+    """Another process holds the lock, and has prepared the data when it lets go."""
+    out, done = tmp_path / "out", []
+    whole = prepare(NAME, raw, tmp_path / "whole").data_dir
+    out.mkdir()
+    capsys.readouterr()
+    with (out / ".rsna_bone_age-256.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        thread = threading.Thread(target=lambda: done.append(prepare(NAME, raw, out)))
+        thread.start()
+        thread.join(1.0)
+        assert not done
+        shutil.copytree(whole, out / NAME / "1.0.0")
+    thread.join(60)
+    said = capsys.readouterr().err
+    assert "another process prepares rsna_bone_age/256" in said and "preparing" not in said
+    assert f"rsna_bone_age/256 is prepared in {out}" in said and ids(done[0]) == [1, 2, 3]
+
+
+def test_a_file_system_without_locks(raw, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert ids(prepare(NAME, raw, tmp_path / "out")) == [1, 2, 3]
 
 
 def test_changed_options_and_overwrite(raw, tmp_path, capsys):
@@ -184,4 +231,4 @@ def test_interrupted_door_leaves_nothing_half_done(tmp_path):
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60)[1].rstrip().endswith("interrupted")
     assert process.returncode == 130
-    assert [path.name for path in out.iterdir()] == ["downloads"]
+    assert sorted(p.name for p in out.iterdir()) == [".rsna_bone_age-256.lock", "downloads"]

@@ -183,6 +183,19 @@ def test_a_job_goes_on_with_another_number_of_processes(alone, read, phantoms, t
     same(read(alone("jit")), read(ended.workdir))
 
 
+def test_the_others_end_when_one_fails_while_it_starts(phantoms, tmp_path):
+    """One finds no data, before there is a step or a checkpoint to wait for."""
+    (tmp_path / "file").touch()
+    began = time.monotonic()
+    happens = {1: {"TFDS_DATA_DIR": str(tmp_path / "file")}}
+    job = Job(tmp_path / "job", phantoms, 2, 2, happens).wait()
+    assert job.codes == [75, 2], "\n".join(job.logs)[-6000:]
+    assert "process 0: another process of the job is gone" in job.logs[0]
+    assert "error: " in job.logs[1] and "cannot be prepared in" in job.logs[1]
+    assert not any(word in log for log in job.logs for word in ("Traceback", "stack trace"))
+    assert time.monotonic() - began < 150
+
+
 def test_the_others_end_when_the_coordinator_is_killed(phantoms, tmp_path):
     job = Job(tmp_path / "job", phantoms, 2, 2, {0: {"AT": "4", "HAPPENS": "SIGKILL"}}).wait()
     assert job.codes[0] == -9 and job.codes[1] not in (0, None), "\n".join(job.logs)[-6000:]

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from boneage_jax.errors import Stopped
+from boneage_jax.errors import PeerLost, Stopped
 from boneage_jax.pulse import Pulse
 
 
@@ -52,7 +52,35 @@ def test_those_that_live_or_have_left_are_not_missed():
     assert store.values["boneage_jax/pulse/0"] == "left"
 
 
-@pytest.mark.parametrize(("error", "left"), [(Stopped("told"), True), (ValueError("no"), False)])
+def test_one_that_never_began_is_missed_where_it_is_expected():
+    store, said = Store(), []
+    with Pulse(0.4, said.append, store):
+        time.sleep(0.8)
+    assert not said
+    with Pulse(0.4, said.append, store, expected=2):
+        assert until(lambda: said)
+    assert "no sign of life from process 1" in said[0]
+
+
+def test_a_training_within_another_leaves_with_that():
+    store = Store()
+    with Pulse(9.0, print, store):
+        assert until(lambda: store.values)
+        with Pulse(9.0, print, store):
+            pass
+        assert store.values["boneage_jax/pulse/0"] != "left"
+    assert store.values["boneage_jax/pulse/0"] == "left"
+
+
+@pytest.mark.parametrize(
+    ("error", "left"),
+    [
+        (Stopped("all were told"), True),
+        (Stopped("SIGTERM while starting", alone=True), False),
+        (PeerLost("gone"), False),
+        (ValueError("no"), False),
+    ],
+)
 def test_only_a_process_that_ends_in_good_order_says_that_it_left(error, left):
     store = Store()
     with pytest.raises(type(error)), Pulse(9.0, print, store):

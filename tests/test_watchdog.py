@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tiny_run import arguments
 
-from boneage_jax.watchdog import Watchdog
+from boneage_jax.watchdog import NO_LIMIT, Watchdog
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,6 +40,8 @@ def test_signs_of_life_patience_and_rest():
             time.sleep(0.1)
         watch.waits_for("the checkpoint", patience=100.0)
         time.sleep(1.0)
+        watch.waits_for("the preparation of the data", NO_LIMIT)
+        time.sleep(1.0)
         watch.rests()
         time.sleep(1.0)
     assert not said
@@ -53,6 +55,26 @@ def test_switched_off_there_is_no_thread():
     with Watchdog(9.0):
         assert threading.active_count() == before + 1
     assert threading.active_count() == before
+
+
+def test_each_batch_of_the_last_evaluation_is_a_sign_of_life(tiny_train, monkeypatch):
+    """Of each member, 32 images in batches of 12, and of the ensemble, all members' images again.
+
+    Otherwise one that takes longer than the limit would end in each start anew.
+    """
+    said, waits_for = {}, Watchdog.waits_for
+
+    def note(watch, what, patience=1.0):
+        said.setdefault(watch, []).append(what)
+        waits_for(watch, what, patience)
+
+    monkeypatch.setattr(Watchdog, "waits_for", note)
+    tiny_train(members=2, steps=2)
+    ensemble, *members = said.values()
+    assert [words.count("the report") for words in members] == [1 + 3, 1 + 3]
+    assert ensemble.count("the report") == 1 + 2 * 3
+    # What comes before the first step is watched as well.
+    assert members[0].index("the data") < members[0].index("the step and its compilation")
 
 
 def test_a_stalled_pipeline_ends_with_the_status_that_schedulers_requeue(phantoms, tmp_path):

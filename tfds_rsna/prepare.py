@@ -31,6 +31,7 @@ from tfds_rsna.fingerprint import (
     read_fingerprint,
     write_fingerprint,
 )
+from tfds_rsna.lock import locked
 from tfds_rsna.sizes import name_config, parse_config
 
 NAMES = ("hand_mask", "hand_phantom", "radiograph_folder", "rsna_bone_age")
@@ -52,7 +53,8 @@ def prepare(
 ) -> tfds.core.DatasetBuilder:
     """Prepares a data set unless that is done; progress goes to standard error.
 
-    The new data replaces the old only when it is whole; an interrupted call leaves the old.
+    The new data replaces the old only when it is whole; an interrupted call leaves the old. Of
+    several processes with one `data_dir` one prepares, and the others wait for it.
 
     Args:
       name: of the builder, or `name/config`.
@@ -108,9 +110,17 @@ def prepare(
         if reason and needs_raw_data(cls) and not raw_dir:
             _check_can_download(cls, label, root, reason, download)
         if reason:
-            print(f"preparing {label} in {path} ({reason})", file=sys.stderr)
-            _build(cls, config, root, path, wanted, raw_dir, settings)
-        else:
+            root.mkdir(parents=True, exist_ok=True)
+            note = f"another process prepares {label} in {path}; waiting for it"
+            with locked(
+                root / f".{label.replace('/', '-')}.lock", lambda: print(note, file=sys.stderr)
+            ):
+                if not overwrite:  # another process may have prepared it since
+                    reason = _why_prepare(path, wanted, needs_raw_data(cls))
+                if reason:
+                    print(f"preparing {label} in {path} ({reason})", file=sys.stderr)
+                    _build(cls, config, root, path, wanted, raw_dir, settings)
+        if not reason:
             print(f"{label} is prepared in {path}", file=sys.stderr)
         return _make(cls, config, root, raw_dir, settings)
     except OSError as error:
@@ -243,7 +253,6 @@ def _build(
 ) -> None:
     """Builds in a folder beside, then swaps: the old data stays until the new is whole."""
     started = time.perf_counter()
-    root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="incomplete.", dir=root) as beside:
         builder = _make(cls, config, Path(beside), raw_dir, settings)
         with _quiet():

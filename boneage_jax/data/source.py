@@ -1,7 +1,7 @@
 """Opens a prepared data set: splits with random access, and their labels as tables."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, SupportsIndex
 
@@ -85,13 +85,14 @@ class Dataset:
         return self.splits[name]
 
 
-def open_dataset(config: ConfigDict) -> Dataset:
+def open_dataset(config: ConfigDict, prepared: Callable[[], None] = lambda: None) -> Dataset:
     """Opens the data set of a config, preparing it first where that needs no decision.
 
     Args:
       config: the `data` section: `name`, `config` (the TFDS builder config), `raw_dir`,
         `data_dir`, `options` (of the builder), `masks`, `mask_mode`, `official_splits`,
         `test_fraction`, `validation_fraction`, `split_seed`.
+      prepared: called once the data is prepared, which may have taken hours.
 
     Returns:
       The data set. Where the raw data has no test or validation split, one is cut from `train`:
@@ -110,6 +111,7 @@ def open_dataset(config: ConfigDict) -> Dataset:
         data_dir=config.data_dir,
         **options | dict(config.get("options", {})),
     )
+    prepared()
     sources = {name: builder.as_data_source(split=name) for name in builder.info.splits}
     splits = {
         name: Split(name, source, np.arange(len(source)), _read_labels(source))
