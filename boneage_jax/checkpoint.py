@@ -207,7 +207,7 @@ class Checkpoints:
         except Exception as error:  # orbax and TensorStore raise errors of many types
             if is_refused_write(error):
                 raise cannot_write(self._folder, error) from error
-            if isinstance(self._folder, Path):
+            if isinstance(self._folder, Path) or is_lost_peer(error):
                 raise
             reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
             raise Stopped(  # a store that does not answer now may do so after a restart
