@@ -12,16 +12,20 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from tiny_run import arguments
 
 from boneage_jax import bucket
 from boneage_jax.bucket import address_of, checkpoint_folder, open_workdir, push
 from boneage_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
-KEYS = {
-    **{"data.config": "64-small", "model.name": "efficientnet_lite0", "batch_size": 8},
-    **{"eval_batch_size": 16, "steps": 6, "evaluate_every": 0.25, "log_every": 1},
-}
+_EVALUATE = """
+import tiny_run
+from boneage_jax import evaluate
+
+tiny_run.use_tiny_backbone()
+evaluate.run()
+"""
 # The emulator forgets a header that Google's store sends and tensorstore asks for.
 _EMULATOR = """
 import sys, time
@@ -167,9 +171,7 @@ def test_what_did_not_change_is_not_sent_again(machine, monkeypatch):
 
 
 def _train(workdir: str, environment: dict[str, str], *more: str) -> subprocess.CompletedProcess:
-    given = [f"--config.{key}={value}" for key, value in KEYS.items()]
-    command = [sys.executable, "-m", "boneage_jax.main", "--config=configs/cls.py", *given, *more]
-    command += [f"--workdir={workdir}"]
+    command = [sys.executable, "tests/tiny_run.py", *arguments(workdir), *more]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
@@ -178,7 +180,10 @@ def _train(workdir: str, environment: dict[str, str], *more: str) -> subprocess.
 @needs_emulator
 def test_a_run_goes_on_from_a_bucket_on_another_machine(emulator, tmp_path):
     keep = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    keep |= emulator | {"PYTHONPATH": str(ROOT), "TFDS_DATA_DIR": str(tmp_path / "data")}
+    keep |= emulator | {
+        "PYTHONPATH": f"{ROOT}:{ROOT}/tests",
+        "TFDS_DATA_DIR": str(tmp_path / "data"),
+    }
     keep |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
     first = keep | {"XDG_CACHE_HOME": str(tmp_path / "first")}
     second = keep | {"XDG_CACHE_HOME": str(tmp_path / "second")}
@@ -186,7 +191,7 @@ def test_a_run_goes_on_from_a_bucket_on_another_machine(emulator, tmp_path):
     assert whole.returncode == 0, whole.stderr[-3000:]
     stopped = _train("gs://bucket/runs/a", first, "--config.max_seconds=0.01")
     assert stopped.returncode == 75, stopped.stderr[-3000:]
-    assert "saved at step 1 of 6" in stopped.stderr
+    assert "saved at step 1 of 8" in stopped.stderr
     done = _train("gs://bucket/runs/a", second)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "going on from the checkpoint of step 1" in done.stderr
@@ -198,7 +203,7 @@ def test_a_run_goes_on_from_a_bucket_on_another_machine(emulator, tmp_path):
     assert reports[0]["age"] == reports[1]["age"]
     # And a third one evaluates it.
     third = keep | {"XDG_CACHE_HOME": str(tmp_path / "third")}
-    command = [sys.executable, "-m", "boneage_jax.evaluate", "--workdir=gs://bucket/runs/a"]
+    command = [sys.executable, "-c", _EVALUATE, "--workdir=gs://bucket/runs/a"]
     evaluated = subprocess.run(command, cwd=ROOT, env=third, capture_output=True, text=True)
     assert evaluated.returncode == 0, evaluated.stderr[-3000:]
     assert f"MAE {reports[0]['age']['mae']:.2f}" in evaluated.stdout
