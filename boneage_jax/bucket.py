@@ -7,7 +7,9 @@ address next, on whatever machine, gets the small files as they were before the 
 bucket is the truth, the mirror can be deleted at any time.
 """
 
+import contextlib
 import fcntl
+import hashlib
 import itertools
 import logging
 import os
@@ -28,6 +30,7 @@ _NOTE = ".bucket"  # in a mirror: the address
 _CHECKPOINTS = "checkpoints"
 _UNFINISHED = (".part", ".partial")
 _locks: dict[Path, int] = {}  # of the mirrors that this process has open
+_in_use: set[Path] = set()  # mirrors that a training of this process writes to
 _pushed: dict[Path, tuple[int, int]] = {}  # size and time of a file when it went to its bucket
 
 
@@ -54,9 +57,35 @@ def open_workdir(workdir: str | os.PathLike[str]) -> Path:
     logging.getLogger("gcsfs").setLevel(logging.ERROR)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     mirror = _own_mirror(cache / "boneage_jax" / "buckets", address)
-    (mirror / _NOTE).write_text(address)
-    _pull(epath.Path(address), mirror)
+    if mirror not in _in_use:
+        (mirror / _NOTE).write_text(address)
+        _pull(epath.Path(address), mirror)
     return mirror
+
+
+@contextlib.contextmanager
+def in_use(workdir: Path) -> Iterator[None]:
+    """Within, opening the same address again leaves the mirror alone: a run is writing to it."""
+    root = _mirror(workdir.absolute())
+    if root is None or root in _in_use:
+        yield
+        return
+    _in_use.add(root)
+    try:
+        yield
+    finally:
+        _in_use.remove(root)
+
+
+def pull(workdir: Path) -> None:
+    """Makes a mirror equal to its bucket; nothing for a workdir that is none.
+
+    Raises:
+      InputError: the bucket cannot be read.
+    """
+    root = _mirror(workdir.absolute())
+    if root is not None:
+        _pull(epath.Path((root / _NOTE).read_text()), root)
 
 
 def _own_mirror(cache: Path, address: str) -> Path:
@@ -66,7 +95,9 @@ def _own_mirror(cache: Path, address: str) -> Path:
     """
     for number in itertools.count():
         owner = f"process-{process()[0]}" + (f"-{number}" if number else "")
-        mirror = cache / owner / quote(address, safe="")
+        # A name of one part, so that no mirror lies in another, and short enough for any disk.
+        digest = hashlib.sha256(address.encode()).hexdigest()[:16]
+        mirror = cache / owner / f"{quote(address, safe='')[-80:]}-{digest}"
         mirror.mkdir(parents=True, exist_ok=True)
         if mirror in _locks:
             return mirror

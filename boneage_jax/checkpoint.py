@@ -23,7 +23,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from boneage_jax.bucket import checkpoint_folder, push
 from boneage_jax.cluster import is_lost_peer
-from boneage_jax.disk import cannot_write, is_refused_write
+from boneage_jax.disk import cannot_write, is_passing, is_refused_write
 from boneage_jax.errors import InputError, Stopped
 from boneage_jax.integrity import checksums, first_damaged
 from boneage_jax.state import TrainState
@@ -83,7 +83,7 @@ class Checkpoints:
 
         Raises:
           InputError: the disk is full or refuses; also of the save before, which ran meanwhile.
-          Stopped: the bucket cannot be written.
+          Stopped: the bucket does not answer for now.
         """
         try:
             push(self._workdir)  # the log up to this step, before the step can be gone back to
@@ -108,6 +108,11 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint."""
         return self._manager.latest_step()
+
+    def newest_step(self) -> int | None:
+        """The same, after a fresh look at the folder, where another process may have been."""
+        self._manager.reload()
+        return self.latest_step()
 
     def step_to_use(self, select: str) -> int:
         """The step that evaluation and prediction read.
@@ -209,10 +214,13 @@ class Checkpoints:
                 raise cannot_write(self._folder, error) from error
             if isinstance(self._folder, Path) or is_lost_peer(error):
                 raise
+            if not is_passing(error):
+                raise
             reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
-            raise Stopped(  # a store that does not answer now may do so after a restart
+            raise Stopped(
                 f"{self._folder} cannot be written ({reason}); the same command goes on from the "
-                "last checkpoint"
+                "last checkpoint",
+                alone=True,
             ) from error
 
 

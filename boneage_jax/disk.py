@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,19 @@ from boneage_jax.errors import InputError
 # What orbax and TensorStore say; their errors carry no errno.
 _FULL = ("no space left", "enospc", "disk quota", "edquot", "file too large", "efbig")
 _REFUSED = ("permission denied", "permission_denied", "read-only file system", "input/output error")
+_FORBIDDEN = ("forbidden", "accessdenied", "access denied", "unauthorized", "bucket does not")
+_REFUSED_BY_BUCKET = (
+    "forbidden",
+    "accessdenied",
+    "access denied",
+    "unauthorized",
+    "bucket does not",
+)
+# What a store says that will answer again, and what gcsfs and tensorstore say of the network.
+_PASSING = re.compile(
+    r"unavailable|deadline|time[d-]? ?out|connection|too many requests|slow ?down|rate ?limit"
+    r"|temporar|try again|internal error|\b(429|500|502|503|504)\b"
+)
 _FULL_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CODES = (*_FULL_CODES, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
@@ -31,7 +45,8 @@ def cannot_write(path: Path, error: BaseException) -> InputError:
     else:
         text = str(error).lower()
         full = any(word in text for word in _FULL)
-        found = [word for word in (*_FULL, *_REFUSED) if word in text]
+        words = (*_FULL, *_REFUSED, *_FORBIDDEN)
+        found = [word for word in words if word in text]
         reason = found[0] if found else (str(error).strip() or repr(error)).splitlines()[0][:200]
     remedy = "free some space on that disk" if full else "make it writable"
     return InputError(
@@ -45,7 +60,14 @@ def is_refused_write(error: BaseException) -> bool:
     chain: BaseException | None = error
     while chain is not None:
         text, code = str(chain).lower(), getattr(chain, "errno", None)
-        if code in _CODES or any(word in text for word in (*_FULL, *_REFUSED)):
+        words = (*_FULL, *_REFUSED, *_FORBIDDEN)
+        if code in _CODES or any(word in text for word in words):
             return True
         chain = chain.__cause__ or chain.__context__
     return False
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether an error of a bucket may be gone when the run is started again."""
+    bug = isinstance(error, TypeError | AttributeError | LookupError)
+    return not bug and _PASSING.search(str(error).lower()) is not None

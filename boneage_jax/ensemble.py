@@ -25,6 +25,7 @@ from boneage_jax.facts import Facts
 from boneage_jax.parallel import process
 from boneage_jax.report.write import write_report
 from boneage_jax.report.writer import MetricWriter, read_metrics
+from boneage_jax.shared import catch_up
 from boneage_jax.split_lock import openings
 from boneage_jax.summary import make_report
 from boneage_jax.watchdog import NO_LIMIT, PATIENCE, Watchdog
@@ -176,6 +177,7 @@ def train_members(
         return json.loads(done.read_text())
 
     watch.waits_for("the members", count * PATIENCE)
+    catch_up(workdir)
     members = load_members(workdir, devices=devices)
     split = dataset.split(config.data.eval_split)
     watch.waits_for("the report", PATIENCE)

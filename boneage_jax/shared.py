@@ -7,15 +7,16 @@ newest: they would make different numbers of steps, and then wait for each other
 import contextlib
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from boneage_jax.bucket import checkpoint_folder
+from boneage_jax.bucket import checkpoint_folder, pull
 from boneage_jax.cluster import said_by_all, store
 from boneage_jax.disk import writing
 from boneage_jax.errors import InputError
 from boneage_jax.parallel import process
 
-_SEEN_WITHIN = 10.0  # seconds; on a shared file system the file is there at once, on some in a few
+_SEEN_WITHIN = 90.0  # seconds; NFS remembers for up to 60 that a file was not there
 _REMEDY = "--workdir must be a folder that all processes share, or gs://BUCKET/PATH"
 
 
@@ -56,19 +57,38 @@ def _leave_note(workdir: Path, afterwards: contextlib.ExitStack) -> str:
     return path.name
 
 
-def check_same_step(step: int | None) -> None:
-    """Checks that all processes found the same newest checkpoint.
+def check_same_step(newest: Callable[[], int | None]) -> int | None:
+    """Checks that all processes find the same newest checkpoint, and returns its step.
 
     Args:
-      step: of that which this process found.
+      newest: looks for it; called again where the answers differ, since the disk of a network may
+        give an old answer for a while.
 
     Raises:
-      InputError: they did not; on all processes alike.
+      InputError: they do not; on all processes alike.
     """
-    found = said_by_all("step", str(step))
-    if len(set(found)) > 1:
-        steps = ", ".join(f"{number}: {answer}" for number, answer in enumerate(found))
-        raise InputError(f"{_REMEDY}; the newest checkpoint is another for each process ({steps})")
+    end = time.monotonic() + _SEEN_WITHIN
+    while True:
+        step = newest()
+        answers = said_by_all("step", f"{step} {time.monotonic() < end}")
+        found = [answer.split()[0] for answer in answers]
+        if len(set(found)) == 1:
+            return step
+        if any(answer.endswith("False") for answer in answers):  # all read the same answers
+            break
+        time.sleep(_SEEN_WITHIN / 10)
+    steps = ", ".join(f"{number}: {answer}" for number, answer in enumerate(found))
+    raise InputError(f"{_REMEDY}; the newest checkpoint is another for each process ({steps})")
+
+
+def catch_up(workdir: Path) -> None:
+    """Brings the first process' files to the mirrors of all, where the workdir is in a bucket.
+
+    Each waits for all others. The first must have pushed.
+    """
+    said_by_all("pushed", "yes")
+    if process()[0]:
+        pull(workdir)
 
 
 def _appears(path: Path) -> bool:

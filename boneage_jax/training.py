@@ -11,7 +11,7 @@ import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from boneage_jax.bucket import open_workdir, push
+from boneage_jax.bucket import in_use, open_workdir, push
 from boneage_jax.calibration import CALIBRATION, Calibration
 from boneage_jax.checkpoint import Checkpoints
 from boneage_jax.cluster import peers
@@ -29,7 +29,7 @@ from boneage_jax.pulse import Pulse
 from boneage_jax.recipe import Run, build_run, check_labels, fresh_state
 from boneage_jax.report.write import write_report
 from boneage_jax.report.writer import MetricWriter, read_metrics
-from boneage_jax.shared import check_same_step, check_shared
+from boneage_jax.shared import catch_up, check_same_step, check_shared
 from boneage_jax.split_lock import openings
 from boneage_jax.state import TrainState, flops_of
 from boneage_jax.stopping import Stopping, listen
@@ -67,7 +67,8 @@ def train(
         watch.waits_for("the workdir", PATIENCE)
         folder = open_workdir(workdir)
         try:
-            report = _train(config, folder, devices, stopping, watch)
+            with in_use(folder):
+                report = _train(config, folder, devices, stopping, watch)
         except BaseException:
             watch.rests()
             with contextlib.suppress(InputError):
@@ -98,6 +99,7 @@ def _train(
     facts = Facts.of(dataset, train_split)
     check_labels(config.task, dataset)
     claim_workdir(workdir, config, facts, dataset.background, writes=index == 0)
+    push(workdir)  # a bucket that cannot be written ends the run here, before it cost anything
     watch.waits_for("the data of the other processes", NO_LIMIT)
     check_shared(workdir)
     _say(*describe(dataset))
@@ -107,8 +109,7 @@ def _train(
     run = build_run(config, facts, devices)
     watch.waits_for("the checkpoint", PATIENCE)
     checkpoints = Checkpoints(workdir, run.task.metric)
-    start = checkpoints.latest_step()
-    check_same_step(start)
+    start = check_same_step(checkpoints.newest_step)
     if start == run.total_steps and (workdir / "report.json").exists():
         _say(f"{workdir} holds this run, finished at step {start}; nothing is left to do")
         checkpoints.close()
@@ -121,6 +122,7 @@ def _train(
         watch.rests()  # it has a watch of its own
         train(pretraining(config), workdir / "pretrain", devices=devices)
         watch.waits_for("the pre-trained network", PATIENCE)
+        catch_up(workdir)
         state = start_from(state, workdir / "pretrain", config.task)
     elif start is None and config.init_from:
         state = start_from(state, config.init_from, config.task)

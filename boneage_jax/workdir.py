@@ -61,7 +61,7 @@ def claim_workdir(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "facts.json", json.dumps(dataclasses.asdict(facts)) + "\n")
-        if not begun:
+        if not begun or not (folder / "config.json").exists():
             save_config(folder / "config.json", config)
             _replace_folder(folder / "background", background)
     except (OSError, shutil.Error) as error:

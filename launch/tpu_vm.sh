@@ -205,7 +205,7 @@ verdict() {
   for code in 2 1 127 126; do
     [[ $codes != *" $code "* ]] || { echo "$code" && return; }
   done
-  for code in 75 134 137 139; do # stopped, aborted, killed, crashed
+  for code in 75 134 135 137 139 143; do # stopped, aborted, killed, crashed, told to end too early
     [[ $codes != *" $code "* ]] || { echo 75 && return; }
   done
   printf '%s\n' "$@" | sort -n | tail -n 1

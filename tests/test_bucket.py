@@ -121,6 +121,9 @@ def test_a_mirror_has_one_process(tmp_path):
     beside = bucket._own_mirror(tmp_path, "gs://bucket/run")
     below = bucket._own_mirror(tmp_path, "gs://bucket/run/members/0")
     assert len({training, beside, below}) == 3 and training not in below.parents
+    long = bucket._own_mirror(tmp_path, "gs://bucket/" + 90 * "\u00e9" + "/run")
+    assert long.is_dir() and long != training
+    os.close(bucket._locks.pop(long))
     for other in (lock, bucket._locks.pop(beside), bucket._locks.pop(below)):
         os.close(other)
     assert bucket._own_mirror(tmp_path, "gs://bucket/run") == training
@@ -154,6 +157,9 @@ def test_small_files_go_to_the_bucket_and_come_back(machine):
     # The bucket is the truth: what it does not have is gone, what changed there is taken.
     (again / "report.json").write_text("{}")
     (again / "metrics.jsonl").write_text("older\n")
+    with bucket.in_use(again):  # a training of this process writes to it: it is left alone
+        assert open_workdir("gs://bucket/small") == again
+    assert (again / "report.json").exists()
     third = open_workdir("gs://bucket/small")
     assert not (third / "report.json").exists()
     assert (third / "metrics.jsonl").read_text() == "1\n"

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from boneage_jax.disk import cannot_write, is_refused_write
+from boneage_jax.disk import cannot_write, is_passing, is_refused_write
 from boneage_jax.errors import InputError
 from boneage_jax.report.writer import read_metrics
 from boneage_jax.workdir import load_trained
@@ -104,3 +104,19 @@ def test_errors_without_a_number_are_told_apart():
     assert is_refused_write(wrapped)
     assert "make it writable" in str(cannot_write("x", wrapped.__cause__))
     assert not is_refused_write(ValueError("shapes differ"))
+
+
+@pytest.mark.parametrize(
+    ("error", "refused", "passing"),
+    [
+        (ValueError("UNAVAILABLE: connection reset"), False, True),
+        (OSError("503, Service Unavailable"), False, True),
+        (ValueError("HTTP 403: AccessDenied does not have storage.objects.create"), True, False),
+        (ValueError("NOT_FOUND: The specified bucket does not exist"), True, False),
+        (TypeError("connection() takes 1 argument"), False, False),
+        (ValueError("shapes differ"), False, False),
+    ],
+)
+def test_what_a_bucket_says_and_whether_it_passes(error, refused, passing):
+    assert is_refused_write(error) == refused
+    assert refused or is_passing(error) == passing

@@ -66,6 +66,7 @@ def checkout(tmp_path):
         ([0, 0, 137, 0], 75),
         ([75, 137, 75, 75], 75),  # out of memory: the others can go on
         ([137, 134, 134, 134], 75),  # the coordinator
+        ([143, 143, 143, 143], 75),  # told to end before they could save
         ([75, 139, 3, 75], 75),
         ([0, 3, 4, 0], 4),
         (["KILL", 75, 75, 75], 75),  # killed with the shell that notes its code

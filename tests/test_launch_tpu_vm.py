@@ -135,6 +135,7 @@ def test_tpu_vm_that_does_not_answer_may_still_train(stubs):
         ([75, 137, 1, 75], 1),
         ([137, 75, 75, 75], 75),  # out of memory: the others can go on
         ([137, 134, 134, 134], 75),  # the coordinator
+        ([143, 143, 143, 143], 75),  # told to end before they could save
         (["KILL", 75, 75, 75], 75),  # killed with the shell that notes its code
         ([75, "KILL", 2, 75], 2),
         ([0, 0, 4, 3], 4),
