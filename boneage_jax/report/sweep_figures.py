@@ -34,7 +34,7 @@ def draw_sweep(path: Path, summary: Sequence[Mapping[str, Any]]) -> None:
     axes.grid(color="#DDDDDD", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    FigureCanvasAgg(figure).print_png(path, metadata=None)
+    FigureCanvasAgg(figure)
     figure.savefig(path, dpi=DPI)
 
 
@@ -48,9 +48,15 @@ def _lines(axes: Axes, summary: Sequence[Mapping[str, Any]], arms: Sequence[str]
             if "low" in row:
                 axes.plot([at, at], [row["low"], row["high"]], color=colour, linewidth=1)
     axes.set_xscale("log")
+    # Budgets are few and chosen: they are the ticks, as people write them.
+    budgets = sorted({row["budget"] / 1e12 for row in summary})
+    axes.set_xticks(budgets, [f"{budget:.3g}" for budget in budgets])
+    axes.minorticks_off()
+    axes.margins(x=0.1)
     axes.set_xlabel("Training compute (TFLOP)")
     axes.set_ylabel("Mean absolute error (months)")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    if len(arms) > 1:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
 def _rows(axes: Axes, summary: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> None:
