@@ -204,6 +204,8 @@ def check_config(config: ConfigDict) -> ConfigDict:
     _choice(given, "parallel", ("jit", "pmap"))
     _choice(given, "normalize", ("zscore", "percentile", "equalize", "none"))
     _choice(given, "model.dtype", ("float32", "bfloat16"))
+    _choice(given, "model.padding", ("same", "symmetric"))
+    _choice(given, "model.depthwise", ("auto", "lax", "shift"))
     _choice(given, "loss.age", ("l1", "huber", "mse", "distribution"))
     if given["parallel"] == "jit" and not given["model.bn_sync"]:
         raise InputError(

@@ -47,8 +47,10 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path]:
         # ml_collections quotes the key, and quotes that again; its hint follows on a second line.
         key = str(error.args[0]).encode().decode("unicode_escape").replace("\n", " - ")
         key = key.strip('"').replace("'", "")
+        section = any(argument.startswith("--config.bench.") for argument in argv)
+        place = "benchmarking/settings.py" if section else "config.py"
         raise InputError(
-            f"command line: unknown config key: {key}; see boneage_jax/config.py for all keys"
+            f"command line: unknown config key: {key}; see boneage_jax/{place} for all keys"
         ) from error
     except (flags.Error, TypeError, ValueError) as error:
         # Around a recipe's own error ml_collections puts a traceback; the error is its last line.

@@ -3,6 +3,7 @@ from ml_collections import ConfigDict
 
 from boneage_jax.config import base_config, check_config, differences, load_config, save_config
 from boneage_jax.errors import InputError
+from boneage_jax.main import parse
 from configs import cls, seg
 
 
@@ -37,6 +38,8 @@ def test_unknown_preset_lists_the_known_ones():
         ("nonfinite", "ignore", "skip, rollback, stop"),
         ("nonfinite_limit", 0, "nonfinite_limit"),
         ("stall_seconds", -1.0, "stall_seconds"),
+        ("model.padding", "valid", "same, symmetric"),
+        ("model.depthwise", "fft", "auto, lax, shift"),
         ("test_views", -1, "test_views"),
         ("bias_correction", "curve", "bias_correction"),
         ("data.eval_split", "test", "the test split is locked"),
@@ -93,6 +96,15 @@ def test_a_damaged_config_is_one_clear_line(tmp_path, text):
     path.write_text(text)
     with pytest.raises(InputError, match=r"config\.json"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "where"),
+    [("cls", "loss.agee", "boneage_jax/config.py"), ("bench", "bench.size", "settings.py")],
+)
+def test_an_unknown_key_names_the_file_that_lists_them(recipe, key, where):
+    with pytest.raises(InputError, match=where):
+        parse([f"--config=configs/{recipe}.py", f"--config.{key}=1"])
 
 
 def test_a_folder_without_run_is_named(tmp_path):
