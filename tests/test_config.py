@@ -102,9 +102,11 @@ def test_a_damaged_config_is_one_clear_line(tmp_path, text):
     ("recipe", "key", "where"),
     [("cls", "loss.agee", "boneage_jax/config.py"), ("bench", "bench.size", "settings.py")],
 )
-def test_an_unknown_key_names_the_file_that_lists_them(recipe, key, where):
+def test_an_unknown_key_names_the_file_that_lists_them(recipe, key, where, monkeypatch):
+    argv = [f"--config=configs/{recipe}.py", f"--config.{key}=1"]
+    monkeypatch.setattr("sys.argv", ["main", *argv])  # ml_collections looks there for overrides
     with pytest.raises(InputError, match=where):
-        parse([f"--config=configs/{recipe}.py", f"--config.{key}=1"])
+        parse(argv)
 
 
 def test_a_folder_without_run_is_named(tmp_path):
