@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from boneage_jax.report.figures import DPI
+from boneage_jax.report.figures import DPI, save_figure
 
 # Okabe and Ito's palette with a marker each, so that grey prints keep the arms apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
@@ -25,7 +24,7 @@ def draw_sweep(path: Path, summary: Sequence[Mapping[str, Any]]) -> None:
     budgets = {row["budget"] for row in summary}
     arms = list(dict.fromkeys(row["arm"] for row in summary))
     height = 4.5 if len(budgets) > 1 else 1.3 + 0.36 * len(arms)
-    figure = Figure(figsize=(8.0, height), layout="constrained")
+    figure = Figure(figsize=(8.0, height), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     if len(budgets) > 1:
         _lines(axes, summary, arms)
@@ -34,8 +33,7 @@ def draw_sweep(path: Path, summary: Sequence[Mapping[str, Any]]) -> None:
     axes.grid(color="#DDDDDD", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path)
 
 
 def _lines(axes: Axes, summary: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> None:
