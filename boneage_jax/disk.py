@@ -13,13 +13,7 @@ from boneage_jax.errors import InputError
 _FULL = ("no space left", "enospc", "disk quota", "edquot", "file too large", "efbig")
 _REFUSED = ("permission denied", "permission_denied", "read-only file system", "input/output error")
 _FORBIDDEN = ("forbidden", "accessdenied", "access denied", "unauthorized", "bucket does not")
-_REFUSED_BY_BUCKET = (
-    "forbidden",
-    "accessdenied",
-    "access denied",
-    "unauthorized",
-    "bucket does not",
-)
+_REFUSALS = (*_FULL, *_REFUSED, *_FORBIDDEN)
 # What a store says that will answer again, and what gcsfs and tensorstore say of the network.
 _PASSING = re.compile(
     r"unavailable|deadline|time[d-]? ?out|connection|too many requests|slow ?down|rate ?limit"
@@ -45,8 +39,7 @@ def cannot_write(path: Path, error: BaseException) -> InputError:
     else:
         text = str(error).lower()
         full = any(word in text for word in _FULL)
-        words = (*_FULL, *_REFUSED, *_FORBIDDEN)
-        found = [word for word in words if word in text]
+        found = [word for word in _REFUSALS if word in text]
         reason = found[0] if found else (str(error).strip() or repr(error)).splitlines()[0][:200]
     remedy = "free some space on that disk" if full else "make it writable"
     return InputError(
@@ -60,8 +53,7 @@ def is_refused_write(error: BaseException) -> bool:
     chain: BaseException | None = error
     while chain is not None:
         text, code = str(chain).lower(), getattr(chain, "errno", None)
-        words = (*_FULL, *_REFUSED, *_FORBIDDEN)
-        if code in _CODES or any(word in text for word in words):
+        if code in _CODES or any(word in text for word in _REFUSALS):
             return True
         chain = chain.__cause__ or chain.__context__
     return False
