@@ -121,7 +121,7 @@ def base_config() -> ConfigDict:
     config.model.bn_epsilon = 1e-3  # TensorFlow's; PyTorch's is 1e-5
     config.model.bn_sync = True  # BatchNorm statistics over all devices
     config.model.padding = "same"  # same (TensorFlow) | symmetric (PyTorch)
-    config.model.depthwise = "auto"  # auto | lax | shift
+    config.model.depthwise = "auto"  # auto | lax | shift | fused
     config.model.remat = False  # of EfficientNet: keep nothing inside blocks, compute it anew
     config.model.dropout = 0.2  # before the heads
     config.model.hidden = 0  # width of a dense layer before the age
@@ -205,7 +205,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
     _choice(given, "normalize", ("zscore", "percentile", "equalize", "none"))
     _choice(given, "model.dtype", ("float32", "bfloat16"))
     _choice(given, "model.padding", ("same", "symmetric"))
-    _choice(given, "model.depthwise", ("auto", "lax", "shift"))
+    _choice(given, "model.depthwise", ("auto", "lax", "shift", "fused"))
     _choice(given, "loss.age", ("l1", "huber", "mse", "distribution"))
     if given["parallel"] == "jit" and not given["model.bn_sync"]:
         raise InputError(

@@ -39,7 +39,7 @@ def test_unknown_preset_lists_the_known_ones():
         ("nonfinite_limit", 0, "nonfinite_limit"),
         ("stall_seconds", -1.0, "stall_seconds"),
         ("model.padding", "valid", "same, symmetric"),
-        ("model.depthwise", "fft", "auto, lax, shift"),
+        ("model.depthwise", "fft", "auto, lax, shift, fused"),
         ("test_views", -1, "test_views"),
         ("bias_correction", "curve", "bias_correction"),
         ("data.eval_split", "test", "the test split is locked"),

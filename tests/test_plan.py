@@ -96,7 +96,7 @@ def test_a_batch_that_does_not_divide(key, value):
 
 def test_what_is_chosen_by_backend_is_chosen_for_the_machine():
     config = small_config()
-    assert config_for(config, "tpu").model.depthwise == "lax"
+    assert config_for(config, "tpu").model.depthwise == "fused"
     assert config_for(config, "tpu").augment.resample == "matmul"
     assert config_for(config, "cuda").augment.resample == "gather"  # it rotates
     config = config_for(config, "cuda").unlock()

@@ -2,11 +2,13 @@
 
 XLA's CPU backend runs a depthwise `conv_general_dilated` 30-40 times slower than the same sum of
 shifted products, and its gradients worse; on GPU and TPU the native convolution wins, since
-shifted products read the input k*k times from memory.
+shifted products read the input k*k times from memory. XLA's TPU compiler moreover computes what
+lies before a convolution while it reads its input, if nothing else needs the result:
+`fused_depthwise` sees to that.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from jax import lax
 
 from boneage_jax.errors import InputError
 
-IMPLEMENTATIONS = ("auto", "lax", "shift")
+IMPLEMENTATIONS = ("auto", "lax", "shift", "fused")
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -33,12 +35,24 @@ def depthwise_conv(
       kernel: [k, k, 1, C], of the dtype of `x`.
       stride: of both axes.
       padding: 'SAME' (TensorFlow's rule), 'VALID', or ((top, bottom), (left, right)) in pixels.
-      implementation: 'lax', 'shift', or 'auto': shifted products on CPU, lax elsewhere. The
-        choice is made while tracing, by the default backend: name one of the two when compiling
-        for a machine other than this one.
+      implementation: 'lax', 'shift', 'fused' (lax here, see `fused_depthwise`), or 'auto': what
+        `implementation_for` says of the default backend. The choice is made while tracing: name
+        one when compiling for a machine other than this one.
 
     Returns:
       [B, H', W', C] of the dtype of `x`.
+
+    Raises:
+      InputError: unknown implementation.
+    """
+    exact = _pads(x, kernel, stride, padding)
+    if chosen(implementation) == "shift":
+        return _shift_conv(x, kernel, stride, exact)
+    return _lax_conv(x, kernel, stride, exact)
+
+
+def chosen(implementation: str) -> str:
+    """The implementation that a name stands for, 'auto' by the default backend.
 
     Raises:
       InputError: unknown implementation.
@@ -48,27 +62,115 @@ def depthwise_conv(
             f"depthwise implementation {implementation!r} is unknown; choose one of "
             f"{', '.join(IMPLEMENTATIONS)}"
         )
-    if implementation == "auto":
-        implementation = implementation_for(jax.default_backend())
+    return implementation_for(jax.default_backend()) if implementation == "auto" else implementation
+
+
+def implementation_for(backend: str) -> str:
+    """What 'auto' stands for on a backend, cpu, gpu or tpu: shift | lax | fused."""
+    return {"cpu": "shift", "tpu": "fused"}.get(backend, "lax")
+
+
+def fused_depthwise(
+    x: jax.Array,
+    a: jax.Array,
+    b: jax.Array,
+    kernel: jax.Array,
+    *,
+    act: Callable[[jax.Array], jax.Array],
+    stride: int = 1,
+    padding: str | Sequence[tuple[int, int]] = "SAME",
+) -> jax.Array:
+    """`depthwise_conv(act(x * a + b), kernel)`, made for XLA's TPU compiler.
+
+    The compiler computes the normalisation and the activation inside the convolution, forward and
+    in the gradients of input and kernel, so that act(x * a + b) is never written to memory: it
+    does so where the convolution is the only reader, hence the derivative rule computes it anew
+    from `x` instead of keeping it.
+
+    Args:
+      x: [B, H, W, C].
+      a, b: float32 [C].
+      kernel: [k, k, 1, C], of the dtype of `x`.
+      act: activation, of float32 values.
+      stride, padding: as `depthwise_conv` takes them.
+
+    Returns:
+      [B, H', W', C] of the dtype of `x`.
+    """
+    return _fused_conv(x, a, b, kernel, act, stride, _pads(x, kernel, stride, padding))
+
+
+def _pads(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: str | Sequence[tuple[int, int]]
+) -> Padding:
     if isinstance(padding, str):
         size, window = x.shape[1:3], kernel.shape[:2]
         padding = lax.padtype_to_pads(size, window, (stride, stride), padding)
-    exact: Padding = tuple((int(low), int(high)) for low, high in padding)  # type: ignore[assignment]
-    if implementation == "shift":
-        return _shift_conv(x, kernel, stride, exact)
+    return tuple((int(low), int(high)) for low, high in padding)  # type: ignore[return-value]
+
+
+def _lax_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        exact,
+        padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
 
 
-def implementation_for(backend: str) -> str:
-    """What 'auto' stands for on a backend, cpu, gpu or tpu: shift | lax."""
-    return "shift" if backend == "cpu" else "lax"
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _fused_conv(
+    x: jax.Array,
+    a: jax.Array,
+    b: jax.Array,
+    kernel: jax.Array,
+    act: Callable[[jax.Array], jax.Array],
+    stride: int,
+    padding: Padding,
+) -> jax.Array:
+    return _lax_conv(act(x * a + b).astype(x.dtype), kernel, stride, padding)
+
+
+def _fused_fwd(
+    x: jax.Array,
+    a: jax.Array,
+    b: jax.Array,
+    kernel: jax.Array,
+    act: Callable[[jax.Array], jax.Array],
+    stride: int,
+    padding: Padding,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return _fused_conv(x, a, b, kernel, act, stride, padding), (x, a, b, kernel)
+
+
+def _fused_bwd(
+    act: Callable[[jax.Array], jax.Array],
+    stride: int,
+    padding: Padding,
+    saved: tuple[jax.Array, ...],
+    grad: jax.Array,
+) -> tuple[jax.Array, ...]:
+    # Without the barrier the compiler would see that the forward pass had computed the same.
+    x, a, b, kernel = lax.optimization_barrier(saved)
+    z = x * a + b
+    y, act_vjp = jax.vjp(lambda z: act(z).astype(x.dtype), z)
+
+    def conv(y: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _lax_conv(y, kernel, stride, padding)
+
+    (kernel_grad,) = jax.linear_transpose(functools.partial(conv, y), kernel)(grad)
+    (y_grad,) = jax.linear_transpose(lambda y: conv(y, kernel), y)(grad)
+    (z_grad,) = act_vjp(y_grad)
+    # Rounded as every gradient between layers is: written as float32 it would be the largest
+    # array of the step.
+    z_grad = z_grad.astype(x.dtype).astype(z.dtype)
+    sums = (z_grad * x).sum((0, 1, 2)), z_grad.sum((0, 1, 2))
+    return (z_grad * a).astype(x.dtype), *sums, kernel_grad
+
+
+_fused_conv.defvjp(_fused_fwd, _fused_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from boneage_jax.errors import InputError
 from boneage_jax.models.batch_norm import BatchNorm
-from boneage_jax.models.depthwise import depthwise_conv
+from boneage_jax.models.depthwise import chosen, depthwise_conv, fused_depthwise
 
 Array = jax.Array
 Module = Callable[..., Any]
@@ -130,6 +130,8 @@ class Conv(nn.Module):
 
     Attributes:
       padding: 'same' (TensorFlow's rule, uneven at stride 2) or 'symmetric' (PyTorch's).
+      flat: run 1x1 as a product of two matrices. It fixes the order of the pixels in memory, which
+        on a TPU the depthwise convolutions want otherwise.
     """
 
     features: int
@@ -137,6 +139,7 @@ class Conv(nn.Module):
     stride: int = 1
     padding: str = "same"
     use_bias: bool = False
+    flat: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -144,7 +147,7 @@ class Conv(nn.Module):
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         weights = self.param("kernel", _conv_init, shape).astype(self.dtype)
         x = x.astype(self.dtype)
-        if self.kernel == 1 and self.stride == 1:
+        if self.kernel == 1 and self.stride == 1 and self.flat:
             # Flattened to [B*H*W, C]: from the four-dimensional product XLA's CPU backend copies a
             # transposed operand for the kernel gradient, which doubles the layer's backward time.
             x = (x.reshape(-1, x.shape[-1]) @ weights[0, 0]).reshape(*x.shape[:-1], self.features)
@@ -171,14 +174,18 @@ class DepthwiseConv(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, norm: tuple[Array, Array] | None = None, act: Any = None) -> Array:
+        """[B, H, W, C], normalised before by `act(x * a + b)` where `norm` gives a, b [C]."""
         shape = (self.kernel, self.kernel, 1, x.shape[-1])
         weights = self.param("kernel", _depthwise_init, shape).astype(self.dtype)
+        x, padding = x.astype(self.dtype), pads(self.padding, self.kernel)
+        if norm is not None:
+            return fused_depthwise(x, *norm, weights, act=act, stride=self.stride, padding=padding)
         return depthwise_conv(
-            x.astype(self.dtype),
+            x,
             weights,
             stride=self.stride,
-            padding=pads(self.padding, self.kernel),
+            padding=padding,
             implementation=self.implementation,
         )
 
@@ -254,7 +261,8 @@ class EfficientNet(nn.Module):
         spec = VARIANTS[self.variant]
         dropout = spec.dropout if self.dropout is None else self.dropout
         act: Callable[[Array], Array] = nn.relu6 if spec.lite else nn.swish
-        conv = functools.partial(Conv, padding=self.padding, dtype=self.dtype)
+        fused = chosen(self.depthwise) == "fused"
+        conv = functools.partial(Conv, padding=self.padding, flat=not fused, dtype=self.dtype)
         depthwise = functools.partial(
             DepthwiseConv,
             padding=self.padding,
@@ -266,6 +274,7 @@ class EfficientNet(nn.Module):
             momentum=self.bn_momentum,
             epsilon=self.bn_epsilon,
             axis_name=self.bn_axis_name,
+            recompute=not fused,
         )
 
         def norm(*, name: str, **options: Any) -> Any:
@@ -303,6 +312,7 @@ class EfficientNet(nn.Module):
                     rate=rate,
                     act=act,
                     lite=spec.lite,
+                    fused=fused,
                     conv=conv,
                     depthwise=depthwise,
                     norm=norm,
@@ -338,17 +348,21 @@ class EfficientNet(nn.Module):
         rate: float,
         act: Callable[[Array], Array],
         lite: bool,
+        fused: bool,
         conv: Module,
         depthwise: Module,
         norm: Module,
     ) -> Array:
         """One inverted bottleneck: expand, depthwise, squeeze-and-excite, project, add."""
         inputs, channels = x, x.shape[-1]
+        stride = stage.stride if first else 1
+        spatial = depthwise(stage.kernel, stride, name=f"{name}_dwconv")
         if stage.expand != 1:
             x = conv(channels * stage.expand, name=f"{name}_expand_conv")(x)
-            x = norm(act=act, name=f"{name}_expand_bn")(x)
-        stride = stage.stride if first else 1
-        x = depthwise(stage.kernel, stride, name=f"{name}_dwconv")(x)
+            expand_norm = norm(act=act, name=f"{name}_expand_bn", fold=fused)
+            x = spatial(x, expand_norm(x), act) if fused else spatial(expand_norm(x))
+        else:
+            x = spatial(x)
         x = norm(act=act, name=f"{name}_bn")(x)
         if not lite:
             reduced = max(1, channels // 4)

@@ -16,7 +16,21 @@ from tfds_rsna.decode import Item, decode_all
 from tfds_rsna.radiograph_folder.table import Columns, Radiograph, find_csv, read_table
 from tfds_rsna.sizes import open_background, parse_config, size_configs
 
-_SIZES = ("256", "384", "512", "640", "original", "64", "96", "128", "160", "192", "224", "320")
+_SIZES = (
+    "256",
+    "384",
+    "512",
+    "640",
+    "original",
+    "64",
+    "96",
+    "128",
+    "160",
+    "192",
+    "224",
+    "320",
+    "380",
+)
 _FRACTIONS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 

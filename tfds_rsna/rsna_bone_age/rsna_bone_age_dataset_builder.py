@@ -17,7 +17,7 @@ from tfds_rsna.download import download
 from tfds_rsna.rsna_bone_age.layouts import Radiograph, find_splits
 from tfds_rsna.sizes import open_background, parse_config, size_configs
 
-_SIZES = ("256", "384", "512", "640", "original", "128", "160", "192", "224", "320")
+_SIZES = ("256", "384", "512", "640", "original", "128", "160", "192", "224", "320", "380")
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
