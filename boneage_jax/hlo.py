@@ -89,12 +89,13 @@ def collectives(text: str) -> list[Collective]:
 def shape_bytes(text: str) -> int:
     """Bytes of all arrays in an HLO shape, e.g. 32 for '(f32[2,3]{1,0}, bf16[4])'."""
     return sum(
-        math.prod(int(n) for n in sizes.split(",") if n) * _width(dtype)
+        math.prod(int(n) for n in sizes.split(",") if n) * dtype_bytes(dtype)
         for dtype, sizes in _SHAPE.findall(text)
     )
 
 
-def _width(dtype: str) -> int:
+def dtype_bytes(dtype: str) -> int:
+    """Bytes of one element, e.g. 2 for 'bf16'."""
     if dtype in _WIDTHS:
         return _WIDTHS[dtype]
     bits = re.match(r"[a-z]+(\d+)", dtype)

@@ -21,6 +21,7 @@ from boneage_jax.ensemble import member_config, member_count
 from boneage_jax.errors import InputError
 from boneage_jax.facts import facts_for_planning
 from boneage_jax.hlo import Collective, collectives
+from boneage_jax.hlo_memory import main_memory_bytes
 from boneage_jax.models.depthwise import implementation_for
 from boneage_jax.parallel import check_batch
 from boneage_jax.recipe import Run, batch_shapes, build_run, fresh_state
@@ -184,6 +185,8 @@ def bounds(plan: dict[str, Any], chip: Chip | None, dtype: str) -> dict[str, flo
         return {}
     chips, images = plan["machine"]["chips"], plan["batch"]["images_per_chip"]
     found = {"compute": images / (plan["flops_per_step"] / chips / chip.flops(dtype))}
+    if "main_memory_bytes_per_chip" in plan:
+        found["main_memory"] = images / (plan["main_memory_bytes_per_chip"] / chip.bandwidth)
     if "bytes_accessed_per_chip" in plan:
         found["bandwidth"] = images / (plan["bytes_accessed_per_chip"] / chip.bandwidth)
     sent = sum(c["wire_bytes_per_chip"] for c in plan.get("collectives", []))
@@ -266,8 +269,10 @@ def _compile(run: Run, machine: Machine) -> dict[str, Any]:
     counts = compiled.cost_analysis() or {}
     found["compiler_flops_per_chip"] = counts.get("flops", 0.0)
     found["bytes_accessed_per_chip"] = counts.get("bytes accessed", 0.0)
+    text = compiled.as_text()
+    found["main_memory_bytes_per_chip"] = main_memory_bytes(text)
     found["collectives"] = [
-        _collective(collective, machine.count) for collective in collectives(compiled.as_text())
+        _collective(collective, machine.count) for collective in collectives(text)
     ]
     return found
 

@@ -112,12 +112,13 @@ def test_bounds_and_cost_by_hand():
         "batch": {"images": 128, "images_per_chip": 16},
         "flops_per_step": 8 * 19.7e12,  # 0.1 s a chip
         "bytes_accessed_per_chip": 163.8e9,  # 0.2 s
+        "main_memory_bytes_per_chip": 122.85e9,  # 0.15 s
         "collectives": [{"wire_bytes_per_chip": 1e9}, {"wire_bytes_per_chip": 1e9}],  # 0.01 s
         "run": {"steps_of_full_size": 18_000.0, "networks": 2},
     }
     plan["bounds"] = bounds(plan, CHIPS["v5e"], "bfloat16")
     assert plan["bounds"] == pytest.approx(
-        {"compute": 160.0, "bandwidth": 80.0, "interconnect": 1600.0}
+        {"compute": 160.0, "main_memory": 320 / 3, "bandwidth": 80.0, "interconnect": 1600.0}
     )
     found = cost(plan, CHIPS["v5e"], None)
     assert found["hours"] == pytest.approx(2 * 1.0)  # 18,000 steps of 0.2 s, twice

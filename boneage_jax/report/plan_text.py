@@ -105,6 +105,9 @@ def _arithmetic(plan: dict[str, Any]) -> list[str]:
                 "compiler",
             )
         )
+    if "main_memory_bytes_per_chip" in plan:
+        main = _gigabytes(plan["main_memory_bytes_per_chip"])
+        lines.append(_line("", f"{main} of it to and from main memory, read from its text", "ours"))
     return lines
 
 
@@ -133,6 +136,7 @@ def _collectives(plan: dict[str, Any]) -> list[str]:
 def _speeds(plan: dict[str, Any]) -> list[str]:
     how = {
         "compute": "at the peak of its products",
+        "main_memory": "at the bandwidth of its main memory",
         "bandwidth": "if every byte counted above went to and from its memory",
         "interconnect": "if nothing but its links took time",
     }
@@ -158,7 +162,9 @@ def _cost(plan: dict[str, Any]) -> list[str]:
         lines.append(_line("", f"its evaluations add {share:.1%} FLOPs, not counted below", "ours"))
     cost = plan.get("cost")
     if cost:
-        each = ", ".join(f"{k} {_duration(v)}" for k, v in cost["hours_at_bound"].items())
+        each = ", ".join(
+            f"{k.replace('_', ' ')} {_duration(v)}" for k, v in cost["hours_at_bound"].items()
+        )
         lines += [
             _line("time", f"{_duration(cost['hours'])}, the longest of {each}", "bound"),
             _line(
