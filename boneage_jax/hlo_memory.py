@@ -20,7 +20,7 @@ _ON_CHIP = "S(1)"  # the compiler's name for the vector memory of a TPU
 # They name or regroup arrays; the bodies of loops and branches are counted by themselves. What a
 # `-done` delivers its `-start` has counted.
 _FREE = frozenset(
-    [
+    {
         "parameter",
         "constant",
         "tuple",
@@ -33,7 +33,7 @@ _FREE = frozenset(
         "partition-id",
         "replica-id",
         "opt-barrier",
-    ]
+    }
 )
 
 

@@ -81,11 +81,13 @@ def _train(argv: Sequence[str]) -> int:
 
     from boneage_jax.bucket import address_of
     from boneage_jax.compile_cache import use_compile_cache
+    from boneage_jax.compiler import hide_latency
     from boneage_jax.report.page import summary_lines
     from boneage_jax.training import train
 
     if config.get("compile_cache", True):
         use_compile_cache()
+    hide_latency()
     report = train(config, workdir)
     print(*summary_lines(report), f"report: {address_of(workdir)}/report.html", sep="\n")
     return 0
