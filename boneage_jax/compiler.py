@@ -11,7 +11,8 @@ def hide_latency() -> None:
     JAX_OPTIMIZATION_LEVEL, stays as it is.
     """
     level = level_for(jax.default_backend(), jax.device_count())
-    if level and jax.config.jax_optimization_level == "UNKNOWN":
+    chosen = jax.config.jax_optimization_level  # type: ignore[attr-defined]
+    if level and chosen == "UNKNOWN":
         jax.config.update("jax_optimization_level", level)
 
 
