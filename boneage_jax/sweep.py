@@ -7,8 +7,8 @@ usage: python -m boneage_jax.sweep --config=FILE.py[:PRESET] --arms=FILE.py --ou
 ARMS is a Python file with get_arms(), which returns {"base": {}, "huber": {"loss.age": "huber"}};
 the first arm is the one that the others are compared with. --seeds is a number of seeds or a list
 such as 3,4 (one alone: 3,). Writes FOLDER/runs.csv, summary.csv, best.md, mae_vs_flops.png and
-hardware.json; started again, it goes on with what is not done. --redraw makes the tables and the
-figure anew.
+hardware.json; started again, it goes on with what is not done, and adds other arms, seeds or
+budgets to what is there. --redraw makes the tables and the figure anew.
 """
 
 import argparse
@@ -91,9 +91,11 @@ def main() -> int:
     except OSError as error:
         raise InputError(f"--output={args.output} cannot be made: {error.strerror}") from error
     rows: list = []
+    table = _already(args.output)  # of other arms, seeds or budgets: they stay
     for row in run_points(points, args.output, rest, lambda line: print(line, flush=True)):
         rows.append(row)
-        write_summary(args.output, rows)
+        table[_key(row)] = row
+        write_summary(args.output, list(table.values()))
         if not row.get("error"):
             print(f"  {row['arm']} seed {row['seed']}: {row['mae']:.2f} months", flush=True)
             report = args.output / "runs" / f"{row['arm']}-{row['budget']:g}-{row['seed']}"
@@ -105,6 +107,18 @@ def main() -> int:
     if failed:
         print(f"{failed} of {len(rows)} runs failed; see {args.output / 'runs.csv'}")
     return int(failed > 0)
+
+
+def _already(output: Path) -> dict[tuple, dict]:
+    path = output / "runs.csv"
+    return {_key(row): row for row in read_table(path)} if path.exists() else {}
+
+
+def _key(row: dict) -> tuple:
+    try:
+        return row["arm"], float(row["budget"]), int(row["seed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"runs.csv is not of a sweep: {error}; remove it") from error
 
 
 def run() -> None:

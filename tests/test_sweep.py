@@ -181,6 +181,19 @@ def test_a_sweep_goes_on_where_it_stopped(monkeypatch, tmp_path):
     assert (tmp_path / "out" / "summary.csv").read_text() == before
 
 
+def test_a_sweep_of_other_arms_keeps_the_rows_that_are_there(monkeypatch, tmp_path):
+    fake_runs(monkeypatch, recipe_of())
+    for arm in ("base", "better", "base"):
+        args = (f"--only={arm}", "--seeds=2", "--budgets=1e12")
+        assert run_door(monkeypatch, tmp_path, *args) == 0
+    rows = [(row["arm"], row["seed"]) for row in table(tmp_path, "runs.csv")]
+    assert rows == [("base", "0"), ("base", "1"), ("better", "0"), ("better", "1")]
+    differences = {r["arm"]: r["difference"] for r in table(tmp_path, "summary.csv")}
+    assert not differences["base"] and float(differences["better"]) == pytest.approx(
+        -2 * 2**0.2, abs=1e-3
+    )
+
+
 def test_a_finished_run_of_another_config_is_not_taken(monkeypatch, tmp_path, capsys):
     fake_runs(monkeypatch, recipe_of())
     assert run_door(monkeypatch, tmp_path, "--only=base", "--seeds=1", "--budgets=1e12") == 0
