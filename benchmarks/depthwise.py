@@ -5,7 +5,7 @@ usage: python benchmarks/depthwise.py --model=efficientnet_b4 --size=256 --batch
 
 One line per distinct layer: how often the network has it, and milliseconds (median of --repeats
 calls, implementations in turns) of the forward pass, and of forward pass and both gradients
-together. `boneage_jax.models.depthwise.implementation_for` rests on these tables.
+together.
 """
 
 import argparse

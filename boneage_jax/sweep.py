@@ -78,6 +78,7 @@ def main() -> int:
     for name in chosen:
         if name not in arms:
             raise InputError(f"--only={name}: {args.arms} has the arms {', '.join(arms)}")
+    order = list(arms)
     arms = {name: arms[name] for name in chosen}
     seeds = numbers(args.seeds, "seeds", int)
     seeds = list(range(seeds[0])) if "," not in args.seeds else seeds
@@ -95,7 +96,10 @@ def main() -> int:
     for row in run_points(points, args.output, rest, lambda line: print(line, flush=True)):
         rows.append(row)
         table[_key(row)] = row
-        write_summary(args.output, list(table.values()))
+        # In the order of the file of arms, whose first is the one to compare with.
+        rank = {arm: place for place, arm in enumerate(order)}
+        ranked = sorted(table.values(), key=lambda row: rank.get(row["arm"], len(rank)))
+        write_summary(args.output, ranked)
         if not row.get("error"):
             print(f"  {row['arm']} seed {row['seed']}: {row['mae']:.2f} months", flush=True)
             report = args.output / "runs" / f"{row['arm']}-{row['budget']:g}-{row['seed']}"
@@ -110,8 +114,11 @@ def main() -> int:
 
 
 def _already(output: Path) -> dict[tuple, dict]:
+    """The rows of runs.csv whose runs are still there."""
     path = output / "runs.csv"
-    return {_key(row): row for row in read_table(path)} if path.exists() else {}
+    found = {_key(row): row for row in read_table(path)} if path.exists() else {}
+    folders = {key: output / "runs" / f"{key[0]}-{key[1]:g}-{key[2]}" for key in found}
+    return {key: row for key, row in found.items() if (folders[key] / "report.json").exists()}
 
 
 def _key(row: dict) -> tuple:

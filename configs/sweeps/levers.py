@@ -1,11 +1,12 @@
 """One lever of the recipe `subset` changed at a time, for equal FLOPs.
 
 python -m boneage_jax.sweep --config=configs/cls.py:subset --arms=configs/sweeps/levers.py \
-  --config.data.raw_dir=DIR --config.member_flops=0 --config.data.test_fraction=0.11 \
-  --config.data.validation_fraction=0.25 --budgets=4e12 --output=FOLDER
+  --config.data.raw_dir=DIR --config.member_flops=0 --config.data.config=128 \
+  --config.data.test_fraction=0.11 --config.data.validation_fraction=0.25 \
+  --budgets=6e12 --seeds=2 --output=FOLDER
 
 The part that the preset reports on is held out as a locked test split, so that nothing is chosen by
-it. Sizes below 192 px make a sweep cheap: --config.data.config=128. What acts on a trained network
+it, and sizes below 192 px make it cheap. What acts on a trained network
 alone (mirror images, augmented views, bias correction) is compared on the runs of such a sweep by
 benchmarks/evaluation_levers.py.
 """
