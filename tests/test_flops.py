@@ -125,6 +125,6 @@ def test_a_training_step_costs_three_forward_passes():
     # The first layer needs no input gradient: slightly below three.
     step = count_flops(jax.grad(loss), *args)
     assert 2.8 < step / count_flops(loss, *args) < 3.0
-    for implementation in ("lax", "shift"):
+    for implementation in ("lax", "shift", "fused"):
         model = create_model("efficientnet_lite0", num_classes=10, depthwise=implementation)
         assert count_flops(jax.grad(loss), *args) == step
