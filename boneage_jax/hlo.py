@@ -20,11 +20,11 @@ _COLLECTIVES = (
 _WIDTHS = {"pred": 1, "bf16": 2, "c64": 8, "c128": 16}
 _SHAPE = re.compile(r"\b(pred|bf16|[sufc]\d+(?:e\w+)?)\[([\d,]*)\]")
 # `ENTRY %main.1 (...) -> ... {` or `%region_0.2 (...) -> ... {`, at the start of a line.
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?)\s([a-z][a-z\-]*)\((.*)$")
 _CALLED = re.compile(r"(body|condition|calls|to_apply)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=([^,\s]+))")
-_TRIPS = re.compile(r'"known_trip_count":\s*\{"n":\s*"?(\d+)')
+TRIPS = re.compile(r'"known_trip_count":\s*\{"n":\s*"?(\d+)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str | None]:
     entry, current = None, _Computation([], [])
     sizes: dict[str, int] = {}  # bytes of each instruction's result
     for line in text.splitlines():
-        start = _COMPUTATION.match(line)
+        start = COMPUTATION.match(line)
         if start:
             current = computations[start[2]] = _Computation([], [])
             entry = start[2] if start[1] else entry
@@ -128,7 +128,7 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str | None]:
             result = sizes[name] - (sent if opcode.endswith("-start") else 0)
             payload = sent if kind.startswith("collective") else max(sent, result)
             current.collectives.append((kind, payload))
-        trips = _TRIPS.search(rest)
+        trips = TRIPS.search(rest)
         for role, called in _CALLED.findall(rest):
             times = int(trips[1]) if trips and role == "body" else 1
             current.calls.append((called, times))

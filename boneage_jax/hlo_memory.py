@@ -9,13 +9,11 @@ import dataclasses
 import math
 import re
 
-from boneage_jax.hlo import dtype_bytes
+from boneage_jax.hlo import COMPUTATION, TRIPS, dtype_bytes
 
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?)\s([a-z][a-z\-]*)\(([^)]*)\)(.*)$")
 _ARRAY = re.compile(r"\b(pred|bf16|[sufc]\d+(?:e\w+)?)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _TILE = re.compile(r"T\(([\d,]+)\)")
-_TRIPS = re.compile(r'"known_trip_count":\s*\{"n":\s*"?(\d+)')
 _ON_CHIP = "S(1)"  # the compiler's name for the vector memory of a TPU
 # They name or regroup arrays; the bodies of loops and branches are counted by themselves. What a
 # `-done` delivers its `-start` has counted.
@@ -108,7 +106,7 @@ def _parse(text: str) -> tuple[dict[str, _Body], str]:
     entry, body = "", _Body()
     shapes: dict[str, str] = {}
     for line in text.splitlines():
-        start = _COMPUTATION.match(line)
+        start = COMPUTATION.match(line)
         if start:
             body = bodies[start[2]] = _Body()
             entry = start[2] if start[1] else entry
@@ -119,7 +117,7 @@ def _parse(text: str) -> tuple[dict[str, _Body], str]:
         name, shape, opcode, operands, rest = instruction.groups()
         shapes[name] = shape
         if opcode == "while":
-            trips = _TRIPS.search(rest)
+            trips = TRIPS.search(rest)
             inner = re.search(r"body=%?([\w.\-]+)", rest)
             if inner:
                 body.runs.append((inner[1], int(trips[1]) if trips else 1))
