@@ -27,6 +27,7 @@ RUNTIME_KEYS = frozenset(
         "data.data_dir",
         "data.threads",
         "data.buffer",
+        "data.uncompressed",
     }
 )
 
@@ -87,8 +88,9 @@ def base_config() -> ConfigDict:
     config.data.official_splits = True  # False: all parts are cut from train, whatever there is
     config.data.test_fraction = 0.0  # cut from train before it where the data has no test split
     config.data.split_seed = 0
-    config.data.threads = 4  # that read records
+    config.data.threads = 4  # that read, a batch each
     config.data.buffer = 2  # batches ready ahead of the step
+    config.data.uncompressed = True  # keep such a copy beside the records: read many times faster
     config.data.masks = ""  # folder of hand masks, or workdir of a U-Net: takes the background out
     config.data.mask_mode = ""  # crop (where empty) | upright | multiply, see data/masks.py
 

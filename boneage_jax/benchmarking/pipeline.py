@@ -15,7 +15,6 @@ from boneage_jax.benchmarking.settings import Bench
 from boneage_jax.benchmarking.steps import Stepper, labels_of, synthetic_batch
 from boneage_jax.benchmarking.timing import alternate, measure, paired_ratio
 from boneage_jax.data.loader import train_batches
-from boneage_jax.data.source import Split
 from boneage_jax.facts import Facts
 from boneage_jax.recipe import Run, build_run
 
@@ -31,7 +30,7 @@ def input_cases(
     note holds images per second of processor time, all threads together: what one core does.
     """
     run = build_run(recipe, facts)
-    batches = _batches(run, synthetic_split(folder, settings.records, facts.image_size))
+    batches = _batches(run, settings, folder)
     used: list[float] = []
 
     def take() -> None:
@@ -57,6 +56,7 @@ def input_cases(
     note = {
         "images_per_core_second": images * len(timed) / max(sum(timed), 1e-9),
         "threads": recipe.data.threads,
+        "uncompressed": recipe.data.uncompressed,
     }
     samples = [taken / settings.block for taken in seconds]
     yield Result(
@@ -75,7 +75,7 @@ def loop_cases(recipe: ConfigDict, facts: Facts, settings: Bench, folder: Path) 
     ratio to the bare step, pair by pair: above 1 is what the input costs.
     """
     run = build_run(recipe, facts)
-    batches = _batches(run, synthetic_split(folder, settings.records, facts.image_size))
+    batches = _batches(run, settings, folder)
     fixed = run.parallel.put_batch(synthetic_batch(recipe.batch_size, facts, run.task))
     stepper = Stepper(run)
     # Simulated CPU devices share the cores: queued steps can miss XLA's rendezvous.
@@ -116,8 +116,11 @@ def loop_cases(recipe: ConfigDict, facts: Facts, settings: Bench, folder: Path) 
         )
 
 
-def _batches(run: Run, split: Split) -> Any:
+def _batches(run: Run, settings: Bench, folder: Path) -> Any:
     config = run.config
+    split = synthetic_split(
+        *(folder, settings.records, run.facts.image_size), uncompressed=config.data.uncompressed
+    )
     return train_batches(
         split,
         run.task.labels,

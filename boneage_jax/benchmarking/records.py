@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from boneage_jax.data.source import Split
+from boneage_jax.data.source import Split, open_split
 
 
 def synthetic_radiograph(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -29,8 +29,8 @@ def synthetic_radiograph(rng: np.random.Generator, height: int, width: int) -> n
     return np.clip(np.where(inside, 60 + 130 * field, 12.0) + noise, 0, 255).astype(np.uint8)
 
 
-def synthetic_split(folder: Path, count: int, size: int) -> Split:
-    """Writes `count` records of `size` pixels into `folder` and opens them.
+def synthetic_split(folder: Path, count: int, size: int, *, uncompressed: bool = True) -> Split:
+    """Writes `count` records of `size` pixels into `folder` and opens them as a training does.
 
     They hold what `rsna_bone_age` and `hand_mask` hold: image, mask, bone_age, male, id.
     """
@@ -80,5 +80,5 @@ def synthetic_split(folder: Path, count: int, size: int) -> Split:
     finally:
         tfds.enable_progress_bar()
         logging.set_verbosity(verbosity)
-    source = builder.as_data_source(split="train")
+    source = open_split(builder, "train", uncompressed)
     return Split("train", source, np.arange(len(source)), {})

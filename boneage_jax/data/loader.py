@@ -1,7 +1,8 @@
 """From prepared records to batches on the device, with grain.
 
-Nothing is decoded here: a record holds raw uint8 pixels. Batches depend only on the data, the
-seed and the batch size, not on threads: batching comes before the threaded read.
+Nothing is decoded here: a record holds raw uint8 pixels. What grain shuffles, numbers and batches
+are indices; a batch is read at once. Batches depend only on the data, the seed and the batch size,
+not on threads: batching comes before the threaded read.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,34 +13,37 @@ import grain.experimental
 import numpy as np
 
 from boneage_jax.data.source import Split
+from boneage_jax.data.uncompressed import Uncompressed
 
 HostBatch = dict[str, np.ndarray]
 Put = Callable[[HostBatch], Any]
 
 
-class _Rows:
-    """The records of a split, cut down to what a step reads; `length` beyond the end pads."""
+class _Read:
+    """Reads the records of a batch, cut down to what a step needs."""
 
-    def __init__(self, split: Split, labels: tuple[str, ...], length: int):
-        self._split, self._labels, self._length = split, labels, length
+    def __init__(self, split: Split, labels: tuple[str, ...]):
+        self._split, self._keys = split, ("image", *labels)
 
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> HostBatch:
+    def __call__(self, numbers: HostBatch) -> HostBatch:
+        """`numbers`: `index` [B] in the split (at or beyond its end: padding) and `draw` [B]."""
+        index, source = numbers["index"], self._split.source
         real = index < len(self._split)
-        record = self._split.source[int(self._split.rows[index if real else 0])]
-        row = {"image": record["image"], "weight": np.float32(real)}
-        for label in self._labels:
-            value = np.asarray(record[label])
-            number = value.ndim == 0 and value.dtype.kind in "biu"
-            row[label] = value.astype(np.int32) if number else value
-        return row
+        rows = self._split.rows[np.where(real, index, 0)]
+        if isinstance(source, Uncompressed):
+            batch = source.batch(rows, self._keys)
+        else:
+            records = [source[int(row)] for row in rows]
+            batch = {key: np.stack([record[key] for record in records]) for key in self._keys}
+        for key, values in batch.items():
+            if values.ndim == 1 and values.dtype.kind in "biu":
+                batch[key] = values.astype(np.int32)
+        return batch | {"draw": numbers["draw"], "weight": real.astype(np.float32)}
 
 
-def _stamp(index: int, row: HostBatch) -> HostBatch:
-    """Numbers an image by its place in the whole run, the seed of all its random draws."""
-    return row | {"draw": np.asarray(index % 2**32, np.uint32)}
+def _number(position: int, index: int) -> HostBatch:
+    """An image's index and its place in the whole run, the seed of all its random draws."""
+    return {"index": np.int64(index), "draw": np.uint32(position % 2**32)}  # type: ignore[dict-item]
 
 
 def train_batches(
@@ -65,18 +69,19 @@ def train_batches(
       seed: of the shuffle.
       put: moves a host batch to the devices; called in a thread while the last step runs.
       process: (index, count); each process reads only its share of every batch.
-      threads: that read records.
+      threads: that read, a batch each.
       buffer: batches kept ready on the host and, after `put`, on the device.
 
     Returns:
       A grain iterator of `put({image uint8 [B/P, S, S, 1], draw uint32 [B/P], weight, labels})`.
     """
     index, count = process
-    rows = grain.MapDataset.source(_Rows(split, labels, len(split)))
-    rows = rows.shuffle(seed=seed).repeat().map_with_index(_stamp)
+    rows = grain.MapDataset.range(len(split))
+    rows = rows.shuffle(seed=seed).repeat().map_with_index(_number)
     if count > 1:
         rows = rows[index::count]
-    return _start(rows.batch(batch_size // count), put, threads, buffer)
+    batches = rows.batch(batch_size // count).map(_Read(split, labels))
+    return _start(batches, put, threads, buffer)
 
 
 def eval_batches(
@@ -96,10 +101,11 @@ def eval_batches(
     """
     index, count = process
     padded = -(-len(split) // batch_size) * batch_size
-    rows = grain.MapDataset.source(_Rows(split, labels, padded)).map_with_index(_stamp)
+    rows = grain.MapDataset.range(padded).map_with_index(_number)
     if count > 1:
         rows = rows[index::count]
-    return _start(rows.batch(batch_size // count), put, threads, buffer)
+    batches = rows.batch(batch_size // count).map(_Read(split, labels))
+    return _start(batches, put, threads, buffer)
 
 
 def _start(batches: grain.MapDataset, put: Put, threads: int, buffer: int) -> Any:

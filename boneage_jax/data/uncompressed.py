@@ -1,0 +1,243 @@
+"""Prepared images once more, uncompressed, beside their records: what batches are read from.
+
+A record costs 0.3 to 0.8 ms at 512 px (zstd, protobuf, copies; one core), most of it for nothing:
+every epoch reads the same pixels. So the first run that opens a prepared data set writes them to
+`DATA/uncompressed/SPLIT-FEATURE.npy`, in NumPy's format, and the labels to `SPLIT.npz`; batches
+are then single reads from the page cache into memory that the device takes as it is. docs/data.md
+has the numbers. The folder may be removed at any time.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+
+import numpy as np
+
+from boneage_jax.errors import InputError
+from tfds_rsna.lock import locked
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+FOLDER = "uncompressed"
+_SPARE = 2**30  # bytes that stay free on the disk
+_MADE_FROM = "made_from"
+_ALIGNMENT = 64  # bytes; jax.device_put on a CPU takes such memory without a copy
+
+
+class _Pixels(NamedTuple):
+    """A `.npy` file of images: its path, open descriptor, where row 0 begins, shape of a row."""
+
+    path: Path
+    file: int
+    start: int
+    shape: tuple[int, ...]
+
+
+class Uncompressed:
+    """Records with random access, one by one as `RecordSource` has it, or many at once.
+
+    Attributes:
+      tables: one array [n] per scalar feature.
+    """
+
+    def __init__(self, folder: Path, split: str, images: Mapping[str, tuple[int, ...]]):
+        """Opens what `write` wrote.
+
+        Args:
+          folder: of the files.
+          split: its name.
+          images: shape of a record's array by feature, e.g. {image: (S, S, 1)}; uint8.
+
+        Raises:
+          OSError, ValueError, KeyError, EOFError, BadZipFile: a file is missing, cut off, or
+            holds something else.
+        """
+        with (folder / f"{split}.npz").open("rb") as file:  # np.load leaks its own on an error
+            stored = np.load(file, allow_pickle=False)
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise ValueError(f"{folder / split}.npz is no archive of arrays")
+            tables = {key: stored[key] for key in stored.files}
+        self.made_from = str(tables.pop(_MADE_FROM, ""))
+        self.tables = tables
+        lengths = {len(table) for table in tables.values()}
+        if len(lengths) != 1:
+            raise ValueError(f"{folder / split}.npz: tables of different lengths")
+        self._length = lengths.pop()
+        self._pixels: dict[str, _Pixels] = {}
+        for key, shape in images.items():
+            path = folder / f"{split}-{key}.npy"
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if array.dtype != np.uint8 or array.shape != (self._length, *shape):
+                raise ValueError(f"{path} holds {array.dtype} {array.shape}")
+            start = array.offset  # type: ignore[attr-defined]
+            self._pixels[key] = _Pixels(path, os.open(path, os.O_RDONLY), start, shape)
+
+    def __del__(self) -> None:
+        for pixels in getattr(self, "_pixels", {}).values():
+            with contextlib.suppress(OSError):
+                os.close(pixels.file)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        row = int(index)
+        record: dict[str, Any] = {key: table[row] for key, table in self.tables.items()}
+        return record | {key: self._read(key, np.asarray([row]))[0] for key in self._pixels}
+
+    def batch(self, rows: np.ndarray, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """The features `keys` of the records `rows` (int [n]), each stacked: [n, ...].
+
+        Raises:
+          InputError: a file was cut off or cannot be read any more.
+        """
+        return {
+            key: self._read(key, rows) if key in self._pixels else self.tables[key][rows]
+            for key in keys
+        }
+
+    def _read(self, key: str, rows: np.ndarray) -> np.ndarray:
+        """Reads, rather than maps: a failing disk then is an error and not a dead process."""
+        path, file, start, shape = self._pixels[key]
+        size = int(np.prod(shape))
+        out = _aligned(len(rows) * size)
+        view = memoryview(out)  # type: ignore[arg-type]
+        for place, row in enumerate(rows):
+            part = view[place * size : (place + 1) * size]
+            try:
+                done = os.preadv(file, [part], start + int(row) * size)
+            except OSError as error:
+                raise InputError(f"{path} cannot be read ({error.strerror})") from error
+            if done != size:
+                raise InputError(f"{path} was cut off while in use; remove {path.parent}")
+        return out.reshape(len(rows), *shape)
+
+
+def open_uncompressed(
+    builder: "tfds.core.DatasetBuilder", split: str, *, write: bool = True
+) -> Uncompressed | None:
+    """The uncompressed copy of a split, written first where there is none that fits its records.
+
+    Of several processes one writes and the others wait. A copy fits while names, sizes and
+    modification times of the record files are those that it was made from.
+
+    Args:
+      builder: of prepared data.
+      split: its name.
+      write: whether to write where there is none.
+
+    Returns:
+      The copy. None where there is none to be had: images of different sizes, a folder that is on
+      no local disk or may not be written, too little space on the disk (which a line on standard
+      error tells).
+    """
+    root = Path(builder.data_path)
+    images, simple = _features(builder)
+    if not simple or "://" in str(builder.data_path):
+        return None
+    folder = root / FOLDER
+    made_from = _made_from(builder, split)
+    if (found := _open(folder, split, images, made_from)) or not write:
+        return found
+    try:
+        folder.mkdir(exist_ok=True)
+        with locked(folder / ".lock", lambda: None):
+            if found := _open(folder, split, images, made_from):
+                return found
+            _write(builder, split, folder, images, made_from)
+    except OSError as error:
+        print(
+            f"{folder} cannot be written ({error.strerror or error}); "
+            "images are read from their records, which is slower",
+            file=sys.stderr,
+        )
+        return None
+    return _open(folder, split, images, made_from)
+
+
+def _open(
+    folder: Path, split: str, images: Mapping[str, tuple[int, ...]], made_from: str
+) -> Uncompressed | None:
+    try:
+        found = Uncompressed(folder, split, images)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # NumPy's, on damage
+        return None
+    return found if found.made_from == made_from else None
+
+
+def _features(builder: "tfds.core.DatasetBuilder") -> tuple[dict[str, tuple[int, ...]], bool]:
+    """Shapes of the images by feature, and whether all features are such images or scalars."""
+    images: dict[str, tuple[int, ...]] = {}
+    for key, feature in (builder.info.features or {}).items():
+        shape = feature.shape
+        if shape and None not in shape and feature.np_dtype == np.uint8:
+            images[key] = tuple(shape)
+        elif shape:
+            return {}, False
+    return images, bool(images)
+
+
+def _made_from(builder: "tfds.core.DatasetBuilder", split: str) -> str:
+    """Names, sizes and times of the record files of a split."""
+    files = []
+    for path in builder.info.splits[split].filepaths:
+        status = os.stat(path)
+        files.append([Path(path).name, status.st_size, status.st_mtime_ns])
+    return json.dumps(files)
+
+
+def _write(
+    builder: "tfds.core.DatasetBuilder",
+    split: str,
+    folder: Path,
+    images: Mapping[str, tuple[int, ...]],
+    made_from: str,
+) -> None:
+    """Writes beside, then renames; the labels last, for without them nothing is opened."""
+    source = builder.as_data_source(split=split)
+    count = len(source)
+    needed = count * sum(int(np.prod(shape)) for shape in images.values())
+    if shutil.disk_usage(folder).free < needed + _SPARE:
+        raise OSError(f"{needed / 1e9:.1f} GB and 1 GB to spare are not free on that disk")
+    if needed > 2**28:  # seconds of work
+        print(f"writing {needed / 1e9:.1f} GB uncompressed to {folder}, once", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix=".incomplete.", dir=folder) as beside:
+        columns: dict[str, list[Any]] = {}
+        with contextlib.ExitStack() as stack:
+            files = {}
+            for key, shape in images.items():
+                file = stack.enter_context(open(Path(beside, f"{split}-{key}.npy"), "wb"))
+                header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+                np.lib.format.write_array_header_1_0(file, header)
+                files[key] = file
+            for record in _records(source):
+                for key, value in record.items():
+                    if key in files:
+                        files[key].write(np.ascontiguousarray(value).data)
+                    else:
+                        columns.setdefault(key, []).append(value)
+        tables = {key: np.asarray(values) for key, values in columns.items()}
+        tables[_MADE_FROM] = np.asarray(made_from)
+        np.savez(Path(beside, f"{split}.npz"), **tables)  # type: ignore[arg-type]
+        for key in images:
+            Path(beside, f"{split}-{key}.npy").replace(folder / f"{split}-{key}.npy")
+        Path(beside, f"{split}.npz").replace(folder / f"{split}.npz")
+
+
+def _records(source: Any) -> Iterator[dict[str, Any]]:
+    return (source[index] for index in range(len(source)))
+
+
+def _aligned(size: int) -> np.ndarray:
+    """Bytes, not set, that begin at a multiple of `_ALIGNMENT`."""
+    block = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -block.ctypes.data % _ALIGNMENT
+    return block[start : start + size]
