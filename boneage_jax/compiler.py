@@ -1,6 +1,13 @@
 """What XLA is asked to do beyond its defaults."""
 
+import functools
+
 import jax
+
+from boneage_jax.huge_pages import close_holes
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # of jax.monitoring
+_LONG = 1.0  # seconds of a compilation that leaves many holes
 
 
 def hide_latency() -> None:
@@ -19,3 +26,19 @@ def hide_latency() -> None:
 def level_for(backend: str, devices: int) -> str:
     """The effort level for a backend (cpu, gpu, tpu) with so many devices; '' for XLA's own."""
     return "O1" if backend == "gpu" and devices > 1 else ""
+
+
+@functools.cache
+def tidy_heap() -> None:
+    """Closes the holes that each long compilation leaves in the heap, before its program runs.
+
+    Without it a process that has compiled its step takes 1.25 to 1.5 times as long for it as one
+    that found it in the compilation cache (`huge_pages.close_holes`). Calls after the first do
+    nothing.
+    """
+
+    def notice(event: str, seconds: float, **_: object) -> None:
+        if event == _COMPILED and seconds > _LONG:
+            close_holes()
+
+    jax.monitoring.register_event_duration_secs_listener(notice)

@@ -8,7 +8,7 @@ import pytest
 from boneage_jax.errors import InputError
 from boneage_jax.flops import count_flops
 from boneage_jax.models.registry import UNET_NAMES, create_model
-from boneage_jax.models.unet import depth_to_space, space_to_depth
+from boneage_jax.models.resolution import depth_to_space, space_to_depth
 
 
 def _init(name, shape, **options):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from boneage_jax.models.batch_norm import BatchNorm
+from boneage_jax.models.resolution import ConvTranspose, depth_to_space, max_pool, space_to_depth
 
 Array = jax.Array
 
@@ -69,13 +70,11 @@ class UNet(nn.Module):
         for level, filters in enumerate(spec.widths):
             if level:
                 skips.append(x)
-                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+                x = max_pool(x)
             x = self._convs(x, filters, f"down{level}", train)
         for level in reversed(range(len(spec.widths) - 1)):
             filters = spec.widths[level]
-            x = nn.ConvTranspose(
-                filters, (spec.up, spec.up), (2, 2), dtype=self.dtype, name=f"up{level}"
-            )(x)
+            x = ConvTranspose(filters, spec.up, dtype=self.dtype, name=f"up{level}")(x)
             x = jnp.concatenate([skips.pop(), x], axis=-1)
             x = self._convs(x, filters, f"merge{level}", train)
         # One logit per pixel of a block; float32 from here on.
@@ -112,19 +111,3 @@ class UNet(nn.Module):
             else:
                 x = nn.relu(x)
         return x
-
-
-def space_to_depth(x: Array, block: int) -> Array:
-    """[B, H, W, C] -> [B, H/block, W/block, block * block * C]; block 1 changes nothing."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // block, block, width // block, block, channels)
-    x = x.transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(batch, height // block, width // block, block * block * channels)
-
-
-def depth_to_space(x: Array, block: int) -> Array:
-    """The inverse of `space_to_depth`."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height, width, block, block, channels // block**2)
-    x = x.transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(batch, height * block, width * block, channels // block**2)

@@ -1,0 +1,162 @@
+"""Halving and doubling the resolution of feature maps, with gradients that a CPU computes fast.
+
+The functions are those of `flax.linen.max_pool` and `flax.linen.ConvTranspose`, and so are
+parameters and initial values; XLA's CPU backend is slow at two of their gradients. It scatters the
+gradient of a maximum value by value, and it has no fast kernel for the weight gradient of a
+transposed convolution: of a step of `unet_10` these two took more than half
+(`benchmarks/results/speed/unet_parts.csv`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+@jax.custom_vjp
+def max_pool(x: Array) -> Array:
+    """The largest of each 2 x 2 pixels: [B, H, W, C] -> [B, H/2, W/2, C], H and W even.
+
+    The gradient goes to the first of equal values in reading order, as XLA's own does.
+    """
+    return nn.max_pool(x, (2, 2), strides=(2, 2))
+
+
+def _max_pool_forward(x: Array) -> tuple[Array, Array]:
+    return max_pool(x), x
+
+
+def _max_pool_backward(x: Array, gradient: Array) -> tuple[Array]:
+    batch, height, width, channels = x.shape
+    largest = max_pool(x)
+    blocks = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    taken = jnp.zeros(largest.shape, bool)
+    parts = []
+    for row in range(2):
+        for column in range(2):
+            first = (blocks[:, :, row, :, column] == largest) & ~taken
+            taken |= first
+            parts.append(jnp.where(first, gradient, 0))
+    return (_interleave(parts),)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+class ConvTranspose(nn.Module):
+    """Transposed convolution of stride 2 with bias and SAME padding, as `flax.linen.ConvTranspose`.
+
+    Attributes:
+      features: channels of the output.
+      kernel_size: pixels per side of the square kernel, at least 2.
+      dtype: of the computation; parameters are float32.
+    """
+
+    features: int
+    kernel_size: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, H, W, C] -> [B, 2H, 2W, features]."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return conv_transpose(x, kernel) + bias
+
+
+@jax.custom_vjp
+def conv_transpose(x: Array, kernel: Array) -> Array:
+    """`jax.lax.conv_transpose` with stride 2 and SAME padding.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [k, k, C, F], k at least 2.
+
+    Returns:
+      [B, 2H, 2W, F].
+    """
+    return by_dilation(x, kernel)
+
+
+def _conv_transpose_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return conv_transpose(x, kernel), (x, kernel)
+
+
+def _conv_transpose_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    (of_input,) = jax.vjp(lambda x: by_dilation(x, kernel), x)[1](gradient)
+
+    def with_weights(function: Callable[[Array, Array], Array]) -> Callable[..., Array]:
+        return lambda x, gradient: jax.vjp(lambda k: function(x, k), kernel)[1](gradient)[0]
+
+    of_kernel = jax.lax.platform_dependent(
+        x, gradient, cpu=with_weights(by_phases), default=with_weights(by_dilation)
+    )
+    return of_input, of_kernel
+
+
+conv_transpose.defvjp(_conv_transpose_forward, _conv_transpose_backward)
+
+
+def by_dilation(x: Array, kernel: Array) -> Array:
+    """`conv_transpose` as XLA has it: a convolution of inputs that are spread with zeros."""
+    return jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=_LAYOUT)
+
+
+def by_phases(x: Array, kernel: Array) -> Array:
+    """`conv_transpose` as a plain convolution for each of the 2 x 2 pixels behind a pixel.
+
+    Of as many products: an output in an even row reads other rows of the kernel than one in an odd
+    row, and so with columns.
+    """
+    size = kernel.shape[0]
+    before = -(-size // 2)  # zeros that SAME puts before the first of the spread inputs
+    phases = []
+    for phase in range(2):
+        taps = [tap for tap in range(size) if (phase + tap - before) % 2 == 0]
+        first, last = ((phase + tap - before) // 2 for tap in (taps[0], taps[-1]))
+        phases.append((np.array(taps), (-first, last)))
+    parts = [
+        jax.lax.conv_general_dilated(
+            x,
+            kernel[rows][:, columns],
+            (1, 1),
+            (above, beside),
+            dimension_numbers=_LAYOUT,
+        )
+        for rows, above in phases
+        for columns, beside in phases
+    ]
+    return _interleave(parts)
+
+
+def _interleave(parts: list[Array]) -> Array:
+    """Four of [B, H, W, C], for each pixel of 2 x 2 in reading order -> [B, 2H, 2W, C]."""
+    batch, height, width, channels = parts[0].shape
+    rows = [jnp.stack(parts[row : row + 2], axis=3) for row in (0, 2)]
+    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, channels)
+
+
+def space_to_depth(x: Array, block: int) -> Array:
+    """[B, H, W, C] -> [B, H/block, W/block, block * block * C]; block 1 changes nothing."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // block, block, width // block, block, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height // block, width // block, block * block * channels)
+
+
+def depth_to_space(x: Array, block: int) -> Array:
+    """The inverse of `space_to_depth`."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, block, block, channels // block**2)
+    x = x.transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height * block, width * block, channels // block**2)
