@@ -13,7 +13,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 Array = jax.Array
 
@@ -122,19 +121,19 @@ def by_phases(x: Array, kernel: Array) -> Array:
     before = -(-size // 2)  # zeros that SAME puts before the first of the spread inputs
     phases = []
     for phase in range(2):
-        taps = [tap for tap in range(size) if (phase + tap - before) % 2 == 0]
+        taps = range((before - phase) % 2, size, 2)  # those that meet an input, not a zero
         first, last = ((phase + tap - before) // 2 for tap in (taps[0], taps[-1]))
-        phases.append((np.array(taps), (-first, last)))
+        phases.append((taps[0], (-first, last)))
     parts = [
         jax.lax.conv_general_dilated(
             x,
-            kernel[rows][:, columns],
+            kernel[row::2, column::2],
             (1, 1),
             (above, beside),
             dimension_numbers=_LAYOUT,
         )
-        for rows, above in phases
-        for columns, beside in phases
+        for row, above in phases
+        for column, beside in phases
     ]
     return _interleave(parts)
 
