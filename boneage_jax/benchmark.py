@@ -17,6 +17,7 @@ from pathlib import Path
 
 from boneage_jax.errors import InputError, door
 from boneage_jax.huge_pages import use_huge_pages
+from boneage_jax.xla_flags import choose_cpu_kernels
 
 
 def main() -> int:
@@ -44,7 +45,7 @@ def main() -> int:
         table_lines,
         write_benchmark,
     )
-    from boneage_jax.compiler import hide_latency
+    from boneage_jax.compiler import hide_latency, tidy_heap
     from boneage_jax.main import parse
 
     config, default = parse(rest)
@@ -56,6 +57,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         bed = Bed(recipe, settings, facts, Path(scratch), lambda x: print(x, file=sys.stderr))
         hide_latency()
+        tidy_heap()
         benchmark = run_suite(bed, cases, old)
     paths = write_benchmark(output, benchmark, report)
     print(*table_lines(benchmark), *(report_lines(report, benchmark) if report else ()), sep="\n")
@@ -69,6 +71,7 @@ def main() -> int:
 
 def run() -> None:
     """Console script."""
+    choose_cpu_kernels()
     use_huge_pages()
     sys.exit(door(main))
 

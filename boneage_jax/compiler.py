@@ -37,8 +37,8 @@ def tidy_heap() -> None:
     nothing.
     """
 
-    def notice(event: str, seconds: float, **_: object) -> None:
-        if event == _COMPILED and seconds > _LONG:
+    def notice(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == _COMPILED and duration_secs > _LONG:
             close_holes()
 
     jax.monitoring.register_event_duration_secs_listener(notice)

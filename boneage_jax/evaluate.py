@@ -15,6 +15,7 @@ from typing import Any
 from boneage_jax.errors import door
 from boneage_jax.huge_pages import use_huge_pages
 from boneage_jax.split_lock import TEST, check_unlocked, note_opening
+from boneage_jax.xla_flags import choose_cpu_kernels
 
 
 def evaluate(
@@ -87,9 +88,11 @@ def main() -> None:
 
     from boneage_jax.bucket import address_of
     from boneage_jax.compile_cache import use_compile_cache
+    from boneage_jax.compiler import tidy_heap
     from boneage_jax.report.page import summary_lines
 
     use_compile_cache()
+    tidy_heap()
     report = evaluate(
         args.workdir,
         args.split,
@@ -103,6 +106,7 @@ def main() -> None:
 
 def run() -> None:
     """Console script."""
+    choose_cpu_kernels()
     use_huge_pages()
     sys.exit(door(main))
 

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 
 from boneage_jax.errors import InputError, door
 from boneage_jax.huge_pages import use_huge_pages
+from boneage_jax.xla_flags import choose_cpu_kernels
 
 
 def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path]:
@@ -81,13 +82,14 @@ def _train(argv: Sequence[str]) -> int:
 
     from boneage_jax.bucket import address_of
     from boneage_jax.compile_cache import use_compile_cache
-    from boneage_jax.compiler import hide_latency
+    from boneage_jax.compiler import hide_latency, tidy_heap
     from boneage_jax.report.page import summary_lines
     from boneage_jax.training import train
 
     if config.get("compile_cache", True):
         use_compile_cache()
     hide_latency()
+    tidy_heap()
     report = train(config, workdir)
     print(*summary_lines(report), f"report: {address_of(workdir)}/report.html", sep="\n")
     return 0
@@ -95,6 +97,7 @@ def _train(argv: Sequence[str]) -> int:
 
 def run() -> None:
     """Console script."""
+    choose_cpu_kernels()
     use_huge_pages()  # before anything loads JAX
     from boneage_jax.cluster import parting
 

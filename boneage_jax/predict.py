@@ -24,6 +24,7 @@ from tqdm import tqdm
 from boneage_jax.data.files import find_images, read_grey
 from boneage_jax.errors import InputError, door
 from boneage_jax.huge_pages import use_huge_pages
+from boneage_jax.xla_flags import choose_cpu_kernels
 
 if TYPE_CHECKING:
     from boneage_jax.predictor import Predictor
@@ -113,9 +114,11 @@ def main() -> int:
         raise InputError(f"--output={args.output} must name a CSV file in a folder that exists")
 
     from boneage_jax.compile_cache import use_compile_cache
+    from boneage_jax.compiler import tidy_heap
     from boneage_jax.predictor import load_predictor
 
     use_compile_cache()
+    tidy_heap()
     predictor = load_predictor(args.workdir, masks=args.masks)
     failed = rejected = 0
     part = args.output.with_name(args.output.name + ".part")
@@ -140,6 +143,7 @@ def main() -> int:
 
 def run() -> None:
     """Console script."""
+    choose_cpu_kernels()
     use_huge_pages()
     sys.exit(door(main))
 

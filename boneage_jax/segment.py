@@ -15,6 +15,7 @@ from pathlib import Path
 
 from boneage_jax.errors import door
 from boneage_jax.huge_pages import use_huge_pages
+from boneage_jax.xla_flags import choose_cpu_kernels
 
 
 def main() -> int:
@@ -47,6 +48,7 @@ def main() -> int:
 
 def run() -> None:
     """Console script."""
+    choose_cpu_kernels()
     use_huge_pages()
     sys.exit(door(main))
 

@@ -138,8 +138,10 @@ def segment(
         raise InputError(f"--output={output} cannot be written: {error.strerror}") from error
 
     from boneage_jax.compile_cache import use_compile_cache
+    from boneage_jax.compiler import tidy_heap
 
     use_compile_cache()
+    tidy_heap()
     segmenter = load_segmenter(workdir, largest=largest, fill=fill)
     segmenter.probabilities([])  # compiles, outside the clock
     sheet, began = ContactSheet(), time.monotonic()

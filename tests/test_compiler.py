@@ -26,3 +26,16 @@ def test_the_effort_level_by_machine(monkeypatch, backend, devices, chosen, leve
         assert jax.config.jax_optimization_level == level
     finally:
         jax.config.update("jax_optimization_level", before)
+
+
+def test_the_heap_is_tidied_behind_long_compilations_alone(monkeypatch):
+    calls = []
+    monkeypatch.setattr(compiler, "close_holes", lambda: calls.append(1))
+    monkeypatch.setattr(compiler, "_LONG", 0.0)
+    compiler.tidy_heap()
+    compiler.tidy_heap()  # listens once, however often a door asks
+    jax.jit(lambda x: x * 3 + 1).lower(1.0).compile()
+    assert calls == [1]
+    monkeypatch.setattr(compiler, "_LONG", 1e9)
+    jax.jit(lambda x: x * 5 + 1).lower(1.0).compile()
+    assert calls == [1]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from boneage_jax.huge_pages import TUNABLES, _glibc, use_huge_pages
+from boneage_jax.huge_pages import TUNABLES, _glibc, close_holes, use_huge_pages
 
 _SHOW = """
 import os, sys
@@ -86,3 +86,58 @@ def test_doors_load_jax_only_behind_the_restart(door: str) -> None:
     code = f"import sys, boneage_jax.{door}; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+_HOLES = """
+import ctypes, re
+from boneage_jax.huge_pages import _MallInfo, close_holes
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes, libc.mallinfo2.restype = [ctypes.c_void_p], _MallInfo
+rollup = lambda: open("/proc/self/smaps_rollup").read()
+resident = lambda: int(re.search(r"Rss: +([0-9]+)", rollup())[1]) << 10
+holes = lambda: (lambda info: info.fordblks - info.keepcost)(libc.mallinfo2())
+kept = [bytearray(b"kept") * 25_000 for _ in range(20)]
+blocks = [libc.malloc(1 << 14 if i % 2 else 1 << 18) for i in range(800)]
+for block in blocks: ctypes.memset(block, 1, 1 << 14)
+for block in blocks[::2]: ctypes.memset(block, 1, 1 << 18); libc.free(block)
+before, memory = holes(), resident()
+taken = close_holes()
+print(before, taken, holes(), memory - resident(), close_holes())
+assert all(x == bytearray(b"kept") * 25_000 for x in kept)
+assert all(ctypes.string_at(block, 4) == bytes([1] * 4) for block in blocks[1::2])
+fresh = [bytearray(1 << 18) for _ in range(400)]
+for x in fresh: x[:] = b"x" * len(x)
+"""
+
+
+def _holes(tunables: str) -> list[int]:
+    env = os.environ | {"GLIBC_TUNABLES": tunables}
+    done = subprocess.run(
+        [sys.executable, "-c", _HOLES], env=env, capture_output=True, text=True, check=True
+    )
+    return [int(x) for x in done.stdout.split()]
+
+
+@pytest.mark.skipif(_glibc() < (2, 35), reason="needs glibc 2.35: its huge pages")
+def test_holes_are_taken_and_their_pages_given_back() -> None:
+    # 400 free blocks of 256 KiB between blocks in use.
+    before, taken, after, given_back, again = _holes(TUNABLES)
+    assert before > 400 << 18
+    assert taken > 0.9 * (400 << 18)
+    assert after < 0.1 * before
+    # Each size that no hole has is asked for at the end of the heap: a huge page, some 16 times.
+    assert given_back > 0.8 * taken - 16 * (2 << 20)
+    assert again < 0.1 * before
+
+
+@pytest.mark.skipif(_glibc() < (2, 35), reason="needs glibc 2.35: mallinfo2")
+def test_other_settings_of_malloc_are_left_alone() -> None:
+    _, taken, *_ = _holes("glibc.malloc.arena_max=1")
+    assert taken == 0
+
+
+def test_no_holes_are_sought_in_other_c_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIBC_TUNABLES", TUNABLES)
+    monkeypatch.setattr(os, "confstr", lambda name: "musl 1.2")
+    assert close_holes() == 0

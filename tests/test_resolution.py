@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from boneage_jax.flops import count_flops
-from boneage_jax.models.resolution import ConvTranspose, by_dilation, by_phases, max_pool
+from boneage_jax.models.resolution import (
+    ConvTranspose,
+    by_dilation,
+    by_phases,
+    conv_transpose,
+    max_pool,
+)
 
 
 def _normal(*shape, seed=0):
@@ -71,6 +77,8 @@ def test_phases_do_no_more_arithmetic(size):
     # Each pixel that is read meets each tap once.
     assert count_flops(by_phases, x, kernel) == 2 * 8 * 8 * size * size * 4 * 6
     assert count_flops(by_dilation, x, kernel) == 2 * 8 * 8 * size * size * 4 * 6
+    both = jax.grad(lambda x, kernel: jnp.sum(jnp.square(conv_transpose(x, kernel))), (0, 1))
+    assert count_flops(both, x, kernel) == 3 * 2 * 8 * 8 * size * size * 4 * 6
 
 
 def test_gradients_hold_no_scatter_and_no_dilated_convolution():

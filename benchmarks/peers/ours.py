@@ -7,8 +7,10 @@ from ml_collections import ConfigDict
 
 from boneage_jax.benchmarking.settings import synthetic_facts
 from boneage_jax.benchmarking.steps import prepare_eval, prepare_train
+from boneage_jax.compiler import tidy_heap
 from boneage_jax.config import base_config, check_config
 from boneage_jax.summary import versions
+from boneage_jax.xla_flags import choose_cpu_kernels
 
 NAMES = {"b0": "efficientnet_b0", "b4": "efficientnet_b4", "lite0": "efficientnet_lite0"}
 
@@ -29,6 +31,7 @@ def recipe(settings: Settings) -> ConfigDict:
 
 def setup(settings: Settings) -> Ready:
     """The train or evaluation step."""
+    tidy_heap()
     prepare = prepare_train if settings.mode == "train" else prepare_eval
     step = prepare(recipe(settings), synthetic_facts(settings.size))
     state = jax.eval_shape(
@@ -42,4 +45,5 @@ def setup(settings: Settings) -> Ready:
 
 
 if __name__ == "__main__":
+    choose_cpu_kernels()
     serve(setup)

@@ -75,12 +75,14 @@ def main(path: Path) -> None:
     from boneage_jax.benchmarking.settings import synthetic_facts
     from boneage_jax.benchmarking.steps import prepare_train
     from boneage_jax.compile_cache import use_compile_cache
+    from boneage_jax.compiler import tidy_heap
     from boneage_jax.config import check_config
 
     # Also starts the backend, which is no part of building or compiling.
     device = jax.local_devices()[0]
     imported = time.monotonic()
     use_compile_cache()
+    tidy_heap()
     recipe = check_config(ConfigDict(settings["recipe"]))
     step = prepare_train(recipe, synthetic_facts(settings["image_size"]))
     compiled = time.monotonic()
