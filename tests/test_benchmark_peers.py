@@ -34,18 +34,50 @@ def torch_flops(net, shape):
     return counter.get_total_flops()
 
 
-def test_the_unet_of_torch_is_ours():
+@pytest.mark.parametrize("name", ["unet", "unet_10"])
+def test_the_unets_of_torch_are_ours(name):
     pytest.importorskip("torch", reason="torch is not installed (pip install boneage_jax[peers])")
     pytest.importorskip("timm", reason="timm is not installed (pip install boneage_jax[peers])")
-    from torch_models import UNet10
+    from torch_models import UNet
 
-    model, net = create_model("unet_10"), UNet10()
+    model, net = create_model(name), UNet(name)
     variables = variables_of(model, (1, 64, 64, 1))
     ours = sorted(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
     assert ours == sorted(p.numel() for p in net.parameters())
     images = jax.ShapeDtypeStruct((1, 64, 64, 1), jnp.float32)
     flops = count_flops(model.apply, variables, images)
     assert flops == pytest.approx(torch_flops(net, (1, 1, 64, 64)), rel=0.01)
+
+
+def test_the_default_unet_of_torch_gives_our_logits():
+    torch = pytest.importorskip("torch", reason="torch is not installed (boneage_jax[peers])")
+    pytest.importorskip("timm", reason="timm is not installed (pip install boneage_jax[peers])")
+    from torch_models import UNet
+
+    model, net = create_model("unet"), UNet("unet").eval()
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 1)).astype(np.float32)
+    params = dict(jax.jit(model.init)(jax.random.key(1), images)["params"])
+    kernel = lambda name: torch.tensor(np.asarray(params[name]["kernel"]))  # noqa: E731
+    state = net.state_dict()
+    for part in ("down", "merge"):
+        for level in range(5 if part == "down" else 4):
+            weight = kernel(f"{part}{level}_0_conv").permute(3, 2, 0, 1)
+            state[f"{part}.{level}.0.weight"] = weight
+    for level in range(4):  # torch turns the kernel of a transposed convolution
+        state[f"up.{level}.weight"] = kernel(f"up{level}").flip(0, 1).permute(2, 3, 0, 1)
+        state[f"up.{level}.bias"].zero_()
+    state["head.weight"] = kernel("head").permute(3, 2, 0, 1)
+    state["head.bias"] = torch.tensor(np.asarray(params["head"]["bias"]))
+    net.load_state_dict(state)
+    stats = jax.eval_shape(model.init, jax.random.key(1), images)["batch_stats"]
+    fresh = {
+        layer: {"mean": np.zeros(x["mean"].shape, "f4"), "var": np.ones(x["var"].shape, "f4")}
+        for layer, x in stats.items()
+    }
+    ours = jax.jit(model.apply)({"params": params, "batch_stats": fresh}, images)
+    with torch.no_grad():
+        theirs = net(torch.tensor(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_timm_counts_the_flops_that_we_count():

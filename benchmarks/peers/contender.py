@@ -24,7 +24,7 @@ _MARK = "answer: "
 class Settings(NamedTuple):
     """What all contenders do alike."""
 
-    model: str  # b0 | b4 | lite0 | unet_10
+    model: str  # b0 | b4 | lite0 | unet | unet_10
     size: int  # pixels
     batch: int
     dtype: str  # float32 | bfloat16

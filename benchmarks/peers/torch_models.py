@@ -1,5 +1,7 @@
 """The networks of the comparison in PyTorch."""
 
+from typing import NamedTuple
+
 import timm
 import torch
 from torch import nn
@@ -30,26 +32,47 @@ class BoneAgeNet(nn.Module):
         return self.age(x)[:, 0], self.sex(x)[:, 0]
 
 
-class UNet10(nn.Module):
-    """`unet_10` of boneage_jax/models/unet.py: ten start filters, two convolutions per level."""
+class _Variant(NamedTuple):
+    """As in boneage_jax/models/unet.py."""
 
-    def __init__(self) -> None:
+    widths: tuple[int, ...]
+    convs: int
+    block: int
+    norm: bool
+    up: int
+    head: int
+
+
+UNETS = {
+    "unet": _Variant((8, 16, 32, 64, 96), 1, 2, True, 2, 1),
+    "unet_10": _Variant((10, 20, 40, 80, 160), 2, 1, False, 3, 2),
+}
+
+
+class UNet(nn.Module):
+    """The networks of boneage_jax/models/unet.py, layer by layer."""
+
+    def __init__(self, name: str) -> None:
         super().__init__()
-        widths = (10, 20, 40, 80, 160)
+        spec = self.spec = UNETS[name]
+        widths = spec.widths
         self.down = nn.ModuleList(
-            _convs(before, width) for before, width in zip((1, *widths), widths, strict=False)
+            _convs(spec, before, width)
+            for before, width in zip((spec.block**2, *widths), widths, strict=False)
         )
+        # Kernels of 3: padded at the other end than TensorFlow does, which needs no cut.
+        extra = spec.up - 2
         self.up = nn.ModuleList(
-            nn.ConvTranspose2d(2 * width, width, 3, stride=2, padding=1, output_padding=1)
-            for width in widths[:-1]
+            nn.ConvTranspose2d(before, width, spec.up, 2, padding=extra, output_padding=extra)
+            for before, width in zip(widths[1:], widths, strict=False)
         )
-        self.merge = nn.ModuleList(_convs(2 * width, width) for width in widths[:-1])
-        self.head = nn.Conv2d(widths[0], 1, 2)
+        self.merge = nn.ModuleList(_convs(spec, 2 * width, width) for width in widths[:-1])
+        self.head = nn.Conv2d(widths[0], spec.block**2, spec.head)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images float [B, 1, H, W], sides multiples of 16 -> logits float32 [B, 1, H, W]."""
+        """Images float [B, 1, H, W], sides multiples of 32 -> logits float32 [B, 1, H, W]."""
         skips = []
-        x = images
+        x = functional.pixel_unshuffle(images, self.spec.block)
         for level, convs in enumerate(self.down):
             if level:
                 skips.append(x)
@@ -59,13 +82,17 @@ class UNet10(nn.Module):
             x = torch.cat([skips.pop(), self.up[level](x)], dim=1)
             x = self.merge[level](x)
         # An even kernel pads at the end, as TensorFlow's rule does.
-        return self.head(functional.pad(x, (0, 1, 0, 1))).float()
+        rest = self.spec.head - 1
+        x = self.head(functional.pad(x, (0, rest, 0, rest)) if rest else x)
+        return functional.pixel_shuffle(x.float(), self.spec.block)
 
 
-def _convs(before: int, width: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(before, width, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(width, width, 3, padding=1),
-        nn.ReLU(inplace=True),
-    )
+def _convs(spec: _Variant, before: int, width: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for index in range(spec.convs):
+        first = width if index else before
+        layers.append(nn.Conv2d(first, width, 3, padding=1, bias=not spec.norm))
+        if spec.norm:
+            layers.append(nn.BatchNorm2d(width, eps=1e-3))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)

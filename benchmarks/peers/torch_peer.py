@@ -10,7 +10,7 @@ import torch
 from contender import Ready, Settings, serve, synthetic_batch
 from torch import nn
 from torch.nn import functional
-from torch_models import BoneAgeNet, UNet10
+from torch_models import UNETS, BoneAgeNet, UNet
 
 AGE_MEAN, AGE_STD, SEX_WEIGHT = 127.32, 41.18, 0.1
 
@@ -57,9 +57,9 @@ def setup(settings: Settings) -> Ready:
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")  # on GPU TensorFloat-32, as JAX's default
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    masks = settings.model.startswith("unet")
+    masks = settings.model in UNETS
     train = settings.mode == "train"
-    net = (UNet10() if masks else BoneAgeNet(settings.model)).to(device).train(train)
+    net = (UNet(settings.model) if masks else BoneAgeNet(settings.model)).to(device).train(train)
     batch = {key: torch.from_numpy(x).to(device) for key, x in synthetic_batch(settings).items()}
     for key in ("image", "mask"):
         batch[key] = batch[key].permute(0, 3, 1, 2).contiguous()

@@ -3,10 +3,10 @@
 usage: python benchmarks/peers/train_step.py --model=b4 --size=256 --batch=8 --rounds=5
            --output=FILE.csv [--mode=inference] [--dtype=bfloat16] [--only="NAME;NAME"]
 
-Models: b0, b4, lite0 (Keras has no lite0), unet_10 (not Keras). Needs pip install
-'boneage_jax[peers]'. Each contender is a process that is set up once; then one after the
-other takes --steps steps, round after round. FILE.csv holds every round, FILE.json the medians and
-what they were measured on.
+Models: b0, b4, lite0 (Keras has no lite0), unet and unet_10 (not Keras). Needs
+pip install 'boneage_jax[peers]'. Each contender is a process that is set up once; then one after
+the other takes --steps steps, round after round. FILE.csv holds every round, FILE.json the medians
+and what they were measured on.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> None:
     """Sets up, takes turns, writes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--model", default="b4", choices=("b0", "b4", "lite0", "unet_10"))
+    parser.add_argument("--model", default="b4", choices=("b0", "b4", "lite0", "unet", "unet_10"))
     parser.add_argument("--size", type=int, default=256, help="pixels, a multiple of 32")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
