@@ -90,7 +90,7 @@ def base_config() -> ConfigDict:
     config.data.split_seed = 0
     config.data.threads = 4  # that read, a batch each
     config.data.buffer = 2  # batches ready ahead of the step
-    config.data.uncompressed = True  # keep such a copy beside the records: read many times faster
+    config.data.uncompressed = True  # a copy beside the records, read many times faster
     config.data.masks = ""  # folder of hand masks, or workdir of a U-Net: takes the background out
     config.data.mask_mode = ""  # crop (where empty) | upright | multiply, see data/masks.py
 

@@ -47,6 +47,32 @@ def test_loss_is_cross_entropy_plus_soft_dice():
     assert all(sum(part[n] for part in counts.values()) == 35 for n in range(3))
 
 
+def test_gradient_of_the_loss_is_that_of_its_formula():
+    """Against the textbook's in float64, differentiated by JAX; sure pixels stay finite."""
+    rng = np.random.default_rng(5)
+    logits = rng.normal(scale=4.0, size=(2, 6, 5, 1))
+    mask = jnp.asarray(rng.integers(0, 2, logits.shape), jnp.uint8)
+    weight = np.array([1.0, 3.0])
+
+    def ours(logits):
+        loss, _ = TASK.loss({"logits": logits}, {"mask": mask})
+        return jnp.vdot(loss, weight)
+
+    def textbook(logits):
+        p, target = 1 / (1 + jnp.exp(-logits)), mask.astype(jnp.float64)
+        entropy = -(target * jnp.log(p) + (1 - target) * jnp.log(1 - p)).mean((1, 2, 3))
+        overlap, both = (p * target).sum((1, 2, 3)), (p + target).sum((1, 2, 3))
+        return jnp.vdot(entropy + 0.5 * (1 - (2 * overlap + 1) / (both + 1)), weight)
+
+    with jax.enable_x64(True):
+        want = jax.grad(textbook)(jnp.asarray(logits, jnp.float64))
+    got = jax.grad(ours)(jnp.asarray(logits, jnp.float32))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-7)
+    wrong = jnp.where(mask > 0, -300.0, 300.0)
+    slope = np.where(mask > 0, -1, 1) * weight[:, None, None, None] / 30
+    np.testing.assert_allclose(jax.grad(ours)(wrong), slope, rtol=1e-5)
+
+
 def test_empty_masks_give_a_finite_loss_and_gradient():
     batch = _batch(np.full((1, 4, 4), -20.0), np.zeros((1, 4, 4)))
     loss, grads = jax.value_and_grad(lambda x: TASK.loss({"logits": x}, batch)[0].sum())(

@@ -9,7 +9,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from boneage_jax.metrics import mask_summary
 from boneage_jax.tasks.task import Arrays, Task, Tree
@@ -72,22 +71,21 @@ class HandMask(Task):
         return {"logits": outputs}, updated.get("batch_stats", {})
 
     def loss(self, outputs: Arrays, batch: Arrays) -> tuple[jax.Array, Arrays]:
-        logits = outputs["logits"]
-        hand = batch["mask"] > 0  # [B, H, W, 1]
+        logits = outputs["logits"].reshape(len(batch["mask"]), -1)
+        hand = batch["mask"].reshape(logits.shape) > 0
         target = hand.astype(jnp.float32)
-        pixels = (1, 2, 3)
-        cross_entropy = optax.sigmoid_binary_cross_entropy(logits, target).mean(pixels)
-        p = jax.nn.sigmoid(logits)
-        overlap, both = (p * target).sum(pixels), (p + target).sum(pixels)
-        soft_dice = (2 * overlap + _SMOOTH) / (both + _SMOOTH)
+        cross_entropy, overlap, p_sum = _sums(logits, target)
+        soft_dice = (2 * overlap + _SMOOTH) / (p_sum + target.sum(1) + _SMOOTH)
         found = logits > 0
+        hits, found_pixels, hand_pixels = (x.sum(1) for x in (found & hand, found, hand))
+        pixels = logits.shape[1]
         counts = {
-            "true_positive": (found & hand).sum(pixels),
-            "false_positive": (found & ~hand).sum(pixels),
-            "false_negative": (~found & hand).sum(pixels),
-            "true_negative": (~found & ~hand).sum(pixels),
+            "true_positive": hits,
+            "false_positive": found_pixels - hits,
+            "false_negative": hand_pixels - hits,
+            "true_negative": pixels - found_pixels - hand_pixels + hits,
         }
-        return cross_entropy + self.dice_weight * (1 - soft_dice), counts
+        return cross_entropy / pixels + self.dice_weight * (1 - soft_dice), counts
 
     def metrics(
         self, per_image: jax.Array, parts: Arrays, outputs: Arrays, batch: Arrays
@@ -109,3 +107,38 @@ class HandMask(Task):
 
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
         return {"mask": mask_summary(*(rows[name] for name in self.reported[:4]))}
+
+
+@jax.custom_vjp
+def _sums(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sums over pixels, of one exponential per pixel and with a gradient that takes none.
+
+    On a CPU the usual functions, each with its own exponentials, took 14 ms for 8 images of 256 px,
+    a sixth of the whole train step; this takes 4.
+
+    Args:
+      logits: float32 [B, N].
+      target: 0 or 1, float32 [B, N]; it gets no gradient.
+
+    Returns:
+      Of binary cross-entropy, of p x target and of p = sigmoid(logits), float32 [B].
+    """
+    return _sums_forward(logits, target)[0]
+
+
+def _sums_forward(logits: jax.Array, target: jax.Array) -> tuple[Any, Any]:
+    small = jnp.exp(-jnp.abs(logits))  # never overflows
+    larger = 1 / (1 + small)
+    p = jnp.where(logits >= 0, larger, small * larger)
+    cross_entropy = jnp.maximum(logits, 0) - logits * target + jnp.log1p(small)
+    return (cross_entropy.sum(1), (p * target).sum(1), p.sum(1)), (p, target)
+
+
+def _sums_backward(saved: Any, gradients: Any) -> tuple[jax.Array, jax.Array]:
+    p, target = saved
+    of_entropy, of_overlap, of_p = (gradient[:, None] for gradient in gradients)
+    slope = (of_overlap * target + of_p) * p * (1 - p)
+    return of_entropy * (p - target) + slope, jnp.zeros_like(target)
+
+
+_sums.defvjp(_sums_forward, _sums_backward)
