@@ -17,7 +17,7 @@ from pathlib import Path
 
 from boneage_jax.errors import InputError, door
 from boneage_jax.huge_pages import use_huge_pages
-from boneage_jax.xla_flags import choose_cpu_kernels
+from boneage_jax.xla_flags import choose_for_cpu
 
 
 def main() -> int:
@@ -71,7 +71,7 @@ def main() -> int:
 
 def run() -> None:
     """Console script."""
-    choose_cpu_kernels()
+    choose_for_cpu()
     use_huge_pages()
     sys.exit(door(main))
 

@@ -15,7 +15,7 @@ from typing import Any
 from boneage_jax.errors import door
 from boneage_jax.huge_pages import use_huge_pages
 from boneage_jax.split_lock import TEST, check_unlocked, note_opening
-from boneage_jax.xla_flags import choose_cpu_kernels
+from boneage_jax.xla_flags import choose_for_cpu
 
 
 def evaluate(
@@ -106,7 +106,7 @@ def main() -> None:
 
 def run() -> None:
     """Console script."""
-    choose_cpu_kernels()
+    choose_for_cpu()
     use_huge_pages()
     sys.exit(door(main))
 

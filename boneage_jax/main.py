@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 
 from boneage_jax.errors import InputError, door
 from boneage_jax.huge_pages import use_huge_pages
-from boneage_jax.xla_flags import choose_cpu_kernels
+from boneage_jax.xla_flags import choose_for_cpu
 
 
 def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path]:
@@ -97,7 +97,7 @@ def _train(argv: Sequence[str]) -> int:
 
 def run() -> None:
     """Console script."""
-    choose_cpu_kernels()
+    choose_for_cpu()
     use_huge_pages()  # before anything loads JAX
     from boneage_jax.cluster import parting
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from boneage_jax.data.files import find_images, read_grey
 from boneage_jax.errors import InputError, door
 from boneage_jax.huge_pages import use_huge_pages
-from boneage_jax.xla_flags import choose_cpu_kernels
+from boneage_jax.xla_flags import choose_for_cpu
 
 if TYPE_CHECKING:
     from boneage_jax.predictor import Predictor
@@ -143,7 +143,7 @@ def main() -> int:
 
 def run() -> None:
     """Console script."""
-    choose_cpu_kernels()
+    choose_for_cpu()
     use_huge_pages()
     sys.exit(door(main))
 

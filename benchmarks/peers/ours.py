@@ -10,7 +10,7 @@ from boneage_jax.benchmarking.steps import prepare_eval, prepare_train
 from boneage_jax.compiler import tidy_heap
 from boneage_jax.config import base_config, check_config
 from boneage_jax.summary import versions
-from boneage_jax.xla_flags import choose_cpu_kernels
+from boneage_jax.xla_flags import choose_for_cpu
 
 NAMES = {"b0": "efficientnet_b0", "b4": "efficientnet_b4", "lite0": "efficientnet_lite0"}
 
@@ -45,5 +45,5 @@ def setup(settings: Settings) -> Ready:
 
 
 if __name__ == "__main__":
-    choose_cpu_kernels()
+    choose_for_cpu()
     serve(setup)
