@@ -23,7 +23,7 @@ def use_compile_cache() -> None:
     except OSError:
         return  # a read-only home: compile anew
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def _processor() -> str:

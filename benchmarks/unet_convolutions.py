@@ -1,0 +1,93 @@
+"""Each 3x3 convolution of a U-Net alone: forward, gradient of its input, gradient of its weights.
+
+usage: python benchmarks/unet_convolutions.py --output=FILE.csv [--model=unet_10] [--size=256]
+           [--batch=8] [--repetitions=7]
+
+Their sum, beside the time of the whole train step, says how much of it is the library's
+convolutions and how much is everything else.
+"""
+
+import argparse
+import collections
+import csv
+import time
+from pathlib import Path
+
+from boneage_jax.huge_pages import use_huge_pages
+from boneage_jax.xla_flags import choose_for_cpu
+
+COLUMNS = ("model", "pixels", "inputs", "outputs", "times", "pass", "seconds", "gflop_per_second")
+
+
+def layers(model: str, size: int) -> dict[tuple[int, int, int], int]:
+    """How often each (pixels per side, channels in, channels out) occurs."""
+    from boneage_jax.models.unet import VARIANTS
+
+    spec = VARIANTS[model]
+    found: collections.Counter[tuple[int, int, int]] = collections.Counter()
+    before = spec.block**2
+    for level, width in enumerate(spec.widths):
+        inputs = [before] if level == len(spec.widths) - 1 else [before, 2 * width]
+        for first in inputs:
+            for index in range(spec.convs):
+                found[size // spec.block >> level, width if index else first, width] += 1
+        before = width
+    return dict(found)
+
+
+def main() -> None:
+    """Times and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--model", default="unet_10")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repetitions", type=int, default=7)
+    args = parser.parse_args()
+
+    import jax
+    import numpy as np
+
+    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+
+    passes = {
+        "forward": lambda x, kernel, g: convolve(x, kernel),
+        "of input": lambda x, kernel, g: jax.linear_transpose(lambda x: convolve(x, kernel), x)(g),
+        "of weights": lambda x, kernel, g: jax.linear_transpose(lambda k: convolve(x, k), kernel)(
+            g
+        ),
+    }
+    rng = np.random.default_rng(0)
+    total: collections.Counter[str] = collections.Counter()
+    with args.output.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for (side, inputs, outputs), times in layers(args.model, args.size).items():
+            shapes = ((args.batch, side, side, inputs), (3, 3, inputs, outputs))
+            x, kernel = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+            g = rng.normal(size=(args.batch, side, side, outputs)).astype(np.float32)
+            x, kernel, g = (jax.device_put(value) for value in (x, kernel, g))
+            flops = 2 * 9 * inputs * outputs * args.batch * side * side
+            for name, function in passes.items():
+                if name == "of input" and inputs <= 4:
+                    continue  # the image needs none
+                compiled = jax.jit(function).lower(x, kernel, g).compile()
+                seconds = []
+                for _ in range(args.repetitions + 2):
+                    began = time.perf_counter()
+                    jax.block_until_ready(compiled(x, kernel, g))
+                    seconds.append(time.perf_counter() - began)
+                median = float(np.median(seconds[2:]))
+                total[name] += times * median
+                row = (args.model, side, inputs, outputs, times, name)
+                writer.writerow((*row, f"{median:.6f}", f"{flops / median / 1e9:.1f}"))
+    print(", ".join(f"{name} {1e3 * seconds:.0f} ms" for name, seconds in total.items()))
+
+
+if __name__ == "__main__":
+    choose_for_cpu()
+    use_huge_pages()
+    main()
