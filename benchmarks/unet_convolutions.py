@@ -1,5 +1,7 @@
 """Each 3x3 convolution of a U-Net alone: forward, gradient of its input, gradient of its weights.
 
+By lax and by `boneage_jax.models.convolution`, in turns.
+
 usage: python benchmarks/unet_convolutions.py --output=FILE.csv [--model=unet_10] [--size=256]
            [--batch=8] [--repetitions=7]
 
@@ -11,12 +13,16 @@ import argparse
 import collections
 import csv
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from boneage_jax.huge_pages import use_huge_pages
 from boneage_jax.xla_flags import choose_for_cpu
 
-COLUMNS = ("model", "pixels", "inputs", "outputs", "times", "pass", "seconds", "gflop_per_second")
+COLUMNS = (
+    *("model", "pixels", "inputs", "outputs", "times", "pass"),
+    *("implementation", "seconds", "gflop_per_second"),
+)
 
 
 def layers(model: str, size: int) -> dict[tuple[int, int, int], int]:
@@ -49,17 +55,24 @@ def main() -> None:
     import jax
     import numpy as np
 
-    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        layout = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+    from boneage_jax.models.convolution import conv_general_dilated
 
-    passes = {
-        "forward": lambda x, kernel, g: convolve(x, kernel),
-        "of input": lambda x, kernel, g: jax.linear_transpose(lambda x: convolve(x, kernel), x)(g),
-        "of weights": lambda x, kernel, g: jax.linear_transpose(lambda k: convolve(x, k), kernel)(
-            g
-        ),
-    }
+    layout = ("NHWC", "HWIO", "NHWC")
+    implementations = {"lax": jax.lax.conv_general_dilated, "ours": conv_general_dilated}
+
+    def passes(convolve: Callable[..., jax.Array]) -> dict[str, Callable[..., jax.Array]]:
+        def forward(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
+            return convolve(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+
+        def of_input(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
+            return jax.vjp(lambda x: forward(x, kernel, g), x)[1](g)[0]
+
+        def of_weights(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
+            return jax.vjp(lambda kernel: forward(x, kernel, g), kernel)[1](g)[0]
+
+        return {"forward": forward, "of input": of_input, "of weights": of_weights}
+
+    functions = {name: passes(convolve) for name, convolve in implementations.items()}
     rng = np.random.default_rng(0)
     total: collections.Counter[str] = collections.Counter()
     with args.output.open("w", newline="") as file:
@@ -71,20 +84,25 @@ def main() -> None:
             g = rng.normal(size=(args.batch, side, side, outputs)).astype(np.float32)
             x, kernel, g = (jax.device_put(value) for value in (x, kernel, g))
             flops = 2 * 9 * inputs * outputs * args.batch * side * side
-            for name, function in passes.items():
+            for name in functions["lax"]:
                 if name == "of input" and inputs <= 4:
                     continue  # the image needs none
-                compiled = jax.jit(function).lower(x, kernel, g).compile()
-                seconds = []
+                compiled = {
+                    who: jax.jit(found[name]).lower(x, kernel, g).compile()
+                    for who, found in functions.items()
+                }
+                seconds = collections.defaultdict(list)
                 for _ in range(args.repetitions + 2):
-                    began = time.perf_counter()
-                    jax.block_until_ready(compiled(x, kernel, g))
-                    seconds.append(time.perf_counter() - began)
-                median = float(np.median(seconds[2:]))
-                total[name] += times * median
-                row = (args.model, side, inputs, outputs, times, name)
-                writer.writerow((*row, f"{median:.6f}", f"{flops / median / 1e9:.1f}"))
-    print(", ".join(f"{name} {1e3 * seconds:.0f} ms" for name, seconds in total.items()))
+                    for who, call in compiled.items():
+                        began = time.perf_counter()
+                        jax.block_until_ready(call(x, kernel, g))
+                        seconds[who].append(time.perf_counter() - began)
+                for who in compiled:
+                    median = float(np.median(seconds[who][2:]))
+                    total[f"{who}, {name}"] += times * median
+                    row = (args.model, side, inputs, outputs, times, name, who)
+                    writer.writerow((*row, f"{median:.6f}", f"{flops / median / 1e9:.1f}"))
+    print(*(f"{name}: {1e3 * seconds:.0f} ms" for name, seconds in total.items()), sep="\n")
 
 
 if __name__ == "__main__":

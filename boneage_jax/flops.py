@@ -18,6 +18,7 @@ _DEPTHWISE = (
     "depthwise_shift_input_grad",
     "depthwise_shift_kernel_grad",
 )
+_PACKED = "packed_conv"  # of boneage_jax/models/convolution.py; its zeros do not count
 
 
 def count_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
@@ -52,6 +53,9 @@ def _count_equation(eqn: Any) -> int:
         return _count_conv(eqn)
     if name in ("jit", "pjit") and eqn.params.get("name") in _DEPTHWISE:
         return _count_depthwise(eqn)
+    if name in ("jit", "pjit") and eqn.params.get("name") == _PACKED:
+        kernel, result = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
+        return 2 * math.prod(kernel[:3]) * math.prod(result)
     if name == "scan":
         return eqn.params["length"] * _count(eqn.params["jaxpr"].jaxpr)
     if name == "cond":

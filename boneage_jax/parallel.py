@@ -82,6 +82,12 @@ class Parallel:
             jax.eval_shape(make),
         )
 
+    def batch_shapes(self, shapes: dict[str, jax.ShapeDtypeStruct]) -> Any:
+        """Shapes of a global batch with the placement that `put_batch` gives it under jit."""
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.batch_sharding), shapes
+        )
+
     def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Moves this process's part of a batch, [B / processes, ...], to its devices.
 

@@ -83,7 +83,14 @@ def plan_run(
     }
     if validation_images:
         plan["data"]["validation_images"] = validation_images
-    plan |= _compile(run, machine) if machine.platform == "tpu" else _lower(run)
+    if machine.platform == "tpu":
+        began = time.monotonic()
+        lowered = lower_train_step(run)
+        middle = time.monotonic()
+        plan |= compile_and_count(lowered, machine.count)
+        plan.setdefault("compile_seconds", {})["lower"] = middle - began
+    else:
+        plan |= _lower(run)
     plan["bounds"] = bounds(plan, machine.chip, tuned.model.dtype)
     plan["run"] = _whole_run(run, plan, networks, validation_images)
     if machine.chip is not None:
@@ -241,11 +248,21 @@ def _bytes(tree: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _compile(run: Run, machine: Machine) -> dict[str, Any]:
-    """What the TPU compiler says of the train step."""
+def compile_and_count(lowered: Any, chips: int) -> dict[str, Any]:
+    """What the compiler says of a program for `chips` TPUs.
+
+    Args:
+      lowered: `jax.stages.Lowered` for these devices.
+
+    Returns:
+      `fits`; where it does also `compile_seconds`, `memory_per_chip`, `compiler_flops_per_chip`,
+      `bytes_accessed_per_chip`, `main_memory_bytes_per_chip` and `collectives`; where it does not
+      `does_not_fit`, the compiler's sentence.
+
+    Raises:
+      InputError: the compiler refuses the program for another reason than its memory.
+    """
     began = time.monotonic()
-    lowered = lower_train_step(run)
-    middle = time.monotonic()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -255,8 +272,8 @@ def _compile(run: Run, machine: Machine) -> dict[str, Any]:
                 f"the TPU compiler refuses this step: {str(error).splitlines()[0][:400]}"
             ) from error
         return {"fits": False, "does_not_fit": reason}
-    seconds = {"lower": middle - began, "compile": time.monotonic() - middle}
-    found: dict[str, Any] = {"fits": True, "compile_seconds": seconds}
+    found: dict[str, Any] = {"fits": True}
+    found["compile_seconds"] = {"compile": time.monotonic() - began}
     memory = compiled.memory_analysis()
     if memory is not None:
         parts = {
@@ -271,9 +288,7 @@ def _compile(run: Run, machine: Machine) -> dict[str, Any]:
     found["bytes_accessed_per_chip"] = counts.get("bytes accessed", 0.0)
     text = compiled.as_text()
     found["main_memory_bytes_per_chip"] = main_memory_bytes(text)
-    found["collectives"] = [
-        _collective(collective, machine.count) for collective in collectives(text)
-    ]
+    found["collectives"] = [_collective(collective, chips) for collective in collectives(text)]
     return found
 
 

@@ -185,7 +185,29 @@ class Run:
 
     @functools.cached_property
     def _costs(self) -> Callable[[Stretch], int]:
-        return functools.cache(lambda stretch: _train_flops(self.config, self.facts, stretch))
+        if self.parallel.mode == "pmap":  # a step that knows of its axis counts one device
+            return functools.cache(lambda stretch: _train_flops(self.config, self.facts, stretch))
+        # Shapes with their placement: so that compiling finds the trace that counting has made.
+        shapes = functools.cache(
+            lambda: (
+                self.parallel.state_shapes(
+                    lambda: fresh_state(self.config, self.facts, self.task, self.optimizer)
+                ),
+                self.task.metrics_type.empty(),
+                self.parallel.batch_shapes(
+                    batch_shapes(self.config.batch_size, self.facts, self.task)
+                ),
+            )
+        )
+        return functools.cache(lambda stretch: count_flops(self._pure_steps(stretch), *shapes()))
+
+    @functools.cached_property
+    def _pure_steps(self) -> Callable[[Stretch], TrainStep]:
+        return functools.cache(
+            lambda stretch: _pure_train_step(
+                self.config, self.facts, stretch, self.total_steps, self.parallel.axis_name
+            )
+        )
 
     def train_step_at(self, step: int) -> Any:
         """The train step on the devices that makes update number `step`, from 0."""
@@ -198,11 +220,7 @@ class Run:
 
     def _make_train_step(self, stretch: Stretch) -> Any:
         name = "train" if len(self.phases) == 1 else f"train at {stretch}"
-        axis_name = self.parallel.axis_name
-        step = _pure_train_step(
-            *(self.config, self.facts, stretch, self.total_steps, axis_name),
-            flops_per_step=self._costs(stretch),
-        )
+        step = functools.partial(self._pure_steps(stretch), flops=self._costs(stretch))
         return self.parallel.train_step(step, name)
 
     @functools.cached_property
@@ -277,7 +295,6 @@ def _pure_train_step(
     stretch: Stretch,
     total_steps: int,
     axis_name: str | None = None,
-    flops_per_step: int = 0,
 ) -> TrainStep:
     """The train step of a stretch; it knows nothing of devices."""
     whole = trainable_part(config)
@@ -290,7 +307,6 @@ def _pure_train_step(
         ),
         ema_decay=float(config.ema_decay),
         accumulate=config.accumulate,
-        flops_per_step=flops_per_step,
         axis_name=axis_name,
         trained=whole,
         learning=part,
@@ -350,20 +366,26 @@ def fresh_state(
     config: ConfigDict, facts: Facts, task: Task, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The state before the first step, the same on any number of devices."""
-    root = jax.random.key(config.seed)
-    variables = task.init(jax.random.fold_in(root, 0), (facts.image_size, facts.image_size, 1))
-    params: Tree = variables["params"]
-    trained = select(params, trainable_part(config))
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=variables["batch_stats"],
-        # A copy: the state is donated to the step, and no buffer may be donated twice.
-        ema_params=jax.tree.map(jnp.copy, trained) if config.ema_decay else {},
-        opt_state=optimizer.init(trained),
-        rng=jax.random.key_data(jax.random.fold_in(root, 1)),
-        flops_spent=jnp.zeros((2,), jnp.uint32),
-    )
+    part = trainable_part(config)
+
+    # One program: value by value JAX would compile some 90 small ones.
+    @jax.jit
+    def make(root: jax.Array) -> TrainState:
+        variables = task.init(jax.random.fold_in(root, 0), (facts.image_size, facts.image_size, 1))
+        params: Tree = variables["params"]
+        trained = select(params, part)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=variables["batch_stats"],
+            # A copy: the state is donated to the step, and no buffer may be donated twice.
+            ema_params=jax.tree.map(jnp.copy, trained) if config.ema_decay else {},
+            opt_state=optimizer.init(trained),
+            rng=jax.random.key_data(jax.random.fold_in(root, 1)),
+            flops_spent=jnp.zeros((2,), jnp.uint32),
+        )
+
+    return make(jax.random.key(config.seed))  # the seed as an argument: one program for all seeds
 
 
 def batch_shapes(size: int, facts: Facts, task: Task) -> dict[str, jax.ShapeDtypeStruct]:

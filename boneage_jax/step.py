@@ -6,6 +6,7 @@ pmap and is None under jit, where the batch is one global array.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -20,7 +21,7 @@ from boneage_jax.tasks.task import Task
 
 Batch = dict[str, jax.Array]
 Metrics: TypeAlias = clu.metrics.Collection
-TrainStep = Callable[[TrainState, Any, Batch], tuple[TrainState, Any]]
+TrainStep = Callable[..., tuple[TrainState, Any]]
 Inputs = Callable[[Batch, jax.Array | None], Batch]
 EvalStep = Callable[[Tree, Batch], tuple[Metrics, Batch]]
 Wanted = Callable[[tuple[str, ...]], bool]
@@ -38,16 +39,16 @@ def make_train_step(
     *,
     ema_decay: float = 0.0,
     accumulate: int = 1,
-    flops_per_step: int = 0,
     axis_name: str | None = None,
     trained: Wanted = _everything,
     learning: Wanted | None = None,
 ) -> TrainStep:
-    """Builds `(state, metrics, batch) -> (state, metrics)`.
+    """Builds `(state, metrics, batch, flops=0) -> (state, metrics)`.
 
     The batch holds `image` uint8 [B, H, W, 1], `draw` uint32 [B] (the running number of each
     image in the whole run, the seed of its augmentation and dropout), `weight` float32 [B] and
-    the labels of the task. Metrics stay on the device and are merged there: no host sync.
+    the labels of the task. `flops` are those of a step on the whole batch, counted in the step
+    itself. Metrics stay on the device and are merged there: no host sync.
 
     A step whose loss, gradients or new statistics are not finite leaves parameters, statistics,
     average and optimizer state as they were; `step` and `flops_spent` go on, and its metrics count
@@ -61,7 +62,6 @@ def make_train_step(
       ema_decay: decay of the moving average of parameters, 0 for none. The first steps use
         (1 + step) / (10 + step) where that is smaller, so that the start is forgotten.
       accumulate: number of micro-batches, run one after the other by a scan; B must divide.
-      flops_per_step: counted FLOPs of one step on the whole batch.
       axis_name: device axis to reduce over, or None.
       trained: says of a path of keys whether the parameter there has optimizer state and average.
       learning: the same of the parameters that this step differentiates by and changes, a part of
@@ -84,6 +84,8 @@ def make_train_step(
         loss = (per_image * batch["weight"]).sum() / jnp.maximum(total_weight, 1e-6)
         return loss, (batch_stats, task.metrics(per_image, parts, outputs, batch))
 
+    # Jitted for its trace alone, which JAX keeps: it is that of counting FLOPs and of compiling.
+    @functools.partial(jax.jit, inline=True)
     def gradients(state: TrainState, batch: Batch) -> Any:
         root = jax.random.wrap_key_data(state.rng)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(root, batch["draw"])
@@ -113,7 +115,9 @@ def make_train_step(
         (loss, grads, stats, metrics), _ = jax.lax.scan(micro, start, parts)
         return loss, jax.tree.map(lambda g: g / accumulate, grads), stats, metrics
 
-    def train_step(state: TrainState, metrics: Metrics | Watched, batch: Batch) -> Any:
+    def train_step(
+        state: TrainState, metrics: Metrics | Watched, batch: Batch, flops: int = 0
+    ) -> Any:
         loss, grads, batch_stats, new = gradients(state, batch)
         # One reduction for all: gradients, statistics (equal already where BatchNorm is synced).
         loss, grads, batch_stats = _mean((loss, grads, batch_stats), axis_name)
@@ -139,7 +143,7 @@ def make_train_step(
             batch_stats=batch_stats,
             ema_params=ema,
             opt_state=opt_state,
-            flops_spent=add_flops(state.flops_spent, flops_per_step),
+            flops_spent=add_flops(state.flops_spent, flops),
         )
         return state, record(metrics, _sum(new, axis_name), good, state.step)
 

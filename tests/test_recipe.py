@@ -2,10 +2,12 @@
 
 import pytest
 
+from boneage_jax.benchmarking.steps import Stepper, synthetic_batch
 from boneage_jax.config import check_config
 from boneage_jax.errors import InputError
 from boneage_jax.facts import Facts
 from boneage_jax.recipe import build_run, make_task
+from boneage_jax.tasks.hand_mask import HandMask
 from configs import cls, seg
 
 FACTS = Facts(image_size=64, train_images=96, age_mean=0.0, age_std=1.0)
@@ -40,6 +42,23 @@ def test_a_budget_too_small_for_one_step_says_where_it_goes():
     with pytest.raises(InputError, match=r"leaves no step: one costs .* the masks") as caught:
         _run(masked, steps=0, budget_flops=2.9 * each)
     assert "\n" not in str(caught.value)
+
+
+def test_counting_flops_and_compiling_share_one_trace(monkeypatch):
+    trained = []
+    apply = HandMask.apply
+
+    def noted(self, *args, train, keys):
+        trained.append(train)
+        return apply(self, *args, train=train, keys=keys)
+
+    monkeypatch.setattr(HandMask, "apply", noted)
+    run = _run(steps=1)
+    assert run.train_flops > 0 and trained == [True]
+    stepper = Stepper(run)
+    batch = run.parallel.put_batch(synthetic_batch(8, FACTS, run.task))
+    stepper.step.lower(stepper.state, stepper.empty, batch)
+    assert trained == [True]
 
 
 def test_a_budget_needs_pretraining_at_the_same_size():

@@ -11,6 +11,7 @@ from boneage_jax.models.resolution import (
     ConvTranspose,
     by_dilation,
     by_phases,
+    by_product,
     conv_transpose,
     max_pool,
 )
@@ -77,6 +78,8 @@ def test_phases_do_no_more_arithmetic(size):
     # Each pixel that is read meets each tap once.
     assert count_flops(by_phases, x, kernel) == 2 * 8 * 8 * size * size * 4 * 6
     assert count_flops(by_dilation, x, kernel) == 2 * 8 * 8 * size * size * 4 * 6
+    if size == 2:
+        assert count_flops(by_product, x, kernel) == 2 * 8 * 8 * size * size * 4 * 6
     both = jax.grad(lambda x, kernel: jnp.sum(jnp.square(conv_transpose(x, kernel))), (0, 1))
     assert count_flops(both, x, kernel) == 3 * 2 * 8 * 8 * size * size * 4 * 6
 

@@ -1,5 +1,7 @@
 """The steps on one and on several simulated devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,12 +34,10 @@ def run(mode, devices, steps=3, uneven=False, **options):
     parallel = Parallel(mode, jax.devices()[:devices])
     task = tiny_task(parallel.axis_name, dropout=0.3, sex_input=True)
     optimizer = optax.adam(1e-2)
-    step = make_train_step(
-        task, optimizer, plain_inputs, axis_name=parallel.axis_name, flops_per_step=7, **options
-    )
+    step = make_train_step(task, optimizer, plain_inputs, axis_name=parallel.axis_name, **options)
     state = parallel.put_state(new_state(task, optimizer, ema=bool(options.get("ema_decay"))))
     metrics = parallel.put_state(task.metrics_type.empty())
-    train_step = parallel.train_step(step)
+    train_step = parallel.train_step(functools.partial(step, flops=7))
     for number in range(steps):
         batch = random_batch(16, seed=number)
         if uneven:

@@ -37,8 +37,8 @@ def build(settings: Settings) -> keras.Model:
     return keras.Model(images, {"age": age, "sex": sex})
 
 
-def setup(settings: Settings) -> Ready:
-    """The train or inference step."""
+def compiled_network(settings: Settings) -> keras.Model:
+    """The network with loss and optimizer."""
     net = build(settings)
     net.compile(
         optimizer=keras.optimizers.AdamW(1e-3, weight_decay=0.05, global_clipnorm=1.0),
@@ -48,6 +48,12 @@ def setup(settings: Settings) -> Ready:
         },
         loss_weights={"age": 1.0, "sex": SEX_WEIGHT},
     )
+    return net
+
+
+def setup(settings: Settings) -> Ready:
+    """The train or inference step."""
+    net = compiled_network(settings)
     batch = synthetic_batch(settings)
     x = batch["image"].astype("float32")
     y = {

@@ -94,7 +94,9 @@ def conv_transpose(x: Array, kernel: Array) -> Array:
     Returns:
       [B, 2H, 2W, F].
     """
-    return by_dilation(x, kernel)
+    if kernel.shape[0] > 2:
+        return by_dilation(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=by_product, default=by_dilation)
 
 
 def _conv_transpose_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -103,16 +105,25 @@ def _conv_transpose_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array
 
 def _conv_transpose_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    # Linear in either argument; a vjp would also compute, and count, the result once more.
-    (of_input,) = jax.linear_transpose(lambda x: by_dilation(x, kernel), x)(gradient)
 
-    def with_weights(function: Callable[[Array, Array], Array]) -> Callable[..., Array]:
+    # Linear in either argument; a vjp would also compute, and count, the result once more.
+    def of_input(function: Callable[[Array, Array], Array]) -> Callable[..., Array]:
+        return lambda x, gradient: jax.linear_transpose(lambda x: function(x, kernel), x)(gradient)[
+            0
+        ]
+
+    def of_kernel(function: Callable[[Array, Array], Array]) -> Callable[..., Array]:
         return lambda x, gradient: jax.linear_transpose(partial(function, x), kernel)(gradient)[0]
 
-    of_kernel = jax.lax.platform_dependent(
-        x, gradient, cpu=with_weights(by_phases), default=with_weights(by_dilation)
-    )
-    return of_input, of_kernel
+    product = kernel.shape[0] == 2
+    found = [
+        jax.lax.platform_dependent(x, gradient, cpu=part(form), default=part(by_dilation))
+        for part, form in (
+            (of_input, by_product if product else by_dilation),
+            (of_kernel, by_product if product else by_phases),
+        )
+    ]
+    return found[0], found[1]
 
 
 conv_transpose.defvjp(_conv_transpose_forward, _conv_transpose_backward)
@@ -121,6 +132,14 @@ conv_transpose.defvjp(_conv_transpose_forward, _conv_transpose_backward)
 def by_dilation(x: Array, kernel: Array) -> Array:
     """`conv_transpose` as XLA has it: a convolution of inputs that are spread with zeros."""
     return jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=_LAYOUT)
+
+
+def by_product(x: Array, kernel: Array) -> Array:
+    """`conv_transpose` of a kernel of 2 x 2, as one matrix product: no two taps meet a pixel."""
+    channels, features = kernel.shape[2:]
+    # SAME lets the last tap meet the first pixel.
+    taps = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(channels, 4 * features)
+    return depth_to_space(x @ taps, 2)
 
 
 def by_phases(x: Array, kernel: Array) -> Array:

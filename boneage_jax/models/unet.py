@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from boneage_jax.models.batch_norm import BatchNorm
+from boneage_jax.models.convolution import conv_general_dilated
 from boneage_jax.models.resolution import ConvTranspose, depth_to_space, max_pool, space_to_depth
 
 Array = jax.Array
@@ -82,6 +83,7 @@ class UNet(nn.Module):
             spec.block**2,
             (spec.head, spec.head),
             dtype=self.dtype,
+            conv_general_dilated=conv_general_dilated,
             bias_init=nn.initializers.constant(_PRIOR),
             name="head",
         )(x)
@@ -97,6 +99,7 @@ class UNet(nn.Module):
                 (3, 3),
                 use_bias=not spec.norm,
                 dtype=self.dtype,
+                conv_general_dilated=conv_general_dilated,
                 kernel_init=_HE,
                 name=f"{part}_conv",
             )(x)

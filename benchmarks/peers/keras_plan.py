@@ -1,0 +1,82 @@
+"""The train step of Keras on JAX, compiled for TPUs that are not there: the peer of `plan`.
+
+usage: python benchmarks/peers/keras_plan.py --output=FILE.json [--model=b4] [--size=380]
+           [--batch=512] [--dtype=bfloat16] [--topology=v5e:2x4]
+
+Keras's own `train_step` on the network, loss and optimizer of `keras_peer.py`: the state on every
+chip, the batch split over them, the state donated. Its counts are read as
+`python -m boneage_jax.plan` reads its own. Nothing is run. Needs the extras `plan` and `peers`.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+os.environ["KERAS_BACKEND"] = "jax"
+
+import jax
+import keras
+import numpy as np
+from contender import Settings
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from keras_peer import compiled_network
+
+from boneage_jax.chips import parse_machine
+from boneage_jax.planning import bounds, compile_and_count
+from boneage_jax.summary import versions
+from boneage_jax.topology import tpu_devices
+
+
+def main() -> None:
+    """Lowers, compiles, writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--model", default="b4")
+    parser.add_argument("--size", type=int, default=380)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--topology", default="v5e:2x4")
+    args = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    machine = parse_machine(args.topology)
+    mesh = Mesh(np.array(tpu_devices(machine.topology)), ("batch",))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    split = NamedSharding(mesh, PartitionSpec("batch"))
+
+    net = compiled_network(Settings(args.model, args.size, args.batch, args.dtype, "train"))
+    images = jax.ShapeDtypeStruct((args.batch, args.size, args.size, 1), np.float32, sharding=split)
+    column = jax.ShapeDtypeStruct((args.batch, 1), np.float32, sharding=split)
+    # Metrics and optimizer get their variables with the first batch; a small one does.
+    small = np.zeros((2, args.size, args.size, 1), np.float32), np.zeros((2, 1), np.float32)
+    net._symbolic_build(data_batch=(small[0], {"age": small[1], "sex": small[1]}))
+    variables = (
+        *(net.trainable_variables, net.non_trainable_variables),
+        *(net.optimizer.variables, net.metrics_variables),
+    )
+    state = tuple(
+        [jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=replicated) for v in group]
+        for group in variables
+    )
+    step = jax.jit(net.train_step, donate_argnums=0)
+    lowered = step.lower(state, (images, {"age": column, "sex": column}))
+    plan = {
+        "machine": {"topology": args.topology, "chips": machine.count},
+        "batch": {"images": args.batch, "images_per_chip": args.batch // machine.count},
+        "model": args.model,
+        "image_size": args.size,
+        "dtype": args.dtype,
+        "parameters": sum(int(np.prod(v.shape)) for v in net.trainable_variables),
+        **compile_and_count(lowered, machine.count),
+        "versions": versions() | {"keras": keras.__version__},
+    }
+    if plan["fits"]:
+        plan["flops_per_step"] = plan["compiler_flops_per_chip"] * machine.count
+        plan["bounds"] = bounds(plan, machine.chip, args.dtype)
+    args.output.write_text(json.dumps(plan, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in plan.items() if k not in ("versions", "collectives")}))
+
+
+if __name__ == "__main__":
+    main()
