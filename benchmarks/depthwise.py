@@ -92,12 +92,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", required=True, type=Path)
     args = parser.parse_args()
+    names = args.implementations.split(",")
+    if not set(names) <= {"lax", "shift"}:  # as a convolution alone `fused` is lax
+        parser.error(f"--implementations={args.implementations}: choose of lax,shift")
     device, table = jax.devices()[0], []
     counts = collections.Counter(layers(args.model, args.size))
     for layer, count in counts.items():
-        calls = contenders(
-            layer, args.batch, jnp.dtype(args.dtype), args.implementations.split(",")
-        )
+        calls = contenders(layer, args.batch, jnp.dtype(args.dtype), names)
         row = dict(zip(("size", "channels", "kernel", "stride"), layer, strict=True))
         row = {"backend": device.platform, "dtype": args.dtype, "batch": args.batch, **row}
         row |= {"layers": count}
