@@ -18,7 +18,8 @@ _DEPTHWISE = (
     "depthwise_shift_input_grad",
     "depthwise_shift_kernel_grad",
 )
-_PACKED = "packed_conv"  # of boneage_jax/models/convolution.py; its zeros do not count
+# Likewise convolutions of boneage_jax/models/convolution.py, whose zeros and borders do not count.
+_PACKED, _SWAPPED = "packed_conv", "swapped_weight_gradient"
 
 
 def count_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
@@ -53,9 +54,10 @@ def _count_equation(eqn: Any) -> int:
         return _count_conv(eqn)
     if name in ("jit", "pjit") and eqn.params.get("name") in _DEPTHWISE:
         return _count_depthwise(eqn)
-    if name in ("jit", "pjit") and eqn.params.get("name") == _PACKED:
-        kernel, result = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
-        return 2 * math.prod(kernel[:3]) * math.prod(result)
+    if name in ("jit", "pjit") and eqn.params.get("name") in (_PACKED, _SWAPPED):
+        known = _count_convolution(eqn)
+        if known:
+            return known
     if name == "scan":
         return eqn.params["length"] * _count(eqn.params["jaxpr"].jaxpr)
     if name == "cond":
@@ -106,6 +108,21 @@ def _count_conv(eqn: Any) -> int:
     groups = eqn.params["feature_group_count"] * eqn.params["batch_group_count"]
     by_input = 2 * taps * kernel[numbers.rhs_spec[0]] // groups * math.prod(image)
     return by_input if by_input <= by_output else by_output // dilation
+
+
+def _count_convolution(eqn: Any) -> int:
+    """2 x what a convolution or its weight gradient takes; 0 if it was batched or derived."""
+    shapes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars)]
+    if [len(shape) for shape in shapes] != [4, 4, 4]:
+        return 0
+    first, second, result = shapes
+    if eqn.params["name"] == _PACKED:  # inputs, kernel, result
+        kernel, pixels = second, result
+        known = (first[3], result[3]) == kernel[2:]
+    else:  # inputs, gradient, kernel
+        kernel, pixels = result, second
+        known = (first[3], second[3]) == kernel[2:]
+    return 2 * math.prod(kernel) * math.prod(pixels[:3]) if known else 0
 
 
 def _count_depthwise(eqn: Any) -> int:

@@ -55,10 +55,11 @@ def test_results_and_gradients_are_those_of_lax(channels, features, window, opti
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), got, want)
 
 
-def _loss(convolve):
+def _loss(convolve, padding="SAME", **options):
+    options |= {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
     def loss(x, kernel):
-        layout = ("NHWC", "HWIO", "NHWC")
-        return jnp.sum(jnp.square(convolve(x, kernel, (1, 1), "SAME", dimension_numbers=layout)))
+        return jnp.sum(jnp.square(convolve(x, kernel, (1, 1), padding, **options)))
 
     return loss
 
@@ -79,10 +80,17 @@ def test_patches_are_of_the_array_with_fewer_channels(convolve, shape):
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(6, 2), (2, 6), (40, 40)])
-def test_zeros_between_the_pixels_are_no_flops(inputs, outputs):
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_flops_are_those_of_lax(inputs, outputs, padding):
+    """Zeros between packed pixels and products at the borders are none."""
     x, kernel = jnp.zeros((2, 8, 8, inputs)), jnp.zeros((3, 3, inputs, outputs))
-    both = jax.grad(_loss(conv_general_dilated), (0, 1))
-    assert count_flops(both, x, kernel) == 3 * 2 * 9 * inputs * outputs * (2 * 8 * 8)
+    ours, reference = (
+        count_flops(jax.grad(_loss(f, padding), (0, 1)), x, kernel)
+        for f in (conv_general_dilated, jax.lax.conv_general_dilated)
+    )
+    assert ours == reference
+    if padding == "SAME":
+        assert ours == 3 * 2 * 9 * inputs * outputs * (2 * 8 * 8)
 
 
 @pytest.mark.parametrize("pixels", [1, 2, 4])
@@ -102,3 +110,81 @@ def test_groups_of_pixels_fill_a_row():
             assert width % pixels_of(channels, 10, 3, width) == 0
     assert pixels_of(1, 10, 3, 256) == 4 and pixels_of(10, 10, 3, 256) == 2
     assert pixels_of(10, 10, 1, 256) == pixels_of(64, 64, 3, 256) == 1
+    assert pixels_of(4, 64, 3, 256) == 1 and pixels_of(4, 8, 3, 6) == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"preferred_element_type": jnp.float32}, {"batch_group_count": 2}, {"precision": "highest"}],
+)
+def test_no_option_is_lost(options):
+    x = jnp.asarray(_normal(2, 8, 8, 6), jnp.bfloat16)
+    kernel = jnp.asarray(_normal(3, 3, 6, 2), jnp.bfloat16)
+    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    got, want = (
+        f(x, kernel, (1, 1), "SAME", **layout, **options)
+        for f in (conv_general_dilated, jax.lax.conv_general_dilated)
+    )
+    assert (got.shape, got.dtype) == (want.shape, want.dtype)
+    np.testing.assert_allclose(
+        np.asarray(got, np.float32), np.asarray(want, np.float32), rtol=2e-2, atol=0.1
+    )
+
+
+@pytest.mark.parametrize("how", ["option", "default"])
+def test_precision_holds_for_all_three_convolutions(how):
+    x, kernel = jnp.zeros((2, 8, 8, 6)), jnp.zeros((3, 3, 6, 2))
+    if how == "option":
+        grad = jax.grad(_loss(conv_general_dilated, precision="highest"), (0, 1))
+        text = jax.jit(grad).lower(x, kernel).as_text()
+    else:
+        # The backward pass is traced where the default is another one.
+        with jax.default_matmul_precision("highest"):
+            _, back = jax.vjp(_loss(conv_general_dilated), x, kernel)
+        text = jax.jit(back).lower(jnp.ones(())).as_text()
+    convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert len(convolutions) >= 2
+    assert all(line.count("HIGHEST") == 2 for line in convolutions)
+
+
+def test_bfloat16_rounds_like_lax():
+    x = jnp.asarray(_normal(2, 16, 16, 12), jnp.bfloat16)
+    kernel = jnp.asarray(_normal(3, 3, 12, 4), jnp.bfloat16)
+    got, want = (
+        jax.jit(jax.grad(_loss(f), (0, 1)))(x, kernel)
+        for f in (conv_general_dilated, jax.lax.conv_general_dilated)
+    )
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == jnp.bfloat16
+        difference = np.asarray(a - b, np.float32)
+        assert np.abs(difference).max() < 0.03 * np.abs(np.asarray(b, np.float32)).max()
+
+
+def test_a_batch_may_lie_on_several_devices():
+    """Under jit on a mesh, under pmap, and under shard_map, whose types say what varies."""
+    devices = jax.devices()[:2]
+    x, kernel = jnp.asarray(_normal(4, 8, 8, 6)), jnp.asarray(_normal(3, 3, 6, 2))
+    x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
+    loss = _loss(conv_general_dilated)
+    want = jax.grad(_loss(jax.lax.conv_general_dilated), (0, 1))(x, kernel)
+    mesh = jax.sharding.Mesh(np.array(devices), ("b",))
+    split, whole = jax.sharding.PartitionSpec("b"), jax.sharding.PartitionSpec()
+    shardings = tuple(jax.sharding.NamedSharding(mesh, spec) for spec in (split, whole))
+    on_mesh = jax.jit(jax.grad(loss, (0, 1)), in_shardings=shardings)(x, kernel)
+    mapped = jax.shard_map(
+        jax.grad(loss, (0, 1)), mesh=mesh, in_specs=(split, whole), out_specs=(split, whole)
+    )(x, kernel)
+    each = jax.pmap(jax.grad(loss, (0, 1)), in_axes=(0, None), devices=devices)
+    of_x, of_kernel = each(x.reshape(2, 2, 8, 8, 6), kernel)
+    for got in (on_mesh, mapped, (of_x.reshape(x.shape), of_kernel.sum(0))):
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_other_platforms_get_plain_convolutions(platform):
+    x, kernel = jnp.zeros((2, 8, 8, 6)), jnp.zeros((3, 3, 6, 2))
+    traced = jax.jit(jax.grad(_loss(conv_general_dilated), (0, 1))).trace(x, kernel)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.convolution") == 3
+    assert "packed_conv" not in text and "swapped_weight_gradient" not in text

@@ -1,5 +1,6 @@
 """Steps whose loss or gradients are not finite, in the step itself and in whole runs."""
 
+import functools
 import json
 
 import jax
@@ -32,12 +33,11 @@ def steps(batches, mode="jit", devices=1, accumulate=1, task=None):
         plain_inputs,
         axis_name=parallel.axis_name,
         accumulate=accumulate,
-        flops_per_step=7,
         ema_decay=0.9,
     )
     state = parallel.put_state(new_state(task, optimizer, ema=True))
     watched = parallel.put_state(Watched.begin(task.metrics_type.empty()))
-    train_step = parallel.train_step(step)
+    train_step = parallel.train_step(functools.partial(step, flops=7))
     for batch in batches:
         state, watched = train_step(state, watched, parallel.put_batch(batch))
         jax.block_until_ready(state)

@@ -6,12 +6,13 @@ empty, and the copy costs more than the product. So here
 
 - neighbouring pixels of a row are computed as channels of one (`packed_conv`): more columns, and
   one copy for all of them, against multiplications by zero. At 256 px, 8 images, 10 to 10 channels
-  it took 9.7 instead of 16.9 ms, at 128 px and 4 to 8 channels 1.1 instead of 3.7 ms.
+  it took 9.7 instead of 16.8 ms, at 128 px and 4 to 8 channels 1.1 instead of 3.7 ms.
 - the weight gradient, a convolution of the inputs with the gradient as a kernel of the size of an
   image, lets the two change places where the gradient has fewer channels: less to copy. At 128 px,
-  16 to 8 channels it took 5.1 instead of 8.5 ms, 40 to 20 channels 15 to 17 instead of 27 ms.
+  16 to 8 channels it took 5.1 instead of 8.5 ms, 40 to 20 channels 17 instead of 28 ms.
 
-(2 cores of an Intel Xeon.) Other backends get lax's own.
+(2 cores of an Intel Xeon, XLA's flags as `boneage_jax/xla_flags.py` sets them.) Other backends get
+lax's convolutions.
 """
 
 import functools
@@ -40,18 +41,21 @@ def conv_general_dilated(
 ) -> Array:
     """`jax.lax.conv_general_dilated`, as `flax.linen.Conv(conv_general_dilated=...)` calls it.
 
-    What this file is about is done without strides, dilations and groups, on [B, H, W, C] in and
-    out. Everything else is lax's.
+    What this file is about is done without strides, dilations, groups and further options but
+    `precision`, on [B, H, W, C] in and out; it has no forward-mode derivative. Everything else is
+    lax's.
     """
-    layout = jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    usual = layout == jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
+    precision = options.pop("precision", None)
     ones = (*window_strides, *(lhs_dilation or ()), *(rhs_dilation or ()), feature_group_count)
-    if usual and set(ones) == {1}:
+    plain = lhs.ndim == 4 and set(ones) == {1} and not any(v is not None for v in options.values())
+    if plain and _is_nhwc(lhs, rhs, dimension_numbers):
         if isinstance(padding, str):
             size, window = lhs.shape[1:3], rhs.shape[:2]
             padding = jax.lax.padtype_to_pads(size, window, (1, 1), padding)
         rows, columns = ((int(low), int(high)) for low, high in padding)
-        return _convolve(lhs, rhs, (rows, columns))
+        # Of the whole layer: the backward pass may run where another one is the default.
+        precision = precision or jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+        return _convolve(lhs, rhs, (rows, columns), precision)
     return jax.lax.conv_general_dilated(
         lhs,
         rhs,
@@ -61,42 +65,60 @@ def conv_general_dilated(
         rhs_dilation,
         dimension_numbers,
         feature_group_count,
+        precision=precision,
         **options,
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve(x: Array, kernel: Array, padding: Padding) -> Array:
-    return _on_cpu(_packed, _plain)(x, kernel, padding)
+def _is_nhwc(lhs: Array, rhs: Array, dimension_numbers: Any) -> bool:
+    usual = jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
+    return jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == usual
 
 
-def _forward(x: Array, kernel: Array, padding: Padding) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve(x, kernel, padding), (x, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x: Array, kernel: Array, padding: Padding, precision: Any) -> Array:
+    return _on_cpu(_packed, _plain, padding, precision)(x, kernel)
 
 
-def _backward(padding: Padding, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _forward(
+    x: Array, kernel: Array, padding: Padding, precision: Any
+) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve(x, kernel, padding, precision), (x, kernel)
+
+
+def _backward(
+    padding: Padding, precision: Any, saved: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
     x, kernel = saved
     # The gradient of the inputs is a convolution by the kernel turned around.
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    of_input = _on_cpu(_packed, _plain)(gradient, turned, _opposite(kernel.shape[:2], padding))
+    back = _opposite(kernel.shape[:2], padding)
+    of_input = _on_cpu(_packed, _plain, back, precision)(gradient, turned)
     wide = kernel.shape[2] > kernel.shape[3]
-    of_kernel = _on_cpu(weight_gradient if wide else _weight_gradient, _weight_gradient)
-    return of_input, of_kernel(x, gradient, padding)
+    ours = swapped_weight_gradient if wide else _weight_gradient
+    of_kernel = _on_cpu(ours, _weight_gradient, padding, precision)(x, gradient)
+    return _summed(of_input, x), _summed(of_kernel, kernel)
 
 
 _convolve.defvjp(_forward, _backward)
 
 
 # Jitted for its name, by which its FLOPs are counted (boneage_jax/flops.py).
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def packed_conv(x: Array, kernel: Array, padding: Padding, pixels: int) -> Array:
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def packed_conv(
+    x: Array, kernel: Array, padding: Padding, pixels: int, precision: Any = None
+) -> Array:
     """A convolution of stride 1 that computes so many pixels of a row as one.
+
+    An infinity in `x` also makes pixels of its group non-finite that do not read it: zero times
+    infinity is NaN.
 
     Args:
       x: [B, H, W, C].
       kernel: [rows, columns, C, F].
       padding: in pixels: ((top, bottom), (left, right)).
       pixels: divides the columns of the result.
+      precision: as lax takes it.
 
     Returns:
       [B, H', W', F].
@@ -107,7 +129,9 @@ def packed_conv(x: Array, kernel: Array, padding: Padding, pixels: int) -> Array
         [jnp.pad(kernel, ((0, 0), (i, pixels - 1 - i), (0, 0), (0, 0))) for i in range(pixels)],
         axis=-1,
     )
-    groups = jax.lax.conv_general_dilated(x, windows, (1, pixels), padding, dimension_numbers=_NHWC)
+    groups = jax.lax.conv_general_dilated(
+        x, windows, (1, pixels), padding, dimension_numbers=_NHWC, precision=precision
+    )
     width = x.shape[2] + sum(padding[1]) - columns + 1
     return groups.reshape(*groups.shape[:2], width, features)
 
@@ -120,65 +144,84 @@ def pixels_of(inputs: int, outputs: int, columns: int, width: int) -> int:
       columns: of the kernel.
       width: columns of the result.
     """
-    few = 4 if inputs <= 4 else 2 if min(inputs, outputs) <= 20 and inputs + outputs <= 60 else 1
-    return few if columns > 1 and width % few == 0 else 1
+    # Where lax has many columns to multiply by, more of them cost more than the copy.
+    few = 2 if inputs + outputs <= 40 and width % 2 == 0 else 1
+    few = 4 if inputs <= 4 and outputs <= 16 and width % 4 == 0 else few
+    return few if columns > 1 else 1
 
 
-def weight_gradient(x: Array, gradient: Array, padding: Padding) -> Array:
+@functools.partial(jax.jit, static_argnums=(2, 3))  # for its name, as above
+def swapped_weight_gradient(
+    x: Array, gradient: Array, padding: Padding, precision: Any = None
+) -> Array:
     """Of a convolution of stride 1: the gradient, convolved by the inputs.
 
     Args:
       x: [B, H, W, C].
       gradient: of the result, [B, H', W', F].
       padding: of the convolution, in pixels: ((top, bottom), (left, right)).
+      precision: as lax takes it.
 
     Returns:
       [rows, columns, C, F].
     """
+    window = [x.shape[axis] + sum(padding[axis - 1]) - gradient.shape[axis] + 1 for axis in (1, 2)]
     # Tap k meets x[o + k - low] at output o: at input i that is the gradient at i - k + low.
-    backwards = jax.lax.conv_general_dilated(
-        gradient,
-        x,
-        (1, 1),
-        _opposite(_window(x, gradient, padding), padding),
-        dimension_numbers=("CHWN", "IHWO", "HWNC"),
-    )
+    backwards = _weight_gradient(gradient, x, _opposite(window, padding), precision)
     return backwards[::-1, ::-1].swapaxes(2, 3)
 
 
-def _weight_gradient(x: Array, gradient: Array, padding: Padding) -> Array:
+def _weight_gradient(x: Array, gradient: Array, padding: Padding, precision: Any) -> Array:
     """The same as lax has it."""
     return jax.lax.conv_general_dilated(
-        x, gradient, (1, 1), padding, dimension_numbers=("CHWN", "IHWO", "HWNC")
+        *(x, gradient, (1, 1), padding),
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        precision=precision,
     )
 
 
-def _packed(x: Array, kernel: Array, padding: Padding) -> Array:
+def _packed(x: Array, kernel: Array, padding: Padding, precision: Any) -> Array:
     _, columns, inputs, outputs = kernel.shape
     width = x.shape[2] + sum(padding[1]) - columns + 1
     pixels = pixels_of(inputs, outputs, columns, width)
     if pixels == 1:
-        return _plain(x, kernel, padding)
-    return packed_conv(x, kernel, padding, pixels)
+        return _plain(x, kernel, padding, precision)
+    return packed_conv(x, kernel, padding, pixels, precision)
 
 
-def _plain(x: Array, kernel: Array, padding: Padding) -> Array:
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_NHWC)
+def _plain(x: Array, kernel: Array, padding: Padding, precision: Any) -> Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), padding, dimension_numbers=_NHWC, precision=precision
+    )
 
 
-def _on_cpu(ours: Callable[..., Array], other: Callable[..., Array]) -> Callable[..., Array]:
-    """`ours` where the program is compiled for a CPU, else `other`; both of (a, b, padding)."""
+def _on_cpu(
+    ours: Callable[..., Array], other: Callable[..., Array], padding: Padding, precision: Any
+) -> Callable[[Array, Array], Array]:
+    """`ours` where the program is compiled for a CPU, else `other`."""
 
-    def choose(a: Array, b: Array, padding: Padding) -> Array:
-        cpu, default = (functools.partial(f, padding=padding) for f in (ours, other))
-        return jax.lax.platform_dependent(a, b, cpu=cpu, default=default)
+    def choose(a: Array, b: Array) -> Array:
+        return jax.lax.platform_dependent(
+            a,
+            b,
+            cpu=lambda a, b: ours(a, b, padding, precision),
+            default=lambda a, b: other(a, b, padding, precision),
+        )
 
     return choose
 
 
-def _window(x: Array, gradient: Array, padding: Padding) -> Sequence[int]:
-    """Rows and columns of the kernel."""
-    return [x.shape[axis] + sum(padding[axis - 1]) - gradient.shape[axis] + 1 for axis in (1, 2)]
+def _summed(gradient: Array, like: Array) -> Array:
+    """Summed over the device axes of a `jax.shard_map` over which `like` does not vary."""
+    missing = _varying(gradient) - _varying(like)
+    return jax.lax.psum(gradient, tuple(missing)) if missing else gradient
+
+
+def _varying(a: Array) -> frozenset[str]:
+    kind: Any = jax.typeof(a)
+    if hasattr(kind, "manual_axis_type"):  # of JAX 0.10
+        return frozenset(kind.manual_axis_type.varying)
+    return frozenset(getattr(kind, "vma", ()))
 
 
 def _opposite(window: Sequence[int], padding: Padding) -> Padding:
