@@ -5,8 +5,8 @@ usage: python benchmarks/cpu_settings.py --output=FILE.csv [--rounds=3] [--steps
 
 Settings, each beside those before it: malloc as it is; huge pages (`huge_pages.use_huge_pages`);
 holes closed behind a compilation (`compiler.tidy_heap`); XLA's flags (`xla_flags.choose_for_cpu`).
-Each is timed in a process that compiles its step, and in processes that find it in the compilation
-cache, in turns over the rounds. FILE.csv has a line per process.
+Each is timed in processes that compile their step, and in processes that find it in the compilation
+cache, in turns over the rounds. FILE.csv has a line per process; a JSON beside it says where.
 """
 
 import argparse
@@ -18,6 +18,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from provenance import write_provenance
 
 SETTINGS = ("malloc as it is", "huge pages", "holes closed", "XLA's flags")
 FIELDS = ("model", "size", "batch", "settings", "start", "first_step_seconds")
@@ -83,14 +85,18 @@ def main() -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for case in args.cases:
-            for start in ("compiled", *["from the cache"] * args.rounds):
+            for number in range(2 * args.rounds):
+                start = "compiled" if number < args.rounds else "from the cache"
                 for level, name in enumerate(SETTINGS):
-                    cache = Path(scratch, f"{case}-{level}")
+                    cache = Path(scratch, f"{case}-{level}-{min(number, args.rounds)}")
+                    if number == args.rounds:
+                        measure(case, level, cache, 1)  # fills it
                     times = measure(case, level, cache, args.steps)
                     row = [*case.split(":"), name, start, *(f"{x:.6g}" for x in times)]
                     writer.writerow(row)
                     file.flush()
                     print(*row, sep=", ", flush=True)
+    write_provenance(args.output, settings=list(SETTINGS), rounds=args.rounds)
 
 
 if __name__ == "__main__":

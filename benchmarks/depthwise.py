@@ -26,6 +26,7 @@ if __name__ == "__main__":
 
 import jax
 import jax.numpy as jnp
+from provenance import write_provenance
 
 from boneage_jax.models.depthwise import depthwise_conv
 from boneage_jax.models.efficientnet import STAGES, VARIANTS, round_filters, stage_repeats
@@ -109,6 +110,7 @@ def main() -> None:
         writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()
         writer.writerows(table)
+    write_provenance(args.output, model=args.model, size=args.size, batch=args.batch)
 
 
 if __name__ == "__main__":

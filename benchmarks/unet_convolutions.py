@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from provenance import write_provenance
+
 from boneage_jax.huge_pages import use_huge_pages
 from boneage_jax.xla_flags import choose_for_cpu
 
@@ -102,6 +104,9 @@ def main() -> None:
                     total[f"{who}, {name}"] += times * median
                     row = (args.model, side, inputs, outputs, times, name, who)
                     writer.writerow((*row, f"{median:.6f}", f"{flops / median / 1e9:.1f}"))
+    write_provenance(
+        args.output, model=args.model, size=args.size, batch=args.batch, seconds=dict(total)
+    )
     print(*(f"{name}: {1e3 * seconds:.0f} ms" for name, seconds in total.items()), sep="\n")
 
 

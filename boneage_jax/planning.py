@@ -88,7 +88,8 @@ def plan_run(
         lowered = lower_train_step(run)
         middle = time.monotonic()
         plan |= compile_and_count(lowered, machine.count)
-        plan.setdefault("compile_seconds", {})["lower"] = middle - began
+        if plan["fits"]:
+            plan["compile_seconds"]["lower"] = middle - began
     else:
         plan |= _lower(run)
     plan["bounds"] = bounds(plan, machine.chip, tuned.model.dtype)
@@ -255,9 +256,9 @@ def compile_and_count(lowered: Any, chips: int) -> dict[str, Any]:
       lowered: `jax.stages.Lowered` for these devices.
 
     Returns:
-      `fits`; where it does also `compile_seconds`, `memory_per_chip`, `compiler_flops_per_chip`,
-      `bytes_accessed_per_chip`, `main_memory_bytes_per_chip` and `collectives`; where it does not
-      `does_not_fit`, the compiler's sentence.
+      `fits`; where it does also `compile_seconds` (of `compile`), `memory_per_chip`,
+      `compiler_flops_per_chip`, `bytes_accessed_per_chip`, `main_memory_bytes_per_chip` and
+      `collectives`; where it does not `does_not_fit`, the compiler's sentence.
 
     Raises:
       InputError: the compiler refuses the program for another reason than its memory.

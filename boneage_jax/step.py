@@ -8,7 +8,7 @@ pmap and is None under jit, where the batch is one global array.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import clu.metrics
 import jax
@@ -21,11 +21,18 @@ from boneage_jax.tasks.task import Task
 
 Batch = dict[str, jax.Array]
 Metrics: TypeAlias = clu.metrics.Collection
-TrainStep = Callable[..., tuple[TrainState, Any]]
 Inputs = Callable[[Batch, jax.Array | None], Batch]
 EvalStep = Callable[[Tree, Batch], tuple[Metrics, Batch]]
 Wanted = Callable[[tuple[str, ...]], bool]
 _VIEWS = 0  # seed of the views in evaluation
+
+
+class TrainStep(Protocol):
+    """One update: `(state, metrics, batch) -> (state, metrics)`, see `make_train_step`."""
+
+    def __call__(
+        self, state: TrainState, metrics: Any, batch: Batch, flops: int = 0
+    ) -> tuple[TrainState, Any]: ...
 
 
 def _everything(path: tuple[str, ...]) -> bool:
@@ -84,7 +91,8 @@ def make_train_step(
         loss = (per_image * batch["weight"]).sum() / jnp.maximum(total_weight, 1e-6)
         return loss, (batch_stats, task.metrics(per_image, parts, outputs, batch))
 
-    # Jitted for its trace alone, which JAX keeps: it is that of counting FLOPs and of compiling.
+    # Jitted for its trace, which JAX keeps: under jit over a mesh, counting FLOPs makes it and
+    # compiling finds it.
     @functools.partial(jax.jit, inline=True)
     def gradients(state: TrainState, batch: Batch) -> Any:
         root = jax.random.wrap_key_data(state.rng)

@@ -11,6 +11,7 @@ chip, the batch split over them, the state donated. Its counts are read as
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "jax"
@@ -23,12 +24,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from keras_peer import compiled_network
 
 from boneage_jax.chips import parse_machine
+from boneage_jax.errors import InputError, door
+from boneage_jax.flops import count_flops
+from boneage_jax.parallel import check_batch
 from boneage_jax.planning import bounds, compile_and_count
 from boneage_jax.summary import versions
 from boneage_jax.topology import tpu_devices
 
 
-def main() -> None:
+def main() -> int:
     """Lowers, compiles, writes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -41,6 +45,9 @@ def main() -> None:
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     machine = parse_machine(args.topology)
+    if machine.chip is None or machine.platform != "tpu":
+        raise InputError(f"--topology={args.topology}: choose v4, v5e, v5p or v6e, e.g. v5e:2x4")
+    check_batch("batch", args.batch, machine.count)
     mesh = Mesh(np.array(tpu_devices(machine.topology)), ("batch",))
     replicated = NamedSharding(mesh, PartitionSpec())
     split = NamedSharding(mesh, PartitionSpec("batch"))
@@ -60,23 +67,25 @@ def main() -> None:
         for group in variables
     )
     step = jax.jit(net.train_step, donate_argnums=0)
-    lowered = step.lower(state, (images, {"age": column, "sex": column}))
+    data = images, {"age": column, "sex": column}
+    lowered = step.lower(state, data)
     plan = {
         "machine": {"topology": args.topology, "chips": machine.count},
         "batch": {"images": args.batch, "images_per_chip": args.batch // machine.count},
         "model": args.model,
         "image_size": args.size,
         "dtype": args.dtype,
+        "flops_per_step": count_flops(net.train_step, state, data),
         "parameters": sum(int(np.prod(v.shape)) for v in net.trainable_variables),
         **compile_and_count(lowered, machine.count),
         "versions": versions() | {"keras": keras.__version__},
     }
     if plan["fits"]:
-        plan["flops_per_step"] = plan["compiler_flops_per_chip"] * machine.count
         plan["bounds"] = bounds(plan, machine.chip, args.dtype)
     args.output.write_text(json.dumps(plan, indent=1) + "\n")
     print(json.dumps({k: v for k, v in plan.items() if k not in ("versions", "collectives")}))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(door(main))

@@ -3,8 +3,8 @@
 The functions are those of `flax.linen.max_pool` and `flax.linen.ConvTranspose`, and so are
 parameters and initial values; XLA's CPU backend is slow at two of their gradients. It scatters the
 gradient of a maximum value by value, and it has no fast kernel for the weight gradient of a
-transposed convolution: without the two a step of `unet_10` on 8 images of 256 px took 1,000 instead
-of 1,620 ms, one of `unet` 90 instead of 128 ms (2 cores of an Intel Xeon).
+transposed convolution: a step of `unet_10` on 8 images of 256 px took 1,620 ms with both, 1,000 ms
+as they are done here, one of `unet` 128 and 90 ms (2 cores of an Intel Xeon).
 """
 
 from collections.abc import Callable
