@@ -185,29 +185,25 @@ class Run:
 
     @functools.cached_property
     def _costs(self) -> Callable[[Stretch], int]:
+        return functools.cache(self._count)
+
+    def _count(self, stretch: Stretch) -> int:
+        config, facts = self.config, self.facts
         if self.parallel.mode == "pmap":  # a step that knows of its axis counts one device
-            return functools.cache(lambda stretch: _train_flops(self.config, self.facts, stretch))
+            return _train_flops(config, facts, stretch)
         # Shapes with their placement: so that compiling finds the trace that counting has made.
-        shapes = functools.cache(
-            lambda: (
-                self.parallel.state_shapes(
-                    lambda: fresh_state(self.config, self.facts, self.task, self.optimizer)
-                ),
-                self.task.metrics_type.empty(),
-                self.parallel.batch_shapes(
-                    batch_shapes(self.config.batch_size, self.facts, self.task)
-                ),
-            )
+        shapes = self.parallel.state_shapes(
+            lambda: fresh_state(config, facts, self.task, self.optimizer)
         )
-        return functools.cache(lambda stretch: count_flops(self._pure_steps(stretch), *shapes()))
+        batch = self.parallel.batch_shapes(batch_shapes(config.batch_size, facts, self.task))
+        step = self._pure_steps(stretch)
+        return count_flops(step, shapes, self.task.metrics_type.empty(), batch)
 
     @functools.cached_property
     def _pure_steps(self) -> Callable[[Stretch], TrainStep]:
-        return functools.cache(
-            lambda stretch: _pure_train_step(
-                self.config, self.facts, stretch, self.total_steps, self.parallel.axis_name
-            )
-        )
+        known = self.config, self.facts
+        rest = self.total_steps, self.parallel.axis_name
+        return functools.cache(lambda stretch: _pure_train_step(*known, stretch, *rest))
 
     def train_step_at(self, step: int) -> Any:
         """The train step on the devices that makes update number `step`, from 0."""

@@ -6,13 +6,13 @@ empty, and the copy costs more than the product. So here
 
 - neighbouring pixels of a row are computed as channels of one (`packed_conv`): more columns, and
   one copy for all of them, against multiplications by zero. At 256 px, 8 images, 10 to 10 channels
-  it took 9.7 instead of 16.8 ms, at 128 px and 4 to 8 channels 1.1 instead of 3.7 ms.
+  it took 8.7 instead of 16.0 ms, at 128 px and 4 to 8 channels 1.2 instead of 3.7 ms.
 - the weight gradient, a convolution of the inputs with the gradient as a kernel of the size of an
   image, lets the two change places where the gradient has fewer channels: less to copy. At 128 px,
-  16 to 8 channels it took 5.1 instead of 8.5 ms, 40 to 20 channels 17 instead of 28 ms.
+  16 to 8 channels it took 5.1 instead of 8.6 ms, 40 to 20 channels 15 instead of 25 ms.
 
-(2 cores of an Intel Xeon, XLA's flags as `boneage_jax/xla_flags.py` sets them.) Other backends get
-lax's convolutions.
+(2 cores of an Intel Xeon, XLA's flags as `boneage_jax/xla_flags.py` sets them;
+`benchmarks/results/speed/*_convolutions.csv`.) Other backends get lax's convolutions.
 """
 
 import functools
