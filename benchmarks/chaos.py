@@ -28,9 +28,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from boneage_jax.report.writer import read_metrics
-from boneage_jax.summary import hardware, versions
-from boneage_jax.workdir import load_trained
+from boneage_jax.evaluation.summary import hardware, versions
+from boneage_jax.report.metric_writer import read_metrics
+from boneage_jax.storage.workdir import load_trained
 
 ROOT = Path(__file__).parent.parent
 _SAVING = re.compile(r"(\d+)\.orbax-checkpoint-tmp.*")

@@ -28,7 +28,7 @@ COLUMNS = (*FIELDS, "median_seconds", "low_seconds", "high_seconds", "steps")
 
 def child(model: str, size: int, batch: int, level: int, cache: str, steps: int) -> None:
     """One process: prints its timings as JSON."""
-    from boneage_jax.xla_flags import choose_for_cpu
+    from boneage_jax.runtime.xla_flags import choose_for_cpu
 
     if level >= 3:
         choose_for_cpu()
@@ -37,9 +37,9 @@ def child(model: str, size: int, batch: int, level: int, cache: str, steps: int)
 
     from boneage_jax.benchmarking.settings import synthetic_facts
     from boneage_jax.benchmarking.steps import Stepper, synthetic_batch
-    from boneage_jax.compiler import tidy_heap
     from boneage_jax.config import base_config, check_config
-    from boneage_jax.recipe import build_run
+    from boneage_jax.runtime.compiler import tidy_heap
+    from boneage_jax.training.run import build_run
 
     if level >= 2:
         tidy_heap()
@@ -63,7 +63,7 @@ def child(model: str, size: int, batch: int, level: int, cache: str, steps: int)
 
 def measure(case: str, level: int, cache: Path, steps: int) -> list[float]:
     """Timings of a fresh process with the settings up to `level`."""
-    from boneage_jax.huge_pages import TUNABLES
+    from boneage_jax.runtime.cpu_memory import TUNABLES
 
     environment = os.environ | {"GLIBC_TUNABLES": TUNABLES if level else "", "JAX_PLATFORMS": "cpu"}
     environment.pop("XLA_FLAGS", None)

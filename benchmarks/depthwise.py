@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from boneage_jax.huge_pages import use_huge_pages
+from boneage_jax.runtime.cpu_memory import use_huge_pages
 
 if __name__ == "__main__":
     use_huge_pages()  # before JAX is loaded

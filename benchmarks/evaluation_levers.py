@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from boneage_jax.compile_cache import use_compile_cache
 from boneage_jax.data.source import Split, open_dataset
-from boneage_jax.evaluation import Rows, corrected, evaluate_split, with_labels
-from boneage_jax.workdir import Trained, load_trained
+from boneage_jax.evaluation.evaluate_split import Rows, corrected, evaluate_split, with_labels
+from boneage_jax.runtime.compile_cache import use_compile_cache
+from boneage_jax.storage.workdir import Trained, load_trained
 
 
 def evaluated(trained: Trained, split: Split, **changes: object) -> Rows:

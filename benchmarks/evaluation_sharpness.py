@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from boneage_jax.data.source import open_dataset
-from boneage_jax.evaluation import evaluate_split, with_labels
-from boneage_jax.workdir import Trained, load_trained
+from boneage_jax.evaluation.evaluate_split import evaluate_split, with_labels
+from boneage_jax.storage.workdir import Trained, load_trained
 
 _GEOMETRY = ("rotate", "translate", "zoom", "shear")
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from boneage_jax.config import base_config, check_config
 from boneage_jax.data.files import read_grey
-from boneage_jax.facts import Facts
-from boneage_jax.recipe import build_run
-from boneage_jax.workdir import Trained, load_trained
+from boneage_jax.data.info import Facts
+from boneage_jax.storage.workdir import Trained, load_trained
+from boneage_jax.training.run import build_run
 from tfds_rsna.hand_mask.pairs import find_pairs
 from tfds_rsna.radiograph_folder.table import Columns
 from tfds_rsna.radiograph_folder.table import read_table as read_folder_table

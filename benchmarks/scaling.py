@@ -40,7 +40,7 @@ def config_of(images: int, dtype: str) -> Any:
 
 def on_paper(chips: int, per_chip: int) -> dict[str, Any]:
     """One row: what the TPU compiler makes of the step for so many chips."""
-    from boneage_jax.planning import plan_run
+    from boneage_jax.planning.plan_run import plan_run
 
     topology = f"v5e:{TOPOLOGIES[chips]}"
     plan = plan_run(config_of(chips * per_chip, "bfloat16"), topology)
@@ -76,8 +76,8 @@ def on_this_host(devices: int, per_chip: int, steps: int = 10) -> dict[str, Any]
     import numpy as np
 
     from boneage_jax.config import check_config
-    from boneage_jax.facts import facts_on_paper
-    from boneage_jax.recipe import batch_shapes, build_run, fresh_state
+    from boneage_jax.data.info import facts_on_paper
+    from boneage_jax.training.run import batch_shapes, build_run, fresh_state
 
     config = check_config(config_of(devices * per_chip, "float32"))
     facts, _, _ = facts_on_paper(config.data)

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from provenance import write_provenance
 
-from boneage_jax.huge_pages import use_huge_pages
-from boneage_jax.xla_flags import choose_for_cpu
+from boneage_jax.runtime.cpu_memory import use_huge_pages
+from boneage_jax.runtime.xla_flags import choose_for_cpu
 
 COLUMNS = (
     *("model", "pixels", "inputs", "outputs", "times", "pass"),

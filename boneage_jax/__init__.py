@@ -11,12 +11,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "create_model": "boneage_jax.models.registry",
-    "train": "boneage_jax.training",
-    "load_predictor": "boneage_jax.predictor",
-    "load_segmenter": "boneage_jax.segmenter",
-    "load_pretrained": "boneage_jax.pretrained",
-    "pretrained_options": "boneage_jax.pretrained",
-    "source_normalization": "boneage_jax.pretrained",
+    "train": "boneage_jax.training.train",
+    "load_predictor": "boneage_jax.inference.predictor",
+    "load_segmenter": "boneage_jax.inference.segmenter",
+    "load_pretrained": "boneage_jax.pretrained.load_pretrained",
+    "pretrained_options": "boneage_jax.pretrained.load_pretrained",
+    "source_normalization": "boneage_jax.pretrained.load_pretrained",
     "count_flops": "boneage_jax.flops",
     "InputError": "boneage_jax.errors",
 }
@@ -35,11 +35,15 @@ __all__ = [
 if TYPE_CHECKING:
     from boneage_jax.errors import InputError
     from boneage_jax.flops import count_flops
+    from boneage_jax.inference.predictor import load_predictor
+    from boneage_jax.inference.segmenter import load_segmenter
     from boneage_jax.models.registry import create_model
-    from boneage_jax.predictor import load_predictor
-    from boneage_jax.pretrained import load_pretrained, pretrained_options, source_normalization
-    from boneage_jax.segmenter import load_segmenter
-    from boneage_jax.training import train
+    from boneage_jax.pretrained.load_pretrained import (
+        load_pretrained,
+        pretrained_options,
+        source_normalization,
+    )
+    from boneage_jax.training.train import train
 
 
 def __getattr__(name: str) -> Any:

@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 
 from boneage_jax.errors import InputError, door
-from boneage_jax.huge_pages import use_huge_pages
-from boneage_jax.xla_flags import choose_for_cpu
+from boneage_jax.runtime.cpu_memory import use_huge_pages
+from boneage_jax.runtime.xla_flags import choose_for_cpu
 
 
 def main() -> int:
@@ -45,8 +45,8 @@ def main() -> int:
         table_lines,
         write_benchmark,
     )
-    from boneage_jax.compiler import hide_latency, tidy_heap
     from boneage_jax.main import parse
+    from boneage_jax.runtime.compiler import hide_latency, tidy_heap
 
     config, default = parse(rest)
     recipe, settings, facts = check_bench(config)

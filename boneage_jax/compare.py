@@ -12,8 +12,8 @@ import json
 import sys
 from pathlib import Path
 
-from boneage_jax.comparison import align, compare, read_predictions
 from boneage_jax.errors import InputError, door
+from boneage_jax.experiments.bootstrap import align, compare, read_predictions
 
 
 def main() -> None:

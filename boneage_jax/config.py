@@ -10,8 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from boneage_jax.correction import METHODS
 from boneage_jax.errors import InputError
+from boneage_jax.inference.bias_correction import METHODS
 
 # Keys that change how a run is executed but not what it learns: free to differ on a restart.
 RUNTIME_KEYS = frozenset(
@@ -37,7 +37,7 @@ def base_config() -> ConfigDict:
     config = ConfigDict()
     config.task = "bone_age"
     config.seed = 0
-    config.parallel = "jit"  # jit | pmap: see boneage_jax/parallel.py
+    config.parallel = "jit"  # jit | pmap: see boneage_jax/runtime/parallel.py
     config.batch_size = 32  # images per step over all devices
     config.eval_batch_size = 64
     config.accumulate = 1  # micro-batches per step
@@ -116,7 +116,7 @@ def base_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.name = "efficientnet_b4"
-    config.model.pretrained = ""  # weights of the backbone, see boneage_jax/pretrained.py
+    config.model.pretrained = ""  # weights of the backbone, see docs/pretrained.md
     config.model.dtype = "float32"  # of the computation; parameters are always float32
     config.model.drop_path_rate = 0.2
     config.model.bn_momentum = 0.99

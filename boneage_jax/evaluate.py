@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from boneage_jax.errors import door
-from boneage_jax.huge_pages import use_huge_pages
-from boneage_jax.split_lock import TEST, check_unlocked, note_opening
-from boneage_jax.xla_flags import choose_for_cpu
+from boneage_jax.evaluation.split_lock import TEST, check_unlocked, note_opening
+from boneage_jax.runtime.cpu_memory import use_huge_pages
+from boneage_jax.runtime.xla_flags import choose_for_cpu
 
 
 def evaluate(
@@ -42,12 +42,12 @@ def evaluate(
         data cannot be opened.
     """
     check_unlocked(split, unlock_test)
-    from boneage_jax.bucket import open_workdir, push
-    from boneage_jax.calibration import CALIBRATION, Calibration
     from boneage_jax.data.source import open_dataset
-    from boneage_jax.ensemble import average, load_members, predict_split, report_members
-    from boneage_jax.evaluation import corrected, with_labels
-    from boneage_jax.report.write import write_report
+    from boneage_jax.evaluation.evaluate_split import corrected, with_labels
+    from boneage_jax.inference.calibration import CALIBRATION, Calibration
+    from boneage_jax.report.run_report import write_report
+    from boneage_jax.storage.bucket import open_workdir, push
+    from boneage_jax.training.ensemble import average, load_members, predict_split, report_members
 
     workdir = open_workdir(workdir)
     members = load_members(workdir)
@@ -86,10 +86,10 @@ def main() -> None:
     parser.add_argument("--data_dir", default="", help="prepared data, if it moved")
     args = parser.parse_args()
 
-    from boneage_jax.bucket import address_of
-    from boneage_jax.compile_cache import use_compile_cache
-    from boneage_jax.compiler import tidy_heap
     from boneage_jax.report.page import summary_lines
+    from boneage_jax.runtime.compile_cache import use_compile_cache
+    from boneage_jax.runtime.compiler import tidy_heap
+    from boneage_jax.storage.bucket import address_of
 
     use_compile_cache()
     tidy_heap()

@@ -20,8 +20,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from boneage_jax.errors import InputError, door
-from boneage_jax.huge_pages import use_huge_pages
-from boneage_jax.xla_flags import choose_for_cpu
+from boneage_jax.runtime.cpu_memory import use_huge_pages
+from boneage_jax.runtime.xla_flags import choose_for_cpu
 
 
 def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path]:
@@ -69,8 +69,8 @@ def main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__.strip())
         return 0
-    from boneage_jax.cluster import join_as_told, place
-    from boneage_jax.pulse import Pulse
+    from boneage_jax.runtime.distributed import join_as_told, place
+    from boneage_jax.runtime.heartbeat import Pulse
 
     argv = join_as_told(sys.argv[1:])
     with Pulse(expected=place()[1]):
@@ -80,11 +80,11 @@ def main() -> int:
 def _train(argv: Sequence[str]) -> int:
     config, workdir = parse(argv)
 
-    from boneage_jax.bucket import address_of
-    from boneage_jax.compile_cache import use_compile_cache
-    from boneage_jax.compiler import hide_latency, tidy_heap
     from boneage_jax.report.page import summary_lines
-    from boneage_jax.training import train
+    from boneage_jax.runtime.compile_cache import use_compile_cache
+    from boneage_jax.runtime.compiler import hide_latency, tidy_heap
+    from boneage_jax.storage.bucket import address_of
+    from boneage_jax.training.train import train
 
     if config.get("compile_cache", True):
         use_compile_cache()
@@ -99,7 +99,7 @@ def run() -> None:
     """Console script."""
     choose_for_cpu()
     use_huge_pages()  # before anything loads JAX
-    from boneage_jax.cluster import parting
+    from boneage_jax.runtime.distributed import parting
 
     with parting():
         sys.exit(door(main))

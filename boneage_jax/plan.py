@@ -9,7 +9,7 @@ usage: python -m boneage_jax.plan --config=FILE.py[:PRESET] --topology=TOPOLOGY
                 h100:8, a100:8), for which only what needs no compiler is told
   --output      also writes everything as JSON
   --train_images=N          size of the training split, where it is not known without the data
-  --price_per_chip_hour=USD instead of the price in boneage_jax/chips.py
+  --price_per_chip_hour=USD instead of the price in boneage_jax/planning/chips.py
 
 The real train step is compiled, never run. Minutes for EfficientNet-B4 at 512 px.
 """
@@ -58,8 +58,8 @@ def main() -> int:
     import jax
 
     from boneage_jax.main import parse as parse_config
-    from boneage_jax.planning import plan_run
-    from boneage_jax.report.plan_text import plan_lines
+    from boneage_jax.planning.plan_run import plan_run
+    from boneage_jax.planning.plan_text import plan_lines
 
     jax.config.update("jax_platforms", "cpu")  # no TPU or GPU of this machine is touched
     config, _ = parse_config(rest)

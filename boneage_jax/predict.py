@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from boneage_jax.data.files import find_images, read_grey
 from boneage_jax.errors import InputError, door
-from boneage_jax.huge_pages import use_huge_pages
-from boneage_jax.xla_flags import choose_for_cpu
+from boneage_jax.runtime.cpu_memory import use_huge_pages
+from boneage_jax.runtime.xla_flags import choose_for_cpu
 
 if TYPE_CHECKING:
-    from boneage_jax.predictor import Predictor
+    from boneage_jax.inference.predictor import Predictor
 
 COLUMNS = ("file", "bone_age_months", "low_months", "high_months", "p_male", "accepted", "error")
 _SEXES = {"1": 1, "true": 1, "m": 1, "male": 1, "0": 0, "false": 0, "f": 0, "female": 0, "": -1}
@@ -113,9 +113,9 @@ def main() -> int:
     if args.output.is_dir() or not args.output.absolute().parent.is_dir():
         raise InputError(f"--output={args.output} must name a CSV file in a folder that exists")
 
-    from boneage_jax.compile_cache import use_compile_cache
-    from boneage_jax.compiler import tidy_heap
-    from boneage_jax.predictor import load_predictor
+    from boneage_jax.inference.predictor import load_predictor
+    from boneage_jax.runtime.compile_cache import use_compile_cache
+    from boneage_jax.runtime.compiler import tidy_heap
 
     use_compile_cache()
     tidy_heap()

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 from boneage_jax.errors import door
-from boneage_jax.huge_pages import use_huge_pages
-from boneage_jax.xla_flags import choose_for_cpu
+from boneage_jax.runtime.cpu_memory import use_huge_pages
+from boneage_jax.runtime.xla_flags import choose_for_cpu
 
 
 def main() -> int:
@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders, globs")
     args = parser.parse_args()
 
-    from boneage_jax.segmentation import segment
+    from boneage_jax.inference.segment_files import segment
 
     done = segment(
         args.workdir,

@@ -17,9 +17,8 @@ import sys
 from pathlib import Path
 
 from boneage_jax.errors import InputError, door
-from boneage_jax.main import parse
-from boneage_jax.report.sweep_figures import draw_sweep
-from boneage_jax.sweeping import (
+from boneage_jax.experiments.sweep_figure import draw_sweep
+from boneage_jax.experiments.sweeps import (
     RUN_COLUMNS,
     SUMMARY_COLUMNS,
     best_recipes,
@@ -31,6 +30,7 @@ from boneage_jax.sweeping import (
     summarize,
     write_table,
 )
+from boneage_jax.main import parse
 
 
 def numbers(text: str, name: str, kind: type) -> list:

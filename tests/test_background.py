@@ -14,12 +14,12 @@ import boneage_jax
 from boneage_jax import main, predict, segment
 from boneage_jax.config import check_config
 from boneage_jax.data.files import fit_square, read_grey
+from boneage_jax.data.info import Facts
 from boneage_jax.data.masks import remove_background
 from boneage_jax.errors import InputError
-from boneage_jax.facts import Facts
-from boneage_jax.predictor import Predictor
-from boneage_jax.segmenter import load_segmenter
-from boneage_jax.workdir import claim_workdir
+from boneage_jax.inference.predictor import Predictor
+from boneage_jax.inference.segmenter import load_segmenter
+from boneage_jax.storage.workdir import claim_workdir
 from configs import cls
 from tfds_rsna import prepare
 

@@ -15,7 +15,7 @@ from boneage_jax.benchmarking.comparing import load_benchmark
 from boneage_jax.benchmarking.result import COLUMNS, KEY
 from boneage_jax.benchmarking.settings import bench_config, check_bench
 from boneage_jax.errors import InputError
-from boneage_jax.recipe import batch_shapes, build_run, fresh_state
+from boneage_jax.training.run import batch_shapes, build_run, fresh_state
 from configs.bench import get_config
 
 ROOT = Path(__file__).parent.parent
@@ -41,8 +41,8 @@ def run_door(*args, devices=1):
 def counted(config, facts):
     """FLOPs of the train step of a config, by the counter itself."""
     from boneage_jax.flops import count_flops
-    from boneage_jax.recipe import make_inputs
-    from boneage_jax.step import make_train_step
+    from boneage_jax.training.run import make_inputs
+    from boneage_jax.training.step import make_train_step
 
     run = build_run(config, facts, jax.devices()[:1])
     step = make_train_step(run.task, run.optimizer, make_inputs(config, mixed=True))

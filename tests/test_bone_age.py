@@ -8,10 +8,10 @@ import scipy.stats
 from conftest import plain_inputs, random_batch, tiny_task
 
 from boneage_jax.config import check_config
-from boneage_jax.facts import Facts
-from boneage_jax.recipe import make_task
-from boneage_jax.step import make_eval_step
+from boneage_jax.data.info import Facts
 from boneage_jax.tasks.bone_age import AGE_RANGE, bin_centers
+from boneage_jax.training.run import make_task
+from boneage_jax.training.step import make_eval_step
 from configs import cls
 
 MEAN, STD = 120.0, 40.0  # months, of tiny_task

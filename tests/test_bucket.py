@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from tiny_run import arguments
 
-from boneage_jax import bucket
-from boneage_jax.bucket import address_of, checkpoint_folder, open_workdir, push
 from boneage_jax.errors import InputError
+from boneage_jax.storage import bucket
+from boneage_jax.storage.bucket import address_of, checkpoint_folder, open_workdir, push
 
 ROOT = Path(__file__).parent.parent
 _EVALUATE = """
@@ -134,7 +134,7 @@ def test_a_log_that_cannot_be_sent_costs_no_checkpoint(tiny_train, monkeypatch, 
     def push(folder):
         raise InputError("gs://b/run/metrics.jsonl cannot be written")
 
-    monkeypatch.setattr("boneage_jax.checkpoint.push", push)
+    monkeypatch.setattr("boneage_jax.storage.checkpoints.push", push)
     report, workdir = tiny_train()
     assert report["age"]["mae"] > 0 and (workdir / "checkpoints" / "8").is_dir()
     assert "cannot be written; trying again at the next checkpoint" in capsys.readouterr().err

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from boneage_jax.calibration import Calibration, image_statistics
 from boneage_jax.errors import InputError
+from boneage_jax.inference.calibration import Calibration, image_statistics
 from tfds_rsna.hand_phantom.render import make_phantom
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from boneage_jax.cluster import announced_by, is_lost_peer, join_as_told, peers
 from boneage_jax.errors import InputError, PeerLost
+from boneage_jax.runtime.distributed import announced_by, is_lost_peer, join_as_told, peers
 
 SLURM = {"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "n[1-4]"}
 
@@ -30,12 +30,12 @@ def test_which_cluster_announces_itself(environ, cluster, tmp_path):
 
 
 def test_a_tpu_is_asked_only_where_its_software_and_its_chips_are(tmp_path, monkeypatch):
-    monkeypatch.setattr("boneage_jax.cluster.find_spec", lambda name: name == "libtpu")
+    monkeypatch.setattr("boneage_jax.runtime.distributed.find_spec", lambda name: name == "libtpu")
     assert announced_by({}, tmp_path) == ""
     (tmp_path / "accel0").touch()
     assert announced_by({}, tmp_path) == "Cloud TPU"
     assert announced_by({"JAX_PLATFORMS": "cpu"}, tmp_path) == ""
-    monkeypatch.setattr("boneage_jax.cluster.find_spec", lambda name: None)
+    monkeypatch.setattr("boneage_jax.runtime.distributed.find_spec", lambda name: None)
     assert announced_by({}, tmp_path) == ""
 
 
@@ -99,7 +99,7 @@ NO_PEER = [
 
 @pytest.fixture
 def two(monkeypatch):
-    monkeypatch.setattr("boneage_jax.cluster.place", lambda: (1, 2))
+    monkeypatch.setattr("boneage_jax.runtime.distributed.place", lambda: (1, 2))
 
 
 @pytest.mark.parametrize("text", LOST)
@@ -126,7 +126,7 @@ def test_an_error_may_be_wrapped_and_a_bucket_is_no_peer():
 def test_processes_that_do_not_meet_are_started_again():
     """JAX would abort with a stack trace and status 134."""
     code = (
-        "from boneage_jax.cluster import join; from boneage_jax.errors import door; "
+        "from boneage_jax.runtime.distributed import join; from boneage_jax.errors import door; "
         "raise SystemExit(door(lambda: join('localhost:1', 2, 1, timeout=3)))"
     )
     done = subprocess.run(

@@ -8,8 +8,8 @@ import pytest
 import scipy.stats
 
 from boneage_jax import compare as compare_door
-from boneage_jax.comparison import Predictions, compare, read_predictions
 from boneage_jax.errors import InputError, door
+from boneage_jax.experiments.bootstrap import Predictions, compare, read_predictions
 
 
 def made(errors, true=None):

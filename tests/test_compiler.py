@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from boneage_jax import compiler
+from boneage_jax.runtime import compiler
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from boneage_jax.calibration import Calibration
-from boneage_jax.correction import Correction, cross_fitted
+from boneage_jax.inference.bias_correction import Correction, cross_fitted
+from boneage_jax.inference.calibration import Calibration
 
 
 def test_a_shift_takes_out_the_median_error():

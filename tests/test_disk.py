@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from boneage_jax.disk import cannot_write, is_passing, is_refused_write
 from boneage_jax.errors import InputError
-from boneage_jax.report.writer import read_metrics
-from boneage_jax.workdir import load_trained
+from boneage_jax.report.metric_writer import read_metrics
+from boneage_jax.storage.safe_write import cannot_write, is_passing, is_refused_write
+from boneage_jax.storage.workdir import load_trained
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def fill(folder):
 
 # What is written when the disk becomes full, and the file that the line names.
 WRITES = {
-    "metrics": ("boneage_jax.report.writer.MetricWriter.write", "metrics.jsonl"),
-    "checkpoint": ("boneage_jax.checkpoint.Checkpoints.save", "checkpoints"),
-    "report": ("boneage_jax.training.write_report", "predictions.csv"),
+    "metrics": ("boneage_jax.report.metric_writer.MetricWriter.write", "metrics.jsonl"),
+    "checkpoint": ("boneage_jax.storage.checkpoints.Checkpoints.save", "checkpoints"),
+    "report": ("boneage_jax.training.train.write_report", "predictions.csv"),
 }
 
 
@@ -56,7 +56,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(what, small_disk, tiny_train, 
     if what != "report":
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                "boneage_jax.stopping.Stopping.reason_for_all",
+                "boneage_jax.runtime.preemption.Stopping.reason_for_all",
                 lambda self, step, every: "told" if step == 2 else "",
             )
             with pytest.raises(SystemExit):

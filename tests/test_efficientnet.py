@@ -9,8 +9,8 @@ import pytest
 
 from boneage_jax.errors import InputError
 from boneage_jax.models.efficientnet import VARIANTS, Conv, EfficientNet
-from boneage_jax.models.pretrained import from_keras
 from boneage_jax.models.registry import create_model
+from boneage_jax.pretrained.names import from_keras
 
 # Trainable and moving parameters with 1000 classes and 3 channels: keras.io/api/applications less
 # Keras's 7 input-normalisation values; Lite: timm's results table.

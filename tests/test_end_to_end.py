@@ -19,8 +19,8 @@ import boneage_jax
 from boneage_jax import evaluate, main, predict
 from boneage_jax.config import base_config
 from boneage_jax.errors import door
-from boneage_jax.report.writer import read_metrics
-from boneage_jax.workdir import load_trained
+from boneage_jax.report.metric_writer import read_metrics
+from boneage_jax.storage.workdir import load_trained
 from tfds_rsna.hand_phantom.render import make_phantom
 
 ROOT = Path(__file__).parent.parent

@@ -8,10 +8,10 @@ import pytest
 
 import boneage_jax
 from boneage_jax.config import base_config, check_config
-from boneage_jax.ensemble import member_config, member_count
 from boneage_jax.errors import InputError
 from boneage_jax.evaluate import evaluate
-from boneage_jax.workdir import load_trained
+from boneage_jax.storage.workdir import load_trained
+from boneage_jax.training.ensemble import member_config, member_count
 from configs import cls
 from tfds_rsna.hand_phantom.render import make_phantom
 

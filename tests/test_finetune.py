@@ -9,14 +9,14 @@ import pytest
 from conftest import random_batch
 
 from boneage_jax.config import base_config, check_config
+from boneage_jax.data.info import Facts
 from boneage_jax.errors import InputError
-from boneage_jax.facts import Facts
-from boneage_jax.finetune import in_backbone, rate_factors, trainable_part
 from boneage_jax.models.efficientnet import layer_names, layer_of
 from boneage_jax.models.registry import create_model
-from boneage_jax.optimizer import Groups, make_optimizer, peak_rate
-from boneage_jax.recipe import build_run, fresh_state, make_inputs, make_task
 from boneage_jax.state import merge, select
+from boneage_jax.training.finetune import in_backbone, rate_factors, trainable_part
+from boneage_jax.training.optimizer import Groups, make_optimizer, peak_rate
+from boneage_jax.training.run import build_run, fresh_state, make_inputs, make_task
 
 FACTS = Facts(image_size=32, train_images=64, age_mean=120.0, age_std=40.0)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from boneage_jax.metrics import mask_summary
-from boneage_jax.step import make_eval_step
 from boneage_jax.tasks.hand_mask import HandMask
+from boneage_jax.training.step import make_eval_step
 
 
 class Identity(nn.Module):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from boneage_jax.hlo import Collective, collectives, shape_bytes
-from boneage_jax.parallel import Parallel
+from boneage_jax.planning.hlo import Collective, collectives, shape_bytes
+from boneage_jax.runtime.parallel import Parallel
 
 WRITTEN = """HloModule jit_step, is_scheduled=true, num_partitions=4
 

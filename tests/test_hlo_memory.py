@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from boneage_jax.hlo_memory import array_bytes, main_memory_bytes
+from boneage_jax.planning.hlo_memory import array_bytes, main_memory_bytes
 
 WRITTEN = """HloModule jit_step, is_scheduled=true
 

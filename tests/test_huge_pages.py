@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from boneage_jax.huge_pages import TUNABLES, _glibc, close_holes, use_huge_pages
+from boneage_jax.runtime.cpu_memory import TUNABLES, _glibc, close_holes, use_huge_pages
 
 _SHOW = """
 import os, sys
-from boneage_jax.huge_pages import use_huge_pages
+from boneage_jax.runtime.cpu_memory import use_huge_pages
 started = os.environ.get("STARTED", "")
 os.environ["STARTED"] = f"{started} {os.getpid()}".strip()
 BEFORE
@@ -90,7 +90,7 @@ def test_doors_load_jax_only_behind_the_restart(door: str) -> None:
 
 _HOLES = """
 import ctypes, re
-from boneage_jax.huge_pages import _MallInfo, close_holes
+from boneage_jax.runtime.cpu_memory import _MallInfo, close_holes
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes, libc.mallinfo2.restype = [ctypes.c_void_p], _MallInfo

@@ -9,7 +9,7 @@ import numpy as np
 from weight_files import refused
 
 import boneage_jax
-from boneage_jax.models.keras_file import open_keras
+from boneage_jax.pretrained.keras_file import open_keras
 
 
 def keras_stem(path: Path) -> h5py.File:

@@ -13,12 +13,12 @@ from test_step import new_state
 
 from boneage_jax.config import check_config
 from boneage_jax.errors import InputError
-from boneage_jax.nonfinite import Guard, Watched
-from boneage_jax.parallel import Parallel
-from boneage_jax.report.writer import read_metrics
+from boneage_jax.report.metric_writer import read_metrics
+from boneage_jax.runtime.parallel import Parallel
 from boneage_jax.state import flops_of
-from boneage_jax.step import make_train_step
-from boneage_jax.workdir import load_trained
+from boneage_jax.storage.workdir import load_trained
+from boneage_jax.training.nonfinite import Guard, Watched
+from boneage_jax.training.step import make_train_step
 from configs import cls
 
 
@@ -186,7 +186,7 @@ def test_a_state_that_is_not_finite_is_never_saved(tiny_train, tmp_path, monkeyp
     def poison(good, new, old):
         return jax.tree.map(lambda x: jnp.where(good, x, x * np.nan).astype(x.dtype), new)
 
-    monkeypatch.setattr("boneage_jax.step.accept", poison)
+    monkeypatch.setattr("boneage_jax.training.step.accept", poison)
     with pytest.raises(InputError, match="network of step 4 holds numbers that are not finite"):
         tiny_train(spoil={3})
     assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"2"}

@@ -5,7 +5,7 @@ import pytest
 
 from boneage_jax.config import base_config
 from boneage_jax.errors import InputError
-from boneage_jax.optimizer import make_optimizer, make_schedule
+from boneage_jax.training.optimizer import make_optimizer, make_schedule
 
 
 def settings(**changes):

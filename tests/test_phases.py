@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 import boneage_jax
-from boneage_jax.checkpoint import Checkpoints
 from boneage_jax.config import base_config, check_config
 from boneage_jax.data.resample import shrink
 from boneage_jax.errors import InputError
-from boneage_jax.phases import Phase, Stretch, plan, steps_within
-from boneage_jax.report.writer import read_metrics
-from boneage_jax.workdir import load_trained
+from boneage_jax.report.metric_writer import read_metrics
+from boneage_jax.storage.checkpoints import Checkpoints
+from boneage_jax.storage.workdir import load_trained
+from boneage_jax.training.phases import Phase, Stretch, plan, steps_within
 
 
 def config_of(sizes="", fractions="", head_first=0.0):
@@ -154,8 +154,8 @@ def test_a_run_stopped_in_either_phase_ends_as_if_never_stopped(whole, tmp_path,
 def test_the_backbone_rests_in_the_first_phase(whole, tmp_path):
     """Its parameters after those steps are those it began with."""
     config = check_config(two_phases())
-    from boneage_jax.recipe import build_run, fresh_state
-    from boneage_jax.workdir import load_facts
+    from boneage_jax.storage.workdir import load_facts
+    from boneage_jax.training.run import build_run, fresh_state
 
     facts = load_facts(whole[0])
     run = build_run(config, facts, jax.devices()[:1])

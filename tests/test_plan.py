@@ -12,13 +12,13 @@ import jax
 import numpy as np
 import pytest
 
-from boneage_jax import topology
-from boneage_jax.chips import CHIPS, parse_machine
 from boneage_jax.config import base_config, check_config
+from boneage_jax.data.info import Facts, facts_for_planning, facts_on_paper
 from boneage_jax.errors import InputError
-from boneage_jax.facts import Facts, facts_for_planning, facts_on_paper
 from boneage_jax.plan import parse
-from boneage_jax.planning import (
+from boneage_jax.planning import topology
+from boneage_jax.planning.chips import CHIPS, parse_machine
+from boneage_jax.planning.plan_run import (
     all_reduce_on_paper,
     bounds,
     config_for,
@@ -26,8 +26,8 @@ from boneage_jax.planning import (
     lower_train_step,
     plan_run,
 )
-from boneage_jax.recipe import build_run
-from boneage_jax.report.plan_text import plan_lines
+from boneage_jax.planning.plan_text import plan_lines
+from boneage_jax.training.run import build_run
 from tfds_rsna.prepare import prepare
 
 needs_libtpu = pytest.mark.skipif(

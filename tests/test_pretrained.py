@@ -21,15 +21,15 @@ from safetensors.numpy import save_file
 from weight_files import lite0_arrays
 
 import boneage_jax
-from boneage_jax.checkpoint import Checkpoints
 from boneage_jax.config import base_config, check_config, save_config
+from boneage_jax.data.info import Facts
 from boneage_jax.errors import InputError
-from boneage_jax.facts import Facts
 from boneage_jax.models.efficientnet import Conv
-from boneage_jax.models.pretrained import from_keras
-from boneage_jax.models.stem import HALF, IMAGENET, LITE, InputNormalization, fold_stem
-from boneage_jax.optimizer import make_optimizer
-from boneage_jax.recipe import fresh_state, make_task
+from boneage_jax.pretrained.names import from_keras
+from boneage_jax.pretrained.stem import HALF, IMAGENET, LITE, InputNormalization, fold_stem
+from boneage_jax.storage.checkpoints import Checkpoints
+from boneage_jax.training.optimizer import make_optimizer
+from boneage_jax.training.run import fresh_state, make_task
 
 SIDES = (64, 97)  # even and odd: 'same' and symmetric padding differ at both
 CLASSES = 7
@@ -400,6 +400,6 @@ def test_own_runs_of_another_kind_are_refused(workdir):
 
 
 def test_loading_imports_neither_torch_nor_keras():
-    code = "import sys, boneage_jax.pretrained; print({'torch', 'keras', 'timm'} & {*sys.modules})"
+    code = "import sys, boneage_jax.pretrained.load_pretrained; print({'torch', 'keras', 'timm'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

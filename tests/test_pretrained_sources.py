@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from weight_files import load, refused, save_torch
 
 import boneage_jax
-from boneage_jax import pretrained
+from boneage_jax.pretrained import load_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_a_file_that_tells_no_family_needs_one(arrays, tmp_path):
         }
         (tmp_path / "config.json").write_text(json.dumps(config))
         options = boneage_jax.pretrained_options("efficientnet_lite0", path)
-        assert options == pretrained.FAMILIES[family]
+        assert options == load_pretrained.FAMILIES[family]
         known = boneage_jax.source_normalization("efficientnet_lite0", path)
         assert known.mean == (0.4, 0.5, 0.6) and known.std == (0.2, 0.2, 0.3)
     config["pretrained_cfg"]["std"] = [0.2, 0.2, 0.0]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from tiny_run import arguments, use_tiny_backbone
 
-from boneage_jax.report.writer import read_metrics
-from boneage_jax.workdir import load_trained
+from boneage_jax.report.metric_writer import read_metrics
+from boneage_jax.storage.workdir import load_trained
 
 ROOT = Path(__file__).parent.parent
 LONGEST = 240  # seconds for a job that ends by itself; it takes 15 on an idle machine

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from boneage_jax.errors import PeerLost, Stopped
-from boneage_jax.pulse import Pulse
+from boneage_jax.runtime.heartbeat import Pulse
 
 
 class Store:

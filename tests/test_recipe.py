@@ -4,10 +4,10 @@ import pytest
 
 from boneage_jax.benchmarking.steps import Stepper, synthetic_batch
 from boneage_jax.config import check_config
+from boneage_jax.data.info import Facts
 from boneage_jax.errors import InputError
-from boneage_jax.facts import Facts
-from boneage_jax.recipe import build_run, make_task
 from boneage_jax.tasks.hand_mask import HandMask
+from boneage_jax.training.run import build_run, make_task
 from configs import cls, seg
 
 FACTS = Facts(image_size=64, train_images=96, age_mean=0.0, age_std=1.0)

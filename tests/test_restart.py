@@ -4,17 +4,17 @@ import jax
 import numpy as np
 import pytest
 
-from boneage_jax.checkpoint import Checkpoints
 from boneage_jax.errors import InputError, Stopped
-from boneage_jax.report.writer import read_metrics
-from boneage_jax.workdir import load_trained
+from boneage_jax.report.metric_writer import read_metrics
+from boneage_jax.storage.checkpoints import Checkpoints
+from boneage_jax.storage.workdir import load_trained
 
 
 def test_a_run_goes_on_with_fewer_devices(tiny_train, monkeypatch):
     """Saved on 4 devices, on with 2, then 1; the losses are those of a run that was not moved."""
     ends = {"at": 99}
     monkeypatch.setattr(
-        "boneage_jax.stopping.Stopping.reason_for_all",
+        "boneage_jax.runtime.preemption.Stopping.reason_for_all",
         lambda self, step, every: "moved" if step == ends["at"] else "",
     )
     for devices, end in ((4, 3), (2, 6), (1, 99)):
@@ -50,7 +50,7 @@ def test_a_preemption_notice_saves_and_ends(tiny_train, monkeypatch, tmp_path):
         asked.append(step)
         return step == 3
 
-    monkeypatch.setattr("boneage_jax.checkpoint.Checkpoints.reached_preemption", reached)
+    monkeypatch.setattr("boneage_jax.storage.checkpoints.Checkpoints.reached_preemption", reached)
     with pytest.raises(Stopped) as stopped:
         tiny_train()
     assert stopped.value.code == 75 and asked == [1, 2, 3]

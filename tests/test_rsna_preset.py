@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from boneage_jax.workdir import load_trained
+from boneage_jax.storage.workdir import load_trained
 from tfds_rsna.hand_phantom.render import make_phantom
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ from unet_run import call
 
 from boneage_jax import evaluate, segment
 from boneage_jax.data.files import read_grey
-from boneage_jax.segmenter import load_segmenter
+from boneage_jax.inference.segmenter import load_segmenter
 from tfds_rsna.hand_phantom.render import make_phantom
 
 

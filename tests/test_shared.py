@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
-from boneage_jax import cluster, shared
 from boneage_jax.errors import InputError
+from boneage_jax.runtime import distributed
+from boneage_jax.storage import shared_workdir
 
 
 class Store:
@@ -32,12 +33,12 @@ def job(monkeypatch):
             here.asked = getattr(here, "asked", -1) + 1
             return here.asked
 
-    monkeypatch.setattr(cluster, "place", lambda: (here.index, 2))
-    monkeypatch.setattr(cluster, "store", lambda: store)
-    monkeypatch.setattr(shared, "store", lambda: store)
-    monkeypatch.setattr(cluster, "_asked", Counter())
-    monkeypatch.setattr(shared, "process", lambda: (here.index, 2))
-    monkeypatch.setattr(shared, "_SEEN_WITHIN", 0.3)
+    monkeypatch.setattr(distributed, "place", lambda: (here.index, 2))
+    monkeypatch.setattr(distributed, "store", lambda: store)
+    monkeypatch.setattr(shared_workdir, "store", lambda: store)
+    monkeypatch.setattr(distributed, "_asked", Counter())
+    monkeypatch.setattr(shared_workdir, "process", lambda: (here.index, 2))
+    monkeypatch.setattr(shared_workdir, "_SEEN_WITHIN", 0.3)
 
     def run(function):
         raised = [None, None]
@@ -61,14 +62,14 @@ def job(monkeypatch):
 
 
 def test_one_folder_for_all(job, tmp_path):
-    assert job(lambda index: shared.check_shared(tmp_path)) == [None, None]
+    assert job(lambda index: shared_workdir.check_shared(tmp_path)) == [None, None]
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_for_each(job, tmp_path):
     for index in range(2):
         (tmp_path / str(index)).mkdir()
-    one, other = job(lambda index: shared.check_shared(tmp_path / str(index)))
+    one, other = job(lambda index: shared_workdir.check_shared(tmp_path / str(index)))
     assert "--workdir must be a folder that all processes share" in one
     assert "process 1 does not see" in one and "process 1 does not see" in other
     assert not list(tmp_path.glob("*/.*"))
@@ -78,7 +79,7 @@ def test_a_folder_for_each(job, tmp_path):
     ("steps", "alike"), [((8, 8), True), ((None, None), True), ((8, 4), False)]
 )
 def test_the_newest_checkpoint_is_the_same_for_all(job, steps, alike):
-    raised = job(lambda index: shared.check_same_step(lambda: steps[index]))
+    raised = job(lambda index: shared_workdir.check_same_step(lambda: steps[index]))
     if alike:
         assert raised == [None, None]
     else:
@@ -89,11 +90,13 @@ def test_the_newest_checkpoint_is_the_same_for_all(job, steps, alike):
 def test_an_old_answer_of_a_disk_is_asked_again(job):
     answers = [iter([8]), iter([4, 8])]
     last = {0: 8, 1: 8}
-    raised = job(lambda index: shared.check_same_step(lambda: next(answers[index], last[index])))
+    raised = job(
+        lambda index: shared_workdir.check_same_step(lambda: next(answers[index], last[index]))
+    )
     assert raised == [None, None]
 
 
 def test_alone_there_is_nobody_to_ask(tmp_path):
-    shared.check_shared(tmp_path)
-    assert shared.check_same_step(lambda: 3) == 3
+    shared_workdir.check_shared(tmp_path)
+    assert shared_workdir.check_same_step(lambda: 3) == 3
     assert not list(tmp_path.iterdir())

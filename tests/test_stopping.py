@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from boneage_jax.errors import Stopped, door
-from boneage_jax.stopping import listen
+from boneage_jax.runtime.preemption import listen
 
 
 def test_a_signal_is_noted_where_there_is_something_to_save_and_obeyed_elsewhere(capfd):

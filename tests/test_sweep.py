@@ -11,10 +11,11 @@ import pytest
 import scipy.stats
 from matplotlib.image import imread
 
-from boneage_jax import sweep, sweeping
+from boneage_jax import sweep
 from boneage_jax.config import base_config, check_config, save_config
 from boneage_jax.errors import InputError, door
-from boneage_jax.sweeping import Point, best_recipes, load_arms, make_points, summarize
+from boneage_jax.experiments import sweeps
+from boneage_jax.experiments.sweeps import Point, best_recipes, load_arms, make_points, summarize
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("[a-z]*.py"))
@@ -110,7 +111,7 @@ def fake_runs(monkeypatch, recipe, fails=()):
         finish(folder, point, recipe, slower + rng.normal(0, 1, 30) + 0.3 * point.seed, point.seed)
         return ""
 
-    monkeypatch.setattr(sweeping, "_run", run)
+    monkeypatch.setattr(sweeps, "_run", run)
     return ran
 
 
@@ -259,4 +260,4 @@ def test_a_real_point_is_run_by_the_command_of_a_user(monkeypatch, tmp_path):
     report = json.loads((tmp_path / "out/runs/tiny-0-0/report.json").read_text())
     assert float(rows["tiny"]["mae"]) == pytest.approx(report["age"]["mae"], rel=1e-4)
     assert int(rows["tiny"]["steps"]) == 2
-    check_config(sweeping.load_config(tmp_path / "out/runs/tiny-0-0/config.json"))
+    check_config(sweeps.load_config(tmp_path / "out/runs/tiny-0-0/config.json"))

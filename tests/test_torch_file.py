@@ -23,7 +23,7 @@ from weight_files import (
 )
 
 import boneage_jax
-from boneage_jax.models.torch_file import open_torch
+from boneage_jax.pretrained.torch_file import open_torch
 
 
 def test_the_three_formats_give_the_same_weights(arrays, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tiny_run import arguments
 
-from boneage_jax.watchdog import NO_LIMIT, Watchdog
+from boneage_jax.runtime.watchdog import NO_LIMIT, Watchdog
 
 ROOT = Path(__file__).parent.parent
 

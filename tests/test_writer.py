@@ -10,7 +10,7 @@ from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from boneage_jax.errors import InputError
-from boneage_jax.report.writer import MetricWriter, read_metrics
+from boneage_jax.report.metric_writer import MetricWriter, read_metrics
 
 
 def fill(workdir: Path, steps: range, resume_step: int | None = None) -> None:

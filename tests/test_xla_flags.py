@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from boneage_jax import xla_flags
-from boneage_jax.xla_flags import choose_for_cpu
+from boneage_jax.runtime import xla_flags
+from boneage_jax.runtime.xla_flags import choose_for_cpu
 
 _KERNELS = (
     "--xla_cpu_experimental_ynn_fusion_type="
@@ -74,7 +74,7 @@ def test_xla_takes_the_flags(tmp_path):
     if not importlib.metadata.version("jaxlib").startswith(xla_flags._MEASURED_WITH):
         pytest.skip("for another jaxlib")
     code = """
-from boneage_jax.xla_flags import choose_for_cpu
+from boneage_jax.runtime.xla_flags import choose_for_cpu
 choose_for_cpu()
 import jax
 jax.jit(lambda x: x + 1, inline=True)(1.0)

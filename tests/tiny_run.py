@@ -17,8 +17,10 @@ import pytest
 from tiny_backbone import TinyBackbone
 
 import boneage_jax
-from boneage_jax import main, pulse, recipe, training
+from boneage_jax import main
 from boneage_jax.data.loader import train_batches
+from boneage_jax.runtime import heartbeat
+from boneage_jax.training import run, train
 from configs import cls
 
 SETTINGS = {
@@ -44,7 +46,7 @@ def use_tiny_backbone(set_attribute=setattr) -> None:
     def create_model(name: str, **options) -> TinyBackbone:
         return TinyBackbone(options["bn_axis_name"])
 
-    set_attribute(recipe, "create_model", create_model)
+    set_attribute(run, "create_model", create_model)
 
 
 def with_settings(**changed) -> dict:
@@ -72,7 +74,7 @@ def spoil_batches(change: Callable[[int, dict], dict], set_attribute=setattr) ->
             **options | {"put": lambda b: put(change(int(b["draw"].min()) // per_batch, b))},
         )
 
-    set_attribute(training, "train_batches", changed)
+    set_attribute(train, "train_batches", changed)
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +130,7 @@ if __name__ == "__main__":
         _notes = os.open(os.environ["WRITES"], os.O_WRONLY | os.O_CREAT)
         sys.addaudithook(_note_writes)
     use_tiny_backbone()
-    pulse.GONE_AFTER = 15.0  # a test has less patience
+    heartbeat.GONE_AFTER = 15.0  # a test has less patience
     if "AT" in os.environ:
         spoil_batches(_happens)
     main.run()

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from boneage_jax.background import Background
 from boneage_jax.data.files import UnreadableImage, fit_square, read_grey
 from boneage_jax.errors import InputError
+from boneage_jax.inference.background_removal import Background
 
 _LISTED = 20  # names in an error message; the rest is counted
 _AHEAD = 4  # images in flight per thread

@@ -23,6 +23,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
+from boneage_jax.data.file_lock import locked
 from boneage_jax.data.masks import MODES
 from boneage_jax.errors import InputError, door
 from tfds_rsna.fingerprint import (
@@ -31,7 +32,6 @@ from tfds_rsna.fingerprint import (
     read_fingerprint,
     write_fingerprint,
 )
-from tfds_rsna.lock import locked
 from tfds_rsna.sizes import name_config, parse_config
 
 NAMES = ("hand_mask", "hand_phantom", "radiograph_folder", "rsna_bone_age")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from boneage_jax.background import Background
 from boneage_jax.errors import InputError
+from boneage_jax.inference.background_removal import Background
 
 _WHAT = {
     "crop": "background black, grey levels of the hand stretched, cropped to it",

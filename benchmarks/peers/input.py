@@ -26,7 +26,7 @@ from rounds import print_summary, summary_rows, take_turns, write_rounds
 from boneage_jax.benchmarking.records import synthetic_split
 from boneage_jax.data.files import fit_square
 from boneage_jax.data.loader import train_batches
-from boneage_jax.huge_pages import use_huge_pages
+from boneage_jax.runtime.cpu_memory import use_huge_pages
 
 
 class Ours:

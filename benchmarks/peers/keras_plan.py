@@ -23,13 +23,13 @@ from contender import Settings
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from keras_peer import compiled_network
 
-from boneage_jax.chips import parse_machine
 from boneage_jax.errors import InputError, door
+from boneage_jax.evaluation.summary import versions
 from boneage_jax.flops import count_flops
-from boneage_jax.parallel import check_batch
-from boneage_jax.planning import bounds, compile_and_count
-from boneage_jax.summary import versions
-from boneage_jax.topology import tpu_devices
+from boneage_jax.planning.chips import parse_machine
+from boneage_jax.planning.plan_run import bounds, compile_and_count
+from boneage_jax.planning.topology import tpu_devices
+from boneage_jax.runtime.parallel import check_batch
 
 
 def main() -> int:

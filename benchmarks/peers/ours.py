@@ -7,10 +7,10 @@ from ml_collections import ConfigDict
 
 from boneage_jax.benchmarking.settings import synthetic_facts
 from boneage_jax.benchmarking.steps import prepare_eval, prepare_train
-from boneage_jax.compiler import tidy_heap
 from boneage_jax.config import base_config, check_config
-from boneage_jax.summary import versions
-from boneage_jax.xla_flags import choose_for_cpu
+from boneage_jax.evaluation.summary import versions
+from boneage_jax.runtime.compiler import tidy_heap
+from boneage_jax.runtime.xla_flags import choose_for_cpu
 
 NAMES = {"b0": "efficientnet_b0", "b4": "efficientnet_b4", "lite0": "efficientnet_lite0"}
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from contender import Contender, Settings
 from rounds import print_summary, summary_rows, take_turns, write_rounds
 
-from boneage_jax.huge_pages import TUNABLES
+from boneage_jax.runtime.cpu_memory import TUNABLES
 
 # name -> file, options, environment, package it needs. Ours first: the others are compared with it.
 _SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}

@@ -74,9 +74,9 @@ def main(path: Path) -> None:
 
     from boneage_jax.benchmarking.settings import synthetic_facts
     from boneage_jax.benchmarking.steps import prepare_train
-    from boneage_jax.compile_cache import use_compile_cache
-    from boneage_jax.compiler import tidy_heap
     from boneage_jax.config import check_config
+    from boneage_jax.runtime.compile_cache import use_compile_cache
+    from boneage_jax.runtime.compiler import tidy_heap
 
     # Also starts the backend, which is no part of building or compiling.
     device = jax.local_devices()[0]

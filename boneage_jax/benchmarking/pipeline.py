@@ -14,9 +14,9 @@ from boneage_jax.benchmarking.result import Result
 from boneage_jax.benchmarking.settings import Bench
 from boneage_jax.benchmarking.steps import Stepper, labels_of, synthetic_batch
 from boneage_jax.benchmarking.timing import alternate, measure, paired_ratio
+from boneage_jax.data.info import Facts
 from boneage_jax.data.loader import train_batches
-from boneage_jax.facts import Facts
-from boneage_jax.recipe import Run, build_run
+from boneage_jax.training.run import Run, build_run
 
 _RUN_AHEAD = 2  # steps queued on the device, as in a training
 

@@ -5,9 +5,9 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from boneage_jax.config import base_config, check_config
+from boneage_jax.data.info import Facts
 from boneage_jax.errors import InputError
-from boneage_jax.facts import Facts
-from boneage_jax.recipe import make_inputs, make_task
+from boneage_jax.training.run import make_inputs, make_task
 
 # Of the RSNA radiographs; speed does not depend on them.
 _TRAIN_IMAGES, _AGE_MEAN, _AGE_STD = 12_611, 127.32, 41.18

@@ -13,10 +13,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from boneage_jax.benchmarking.result import Result
-from boneage_jax.facts import Facts
+from boneage_jax.data.info import Facts
 from boneage_jax.flops import count_flops
-from boneage_jax.recipe import Run, batch_shapes, build_run, fresh_state, make_inputs
 from boneage_jax.tasks.task import Task
+from boneage_jax.training.run import Run, batch_shapes, build_run, fresh_state, make_inputs
 
 
 def synthetic_batch(size: int, facts: Facts, task: Task) -> dict[str, np.ndarray]:

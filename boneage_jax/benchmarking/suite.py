@@ -25,10 +25,10 @@ from boneage_jax.benchmarking.steps import (
 )
 from boneage_jax.benchmarking.timing import alternate, measure, paired_ratio
 from boneage_jax.config import check_config
+from boneage_jax.data.info import Facts
 from boneage_jax.errors import InputError
-from boneage_jax.facts import Facts
-from boneage_jax.recipe import build_run
-from boneage_jax.summary import hardware, versions
+from boneage_jax.evaluation.summary import hardware, versions
+from boneage_jax.training.run import build_run
 
 Say = Callable[[str], None]
 _DRIFT = 0.1  # of the peaks between start and end, beyond which the machine was not quiet

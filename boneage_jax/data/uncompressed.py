@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
+from boneage_jax.data.file_lock import locked
 from boneage_jax.errors import InputError
-from tfds_rsna.lock import locked
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds

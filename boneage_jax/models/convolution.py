@@ -11,7 +11,7 @@ empty, and the copy costs more than the product. So here
   image, lets the two change places where the gradient has fewer channels: less to copy. At 128 px,
   16 to 8 channels it took 5.1 instead of 8.6 ms, 40 to 20 channels 15 instead of 25 ms.
 
-(2 cores of an Intel Xeon, XLA's flags as `boneage_jax/xla_flags.py` sets them;
+(2 cores of an Intel Xeon, XLA's flags as `boneage_jax/runtime/xla_flags.py` sets them;
 `benchmarks/results/speed/*_convolutions.csv`.) Other backends get lax's convolutions.
 """
 

@@ -212,7 +212,7 @@ class EfficientNet(nn.Module):
       depthwise: implementation, see `boneage_jax.models.depthwise`.
       constant_channel: append a channel of ones to the images, zero in the padding as they are.
         A stem folded from colour channels of unequal means is then exact at the border too, see
-        `boneage_jax.models.stem`.
+        `boneage_jax.pretrained.stem`.
       remat: compute the activations of a block anew in the backward pass instead of keeping them:
         larger batches fit, for about a third more FLOPs (Chen et al. 2016, arXiv:1604.06174).
       frozen: layers (see `layer_names`) that are not trained: their BatchNorm keeps to the moving

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from boneage_jax.background import Background
 from boneage_jax.data.masks import MODES
 from boneage_jax.data.splits import parse_fractions, stratified_split
 from boneage_jax.errors import InputError
+from boneage_jax.inference.background_removal import Background
 from tfds_rsna.decode import Item, decode_all
 from tfds_rsna.radiograph_folder.table import Columns, Radiograph, find_csv, read_table
 from tfds_rsna.sizes import open_background, parse_config, size_configs

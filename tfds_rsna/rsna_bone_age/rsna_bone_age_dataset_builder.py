@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from boneage_jax.background import Background
 from boneage_jax.data.masks import MODES
 from boneage_jax.errors import InputError
+from boneage_jax.inference.background_removal import Background
 from tfds_rsna.decode import Item, decode_all
 from tfds_rsna.download import download
 from tfds_rsna.rsna_bone_age.layouts import Radiograph, find_splits

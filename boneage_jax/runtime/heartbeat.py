@@ -1,0 +1,121 @@
+"""The processes of a job watch each other: a dead one is noticed in `GONE_AFTER` seconds.
+
+Where the others wait for it inside a step, Gloo and NCCL may report a closed connection; where
+they wait at a barrier of orbax, nothing does. JAX's own service notices after 100 s and aborts
+each process with a stack trace and the status of a crash, which no scheduler starts again. So each
+process writes a number that rises to the job's key-value store, and looks at those of the others.
+
+`boneage_jax.main` starts this as soon as the processes have met: one that dies while it loads
+libraries or looks for its data is noticed like any other.
+"""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from boneage_jax.errors import Stopped
+from boneage_jax.runtime.distributed import place, store
+from boneage_jax.runtime.watchdog import end_process
+
+GONE_AFTER = 40.0  # seconds; below HEARTBEAT_SECONDS of cluster.py
+_EVERY = 4.0
+_FOLDER = "boneage_jax/pulse"
+_LEFT = "left"
+_beats = itertools.count()  # over all trainings of a process: a number never comes twice
+_active: list["Pulse"] = []
+
+
+class Pulse:
+    """Shows that this process lives and watches the others; a context manager.
+
+    Nothing is done in a job of one process, and by one within another.
+
+    Args:
+      gone_after: seconds without a sign of life of another process, `GONE_AFTER` if None.
+      end: called with the line in place of ending the process; for tests.
+      known: the job's key-value store; for tests.
+      expected: how many processes are missed where they never show themselves. Give the count of
+        the job only where all start this at the same time.
+    """
+
+    def __init__(
+        self,
+        gone_after: float | None = None,
+        end: Callable[[str], None] = end_process,
+        known: Any = None,
+        expected: int = 0,
+    ):
+        self._gone_after, self._end = gone_after or GONE_AFTER, end
+        self._every = min(_EVERY, self._gone_after / 4)
+        self._store = known if known is not None else store()
+        self._index, self._expected = place()[0], expected
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="pulse", daemon=True)
+
+    def __enter__(self) -> "Pulse":
+        if self._store is not None and not _active:
+            _active.append(self)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self not in _active:
+            return
+        _active.remove(self)
+        self._closed.set()
+        self._thread.join()
+        if error is None or (isinstance(error, Stopped) and not error.alone):
+            self._show(_LEFT)  # in good order: nobody needs to miss this process
+
+    def _show(self, value: str) -> str:
+        """Writes a value of this process; returns what went wrong, "" where nothing did."""
+        try:
+            self._store.key_value_set(f"{_FOLDER}/{self._index}", value, allow_overwrite=True)
+            return ""
+        except Exception as error:  # a JaxRuntimeError, of which some are no fault of a peer
+            return str(error)
+
+    def _watch(self) -> None:
+        seen: dict[str, str] = {}
+        silent: dict[str, float] = {}
+        expected = {f"{_FOLDER}/{index}" for index in range(self._expected)}
+        clock = time.monotonic()
+        while True:
+            trouble = self._show(str(next(_beats)))
+            try:
+                shown = dict(self._store.key_value_dir_get(_FOLDER))
+            except Exception as error:
+                shown, trouble = {}, str(error)
+            now = time.monotonic()
+            # A process that was itself suspended has not listened meanwhile.
+            passed, clock = min(now - clock, 2 * self._every), now
+            for key in expected | seen.keys() | shown.keys():
+                if shown.get(key) != seen.get(key) or shown.get(key) == _LEFT:
+                    silent[key] = 0.0
+                else:
+                    silent[key] = silent.get(key, 0.0) + passed
+            seen |= shown
+            gone = [key for key, seconds in silent.items() if seconds >= self._gone_after]
+            if gone:
+                names = ", ".join(sorted(key.rpartition("/")[2] for key in gone))
+                self._lost(f"no sign of life from process {names} for {self._gone_after:.0f} s")
+                return
+            if "unavailable" in trouble.lower():
+                self._lost("the coordinator, process 0, does not answer")
+                return
+            if self._closed.wait(self._every):
+                return
+
+    def _lost(self, reason: str) -> None:
+        self._end(
+            f"process {self._index}: another process of the job is gone ({reason}); start all of "
+            "them again: the same command goes on from the last checkpoint"
+        )

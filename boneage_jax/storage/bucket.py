@@ -1,0 +1,214 @@
+"""Workdirs in a bucket: gs://BUCKET/PATH.
+
+A run appends to files and renames them, which object stores cannot. So its small files live in a
+folder of this machine, a mirror of those in the bucket, and go there before each checkpoint and at
+the end; checkpoints, which are large, are written to the bucket itself by orbax. Whoever opens the
+address next, on whatever machine, gets the small files as they were before the last checkpoint: the
+bucket is the truth, the mirror can be deleted at any time.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from etils import epath
+
+from boneage_jax.errors import InputError
+from boneage_jax.runtime.parallel import process
+
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")  # pathlib has made one slash of two
+_NOTE = ".bucket"  # in a mirror: the address
+_CHECKPOINTS = "checkpoints"
+_UNFINISHED = (".part", ".partial")
+_locks: dict[Path, int] = {}  # of the mirrors that this process has open
+_in_use: set[Path] = set()  # mirrors that a training of this process writes to
+_pushed: dict[Path, tuple[int, int]] = {}  # size and time of a file when it went to its bucket
+
+
+def open_workdir(workdir: str | os.PathLike[str]) -> Path:
+    """The local folder of a workdir: itself, or the mirror of one in a bucket, brought up to date.
+
+    Args:
+      workdir: a path, or gs://BUCKET/PATH.
+
+    Raises:
+      InputError: an address of another kind, or the bucket cannot be read.
+    """
+    address = address_of(workdir)
+    scheme, _, place = address.partition("://")
+    if not place:
+        return Path(workdir)
+    if scheme == "s3":
+        raise InputError(
+            f"workdir {address}: orbax writes checkpoints to folders and gs:// alone; "
+            "train in a folder and copy it to the bucket"
+        )
+    if scheme != "gs":
+        raise InputError(f"workdir {address} must be a folder or gs://BUCKET/PATH")
+    logging.getLogger("gcsfs").setLevel(logging.ERROR)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    mirror = _own_mirror(cache / "boneage_jax" / "buckets", address)
+    if mirror not in _in_use:
+        (mirror / _NOTE).write_text(address)
+        _pull(epath.Path(address), mirror)
+    return mirror
+
+
+@contextlib.contextmanager
+def in_use(workdir: Path) -> Iterator[None]:
+    """Within, opening the same address again leaves the mirror alone: a run is writing to it."""
+    root = _mirror(workdir.absolute())
+    if root is None or root in _in_use:
+        yield
+        return
+    _in_use.add(root)
+    try:
+        yield
+    finally:
+        _in_use.remove(root)
+
+
+def pull(workdir: Path) -> None:
+    """Makes a mirror equal to its bucket; nothing for a workdir that is none.
+
+    Raises:
+      InputError: the bucket cannot be read.
+    """
+    root = _mirror(workdir.absolute())
+    if root is not None:
+        _pull(epath.Path((root / _NOTE).read_text()), root)
+
+
+def _own_mirror(cache: Path, address: str) -> Path:
+    """A mirror that no other process has open: pulling would take a training's log from under it.
+
+    A lock ends with its process, so mirrors are used again. Processes of a job may share a home.
+    """
+    for number in itertools.count():
+        owner = f"process-{process()[0]}" + (f"-{number}" if number else "")
+        # A name of one part, so that no mirror lies in another, and short enough for any disk.
+        digest = hashlib.sha256(address.encode()).hexdigest()[:16]
+        mirror = cache / owner / f"{quote(address, safe='')[-80:]}-{digest}"
+        mirror.mkdir(parents=True, exist_ok=True)
+        if mirror in _locks:
+            return mirror
+        lock = os.open(mirror.with_name(mirror.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        except OSError:  # a file system without locks
+            pass
+        _locks[mirror] = lock
+        return mirror
+    raise AssertionError  # the count has no end
+
+
+def address_of(workdir: str | os.PathLike[str]) -> str:
+    """A workdir as a person writes it: gs://BUCKET/PATH, though it was a `pathlib.Path` since."""
+    match = _ADDRESS.fullmatch(os.fspath(workdir))
+    return f"{match[1]}://{match[2].strip('/')}" if match else os.fspath(workdir)
+
+
+def checkpoint_folder(workdir: Path) -> Any:
+    """Where the checkpoints of a local folder are: in it, or in the bucket that it mirrors.
+
+    Returns:
+      An absolute `pathlib.Path`, or an `etils.epath.Path` in the bucket.
+    """
+    folder = workdir.absolute()
+    root = _mirror(folder)
+    if root is None:
+        return folder / _CHECKPOINTS
+    address = epath.Path((root / _NOTE).read_text())
+    return address / folder.relative_to(root).as_posix() / _CHECKPOINTS
+
+
+def push(workdir: Path) -> None:
+    """Copies what changed in a mirror to its bucket; nothing for a workdir that is none.
+
+    Of a job, the first process does so; the others write nothing.
+
+    Raises:
+      InputError: the bucket cannot be written.
+    """
+    root = _mirror(workdir.absolute())
+    if root is None or process()[0] != 0:
+        return
+    address = (root / _NOTE).read_text()
+    for path in _small_files(root):
+        found = path.stat()
+        stamp = found.st_size, found.st_mtime_ns
+        if _pushed.get(path) == stamp:
+            continue
+        target = epath.Path(address) / path.relative_to(root).as_posix()
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+        except Exception as error:  # each store has errors of its own
+            raise _unreachable(str(target), "written", error) from error
+        _pushed[path] = stamp
+
+
+def _pull(address: Any, mirror: Path) -> None:
+    wanted = {_NOTE}
+    try:
+        for source, name in _remote_files(address):
+            wanted.add(name)
+            target = mirror / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+            found = target.stat()
+            _pushed[target] = found.st_size, found.st_mtime_ns
+    except Exception as error:
+        raise _unreachable(str(address), "read", error) from error
+    for path in list(_small_files(mirror)):
+        if path.relative_to(mirror).as_posix() not in wanted:
+            path.unlink()
+    # An earlier run of this machine, since deleted from the bucket, may have left folders.
+    for path in mirror.rglob(_CHECKPOINTS):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remote_files(folder: Any, prefix: str = "") -> Iterator[tuple[Any, str]]:
+    """Files below a folder of a bucket with their names from there, checkpoints left out."""
+    if not folder.exists():
+        return
+    for path in folder.iterdir():
+        if path.name == _CHECKPOINTS or not path.name:
+            continue
+        if path.is_dir():
+            yield from _remote_files(path, f"{prefix}{path.name}/")
+        else:
+            yield path, f"{prefix}{path.name}"
+
+
+def _small_files(root: Path) -> Iterator[Path]:
+    for path in sorted(root.rglob("*")):
+        apart = _CHECKPOINTS in path.relative_to(root).parts or path.suffix in _UNFINISHED
+        if path.is_file() and not apart and path.name != _NOTE:
+            yield path
+
+
+def _mirror(folder: Path) -> Path | None:
+    """The mirror that a folder is or lies in."""
+    return next((f for f in (folder, *folder.parents) if (f / _NOTE).is_file()), None)
+
+
+def _unreachable(address: str, how: str, error: Exception) -> InputError:
+    reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
+    return InputError(
+        f"{address} cannot be {how} ({type(error).__name__}: {reason}); it needs pip install "
+        "'boneage_jax[bucket]', credentials (gcloud auth application-default login) "
+        "and a bucket that exists"
+    )

@@ -1,0 +1,100 @@
+"""Whether the processes of a job see one and the same workdir.
+
+With a folder on the disk of each machine every process would take its own newest checkpoint for the
+newest: they would make different numbers of steps, and then wait for each other for ever.
+"""
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from boneage_jax.errors import InputError
+from boneage_jax.runtime.distributed import said_by_all, store
+from boneage_jax.runtime.parallel import process
+from boneage_jax.storage.bucket import checkpoint_folder, pull
+from boneage_jax.storage.safe_write import writing
+
+_SEEN_WITHIN = 90.0  # seconds; NFS remembers for up to 60 that a file was not there
+_REMEDY = "--workdir must be a folder that all processes share, or gs://BUCKET/PATH"
+
+
+def check_shared(workdir: Path) -> None:
+    """Checks that all processes of the job see the same folder; each waits for all others.
+
+    A workdir in a bucket is shared by its nature.
+
+    Args:
+      workdir: exists on the first process.
+
+    Raises:
+      InputError: it is another folder for another process; on all processes alike.
+    """
+    if store() is None:
+        return
+    in_bucket = checkpoint_folder(workdir).parent != workdir.absolute()
+    with contextlib.ExitStack() as afterwards:
+        own = "" if in_bucket or process()[0] else _leave_note(workdir, afterwards)
+        note = said_by_all("workdir", f"={own}")[0].removeprefix("=")
+        seen = not note or _appears(workdir / note)
+        answers = said_by_all("workdir seen", "yes" if seen else "no")
+    missing = [str(number) for number, answer in enumerate(answers) if answer == "no"]
+    if missing:
+        raise InputError(
+            f"{_REMEDY}; what process 0 writes to {workdir}, process {', '.join(missing)} does not "
+            "see"
+        )
+
+
+def _leave_note(workdir: Path, afterwards: contextlib.ExitStack) -> str:
+    """Writes an empty file, to be removed afterwards, and returns its name."""
+    # A name that nobody has looked for yet: no file system has an old answer for it.
+    path = workdir / f".shared-{secrets.token_hex(8)}"
+    with writing(path):
+        path.touch()
+    afterwards.callback(path.unlink, missing_ok=True)
+    return path.name
+
+
+def check_same_step(newest: Callable[[], int | None]) -> int | None:
+    """Checks that all processes find the same newest checkpoint, and returns its step.
+
+    Args:
+      newest: looks for it; called again where the answers differ, since the disk of a network may
+        give an old answer for a while.
+
+    Raises:
+      InputError: they do not; on all processes alike.
+    """
+    end = time.monotonic() + _SEEN_WITHIN
+    while True:
+        step = newest()
+        answers = said_by_all("step", f"{step} {time.monotonic() < end}")
+        found = [answer.split()[0] for answer in answers]
+        if len(set(found)) == 1:
+            return step
+        if any(answer.endswith("False") for answer in answers):  # all read the same answers
+            break
+        time.sleep(_SEEN_WITHIN / 10)
+    steps = ", ".join(f"{number}: {answer}" for number, answer in enumerate(found))
+    raise InputError(f"{_REMEDY}; the newest checkpoint is another for each process ({steps})")
+
+
+def catch_up(workdir: Path) -> None:
+    """Brings the first process' files to the mirrors of all, where the workdir is in a bucket.
+
+    Each waits for all others. The first must have pushed.
+    """
+    said_by_all("pushed", "yes")
+    if process()[0]:
+        pull(workdir)
+
+
+def _appears(path: Path) -> bool:
+    end = time.monotonic() + _SEEN_WITHIN
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True

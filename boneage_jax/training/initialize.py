@@ -1,0 +1,115 @@
+"""Starting a run from the network of another one."""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from boneage_jax.errors import InputError
+from boneage_jax.pretrained.load_pretrained import load_pretrained, pretrained_options
+from boneage_jax.state import TrainState
+from boneage_jax.storage.workdir import load_trained
+from boneage_jax.training.finetune import pretraining_part
+
+
+def pretraining(config: ConfigDict) -> ConfigDict:
+    """The config of the run that `config.pretrain` asks for: the same but for data and length."""
+    first = ConfigDict(config.to_dict())
+    name, _, size = config.pretrain.data.partition("/")
+    first.data.name, first.data.config = name, size
+    first.data.raw_dir = first.data.masks = first.data.mask_mode = ""
+    first.data.options = ConfigDict()
+    first.data.train_split, first.data.eval_split = "train", "validation"
+    first.steps, first.budget_flops = config.pretrain.steps, 0.0
+    first.evaluate_every = 1e6  # once, at the end
+    first.checkpoint_every = config.checkpoint_every or max(config.pretrain.steps // 10, 1)
+    first.pretrain.data, first.pretrain.steps = "", 0
+    first.members, first.bias_correction = 1, "none"
+    return pretraining_part(first)
+
+
+def start_from(state: TrainState, folder: str | os.PathLike[str], task: str) -> TrainState:
+    """A fresh state with the parameters and statistics that another run ended with.
+
+    Its averaged parameters are taken where it kept them. The FLOPs it spent count on: what came
+    before is part of the price of what follows.
+
+    Args:
+      state: of the run that begins.
+      folder: workdir of the run that has ended.
+      task: that both must have.
+
+    Raises:
+      InputError: no such run, another task, or a network of another shape.
+    """
+    other = load_trained(folder, task=task).state
+    params = _same_shapes(other.eval_params, state.params, folder)
+    return dataclasses.replace(
+        state,
+        params=params,
+        batch_stats=_same_shapes(other.batch_stats, state.batch_stats, folder),
+        ema_params=_averages(state, params),
+        flops_spent=jnp.asarray(jax.device_get(other.flops_spent)),
+    )
+
+
+def with_pretrained_backbone(state: TrainState, config: ConfigDict) -> TrainState:
+    """A fresh state of a bone-age network whose backbone has the weights `config` names.
+
+    The network reads images normalised by `config.normalize`, not by the constants of the source;
+    both give a mean near 0 and a standard deviation near 1.
+
+    Raises:
+      InputError: the weights cannot be read, are of another network, or were made with other
+        padding or another BatchNorm epsilon than the config has.
+    """
+    model = config.model
+    options = pretrained_options(model.name, model.pretrained)
+    wrong = {key: value for key, value in options.items() if model[key] != value}
+    if wrong:
+        flags = " ".join(f"--config.model.{key}={value}" for key, value in wrong.items())
+        raise InputError(f"config.model.pretrained={model.pretrained} needs {flags}")
+    found = load_pretrained(model.name, model.pretrained)
+    parts: dict[str, Any] = {}
+    for name in ("params", "batch_stats"):
+        whole = dict(getattr(state, name))
+        parts[name] = whole | {
+            "backbone": _same_shapes(found[name], whole["backbone"], model.pretrained)
+        }
+    return dataclasses.replace(
+        state,
+        **parts,
+        ema_params=_averages(state, parts["params"]),
+    )
+
+
+def _averages(state: TrainState, params: Any) -> Any:
+    """Copies of those parameters that the state keeps averages of: no buffer may serve twice."""
+
+    def like(average: Any, found: Any) -> Any:
+        if isinstance(average, dict):
+            return {key: like(value, found[key]) for key, value in average.items()}
+        return jnp.copy(found)
+
+    return like(state.ema_params, params)
+
+
+def _same_shapes(found: Any, wanted: Any, folder: str | os.PathLike[str]) -> Any:
+    """`found` on the default device, once it has the structure and shapes of `wanted`."""
+    have = {jax.tree_util.keystr(path): leaf for path, leaf in _leaves(found)}
+    need = {jax.tree_util.keystr(path): leaf for path, leaf in _leaves(wanted)}
+    for name in sorted(have.keys() | need.keys()):
+        shapes = [list(tree[name].shape) if name in tree else "nothing" for tree in (have, need)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"{os.fspath(folder)} holds another network: {name} is {shapes[0]}, this "
+                f"run needs {shapes[1]}; give both runs the same config.model"
+            )
+    return jax.tree.map(lambda leaf: jnp.asarray(jax.device_get(leaf)), found)
+
+
+def _leaves(tree: Any) -> Any:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]

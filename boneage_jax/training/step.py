@@ -1,0 +1,214 @@
+"""ONE train step and ONE eval step, pure, shared by every task.
+
+A task hands in its model, loss and metrics (see `boneage_jax.tasks`). The steps know nothing of
+devices: `boneage_jax.runtime.parallel` runs them on one or many. `axis_name` names the device axis under
+pmap and is None under jit, where the batch is one global array.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+import clu.metrics
+import jax
+import jax.numpy as jnp
+import optax
+
+from boneage_jax.state import TrainState, Tree, add_flops, merge, select
+from boneage_jax.tasks.task import Task
+from boneage_jax.training.nonfinite import Watched, accept, all_finite, record
+
+Batch = dict[str, jax.Array]
+Metrics: TypeAlias = clu.metrics.Collection
+Inputs = Callable[[Batch, jax.Array | None], Batch]
+EvalStep = Callable[[Tree, Batch], tuple[Metrics, Batch]]
+Wanted = Callable[[tuple[str, ...]], bool]
+_VIEWS = 0  # seed of the views in evaluation
+
+
+class TrainStep(Protocol):
+    """One update: `(state, metrics, batch) -> (state, metrics)`, see `make_train_step`."""
+
+    def __call__(
+        self, state: TrainState, metrics: Any, batch: Batch, flops: int = 0
+    ) -> tuple[TrainState, Any]: ...
+
+
+def _everything(path: tuple[str, ...]) -> bool:
+    return True
+
+
+def make_train_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    inputs: Inputs,
+    *,
+    ema_decay: float = 0.0,
+    accumulate: int = 1,
+    axis_name: str | None = None,
+    trained: Wanted = _everything,
+    learning: Wanted | None = None,
+) -> TrainStep:
+    """Builds `(state, metrics, batch, flops=0) -> (state, metrics)`.
+
+    The batch holds `image` uint8 [B, H, W, 1], `draw` uint32 [B] (the running number of each
+    image in the whole run, the seed of its augmentation and dropout), `weight` float32 [B] and
+    the labels of the task. `flops` are those of a step on the whole batch, counted in the step
+    itself. Metrics stay on the device and are merged there: no host sync.
+
+    A step whose loss, gradients or new statistics are not finite leaves parameters, statistics,
+    average and optimizer state as they were; `step` and `flops_spent` go on, and its metrics count
+    for nothing. Where `metrics` comes as `Watched` such steps are counted there.
+
+    Args:
+      task: model, loss and metrics.
+      inputs: turns the stored uint8 images into what the model reads; draws augmentations where
+        keys ([B]) are given.
+      optimizer: optax transformation, applied after the gradient mean over devices.
+      ema_decay: decay of the moving average of parameters, 0 for none. The first steps use
+        (1 + step) / (10 + step) where that is smaller, so that the start is forgotten.
+      accumulate: number of micro-batches, run one after the other by a scan; B must divide.
+      axis_name: device axis to reduce over, or None.
+      trained: says of a path of keys whether the parameter there has optimizer state and average.
+      learning: the same of the parameters that this step differentiates by and changes, a part of
+        those that are `trained`; all of them where None. No backward pass runs through layers in
+        front of the first of these.
+    """
+    learning = learning or trained
+
+    def loss_fn(part: Tree, params: Tree, batch_stats: Tree, batch: Batch, keys: jax.Array) -> Any:
+        params = merge(params, part)
+        augment_keys, model_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        batch = inputs(batch, augment_keys)
+        outputs, batch_stats = task.apply(
+            {"params": params, "batch_stats": batch_stats}, batch, train=True, keys=model_keys
+        )
+        per_image, parts = task.loss(outputs, batch)
+        # The weighted mean over the global batch, written as a local sum whose mean over devices
+        # is that global mean: uneven weights on the devices stay exact.
+        total_weight = _mean(batch["weight"].sum(), axis_name)
+        loss = (per_image * batch["weight"]).sum() / jnp.maximum(total_weight, 1e-6)
+        return loss, (batch_stats, task.metrics(per_image, parts, outputs, batch))
+
+    # Jitted for its trace, which JAX keeps: under jit over a mesh, counting FLOPs makes it and
+    # compiling finds it.
+    @functools.partial(jax.jit, inline=True)
+    def gradients(state: TrainState, batch: Batch) -> Any:
+        root = jax.random.wrap_key_data(state.rng)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, batch["draw"])
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        args = select(state.params, learning), state.params
+        if accumulate == 1:
+            (loss, (stats, metrics)), grads = grad_fn(*args, state.batch_stats, batch, keys)
+            return loss, grads, stats, metrics
+
+        def micro(carry: Any, part: Any) -> Any:
+            loss, grads, stats, metrics = carry
+            (more_loss, (stats, new)), more = grad_fn(*args, stats, *part)
+            grads = jax.tree.map(jnp.add, grads, more)
+            return (loss + more_loss, grads, stats, metrics.merge(new)), None
+
+        # Micro-batch m takes the images m, m + k, m + 2k ...: the same ones on any number of
+        # devices, since each device holds a contiguous part of the batch.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (batch, keys)
+        )
+        start = (
+            jnp.zeros((), jnp.float32),
+            jax.tree.map(jnp.zeros_like, args[0]),
+            state.batch_stats,
+            task.metrics_type.empty(),
+        )
+        (loss, grads, stats, metrics), _ = jax.lax.scan(micro, start, parts)
+        return loss, jax.tree.map(lambda g: g / accumulate, grads), stats, metrics
+
+    def train_step(
+        state: TrainState, metrics: Metrics | Watched, batch: Batch, flops: int = 0
+    ) -> Any:
+        loss, grads, batch_stats, new = gradients(state, batch)
+        # One reduction for all: gradients, statistics (equal already where BatchNorm is synced).
+        loss, grads, batch_stats = _mean((loss, grads, batch_stats), axis_name)
+        before = part = select(state.params, trained)
+        grads = merge(jax.tree.map(jnp.zeros_like, part), grads)
+        # The norm is that which clips the gradients: XLA computes it once.
+        good = all_finite(loss, optax.tree.norm(grads), batch_stats)
+        updates, opt_state = optimizer.update(grads, state.opt_state, part)
+        part = optax.apply_updates(part, updates)
+        ema = state.ema_params
+        if ema_decay:
+            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            ema = optax.incremental_update(part, ema, 1.0 - decay)
+        part, batch_stats, ema, opt_state = accept(
+            good,
+            (part, batch_stats, ema, opt_state),
+            (before, state.batch_stats, state.ema_params, state.opt_state),
+        )
+        state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=merge(state.params, part),
+            batch_stats=batch_stats,
+            ema_params=ema,
+            opt_state=opt_state,
+            flops_spent=add_flops(state.flops_spent, flops),
+        )
+        return state, record(metrics, _sum(new, axis_name), good, state.step)
+
+    return train_step
+
+
+def make_eval_step(
+    task: Task,
+    inputs: Inputs,
+    *,
+    flips: bool = False,
+    views: int = 0,
+    axis_name: str | None = None,
+) -> EvalStep:
+    """Builds `(variables, batch) -> (metrics, predictions)`.
+
+    `variables` is {'params', 'batch_stats'}; predictions are arrays with a leading batch axis.
+    Images of weight 0 (the padding of the last batch) count for nothing in the metrics.
+
+    Args:
+      task: model, loss and metrics.
+      inputs: see `make_train_step`; called without keys, but for `views`.
+      flips: average the outputs over the image and its mirror image (twice the compute).
+      views: average also over so many augmented copies of each image, drawn as in training. Each
+        image meets the same draws, whichever batch it is in (1 + views times the compute).
+      axis_name: device axis to reduce the metrics over, or None.
+    """
+
+    def eval_step(variables: Tree, batch: Batch) -> tuple[Metrics, Batch]:
+        def read(batch: Batch) -> Batch:
+            outputs, _ = task.apply(variables, batch, train=False, keys=None)
+            if not flips:
+                return outputs
+            mirrored = batch | {"image": batch["image"][:, :, ::-1]}
+            others, _ = task.apply(variables, mirrored, train=False, keys=None)
+            return jax.tree.map(lambda a, b: (a + b) / 2, outputs, task.mirror(others))
+
+        def add_view(total: Batch, view: jax.Array) -> tuple[Batch, None]:
+            key = jax.random.fold_in(jax.random.key(_VIEWS), view)
+            keys = jnp.broadcast_to(key, stored["image"].shape[:1])
+            return jax.tree.map(jnp.add, total, read(inputs(stored, keys))), None
+
+        stored, batch = batch, inputs(batch, None)
+        outputs = read(batch)
+        if views:
+            total, _ = jax.lax.scan(add_view, outputs, jnp.arange(views))
+            outputs = jax.tree.map(lambda x: x / (1 + views), total)
+        per_image, parts = task.loss(outputs, batch)
+        metrics = task.metrics(per_image, parts, outputs, batch)
+        return _sum(metrics, axis_name), task.predictions(outputs, parts)
+
+    return eval_step
+
+
+def _mean(tree: Tree, axis_name: str | None) -> Tree:
+    return jax.lax.pmean(tree, axis_name) if axis_name else tree
+
+
+def _sum(metrics: Metrics, axis_name: str | None) -> Metrics:
+    return jax.lax.all_gather(metrics, axis_name).reduce() if axis_name else metrics
