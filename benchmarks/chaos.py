@@ -28,9 +28,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from boneage_jax.evaluation.summary import hardware, versions
 from boneage_jax.report.metric_writer import read_metrics
-from boneage_jax.storage.workdir import load_trained
+from boneage_jax.runtime.machine import hardware, versions
+from boneage_jax.training.run import load_run
 
 ROOT = Path(__file__).parent.parent
 _SAVING = re.compile(r"(\d+)\.orbax-checkpoint-tmp.*")
@@ -108,8 +108,8 @@ def kill_once(
 
 def equal(one: Path, other: Path) -> bool:
     """Whether two finished runs hold the same bits, log the same and report the same ages."""
-    a, b = load_trained(one), load_trained(other)
-    same = jax.tree.map(lambda x, y: np.array_equal(x, y), a.state, b.state)
+    (_, a, _), (_, b, _) = load_run(one), load_run(other)
+    same = jax.tree.map(np.array_equal, a, b)
     clock = {"seconds", "images_per_second"}
     logs = [
         [{k: v for k, v in row.items() if k not in clock} for row in read_metrics(folder)]

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from provenance import write_provenance
 
+from boneage_jax.benchmarking.settings import synthetic_info
+
 SETTINGS = ("malloc as it is", "huge pages", "holes closed", "XLA's flags")
 FIELDS = ("model", "size", "batch", "settings", "start", "first_step_seconds")
 COLUMNS = (*FIELDS, "median_seconds", "low_seconds", "high_seconds", "steps")
@@ -35,10 +37,9 @@ def child(model: str, size: int, batch: int, level: int, cache: str, steps: int)
     import jax
     import numpy as np
 
-    from boneage_jax.benchmarking.settings import synthetic_facts
     from boneage_jax.benchmarking.steps import Stepper, synthetic_batch
     from boneage_jax.config import base_config, check_config
-    from boneage_jax.runtime.compiler import tidy_heap
+    from boneage_jax.runtime.cpu_memory import tidy_heap
     from boneage_jax.training.run import build_run
 
     if level >= 2:
@@ -48,10 +49,10 @@ def child(model: str, size: int, batch: int, level: int, cache: str, steps: int)
     config = base_config()
     config.model.name, config.batch_size = model, batch
     config.task = "hand_mask" if model.startswith("unet") else "bone_age"
-    facts = synthetic_facts(size)
-    run = build_run(check_config(config), facts)
+    info = synthetic_info(size)
+    run = build_run(check_config(config), info)
     step = Stepper(run)
-    images = run.parallel.put_batch(synthetic_batch(batch, facts, run.task))
+    images = run.parallel.put_batch(synthetic_batch(batch, info, run.task))
     seconds = []
     for _ in range(steps + 3):
         began = time.perf_counter()

@@ -15,19 +15,22 @@ from pathlib import Path
 
 import numpy as np
 
-from boneage_jax.data.source import Split, open_dataset
-from boneage_jax.evaluation.evaluate_split import Rows, corrected, evaluate_split, with_labels
+from boneage_jax.data.source import Split
+from boneage_jax.datasets import open_dataset
+from boneage_jax.evaluation.evaluate_split import corrected, evaluate_split, with_labels
+from boneage_jax.inference.load_trained import Trained, load_trained
+from boneage_jax.inference.network import Rows
 from boneage_jax.runtime.compile_cache import use_compile_cache
-from boneage_jax.storage.workdir import Trained, load_trained
 
 
 def evaluated(trained: Trained, split: Split, **changes: object) -> Rows:
     """The predictions of a network whose config has `changes`."""
-    config = trained.run.config.copy_and_resolve_references()
+    config = trained.network.config.copy_and_resolve_references()
     with config.unlocked():
         config.update(changes)
-    run = dataclasses.replace(trained.run, config=config)
-    _, rows = evaluate_split(run, trained.state, split, keys=run.task.reported)
+    network = dataclasses.replace(trained.network, config=config)
+    keys = network.task.reported
+    _, rows = evaluate_split(network, trained.variables, split, keys=keys)
     return corrected(with_labels(rows, split), config)
 
 
@@ -52,7 +55,8 @@ def main() -> None:
     table = []
     for workdir in args.workdirs:
         trained = load_trained(workdir, task="bone_age")
-        split = open_dataset(trained.run.config.data).split(trained.run.config.data.eval_split)
+        data = trained.network.config.data
+        split = open_dataset(data).split(data.eval_split)
         for name, rows in levers(trained, split):
             error = rows["predicted_age"] - rows["true_age"]
             table.append(

@@ -13,20 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
-from boneage_jax.data.source import open_dataset
+from boneage_jax.datasets import open_dataset
 from boneage_jax.evaluation.evaluate_split import evaluate_split, with_labels
-from boneage_jax.storage.workdir import Trained, load_trained
+from boneage_jax.inference.load_trained import Trained, load_trained
 
 _GEOMETRY = ("rotate", "translate", "zoom", "shear")
 
 
 def without_smoothing(trained: Trained) -> Trained:
     """The same network with a config that moves nothing, and so smooths nothing."""
-    config = trained.run.config.copy_and_resolve_references()
+    config = trained.network.config.copy_and_resolve_references()
     with config.unlocked():
         for name in _GEOMETRY:
             config.augment[name] = 0.0
-    return dataclasses.replace(trained, run=dataclasses.replace(trained.run, config=config))
+    return dataclasses.replace(trained, network=dataclasses.replace(trained.network, config=config))
 
 
 def main() -> None:
@@ -39,11 +39,11 @@ def main() -> None:
     rows = []
     for workdir in args.workdirs:
         trained = load_trained(workdir, task="bone_age")
-        dataset = open_dataset(trained.run.config.data)
+        dataset = open_dataset(trained.network.config.data)
         for name, variant in (("smoothed", trained), ("sharp", without_smoothing(trained))):
             for split in (dataset.split("train"), dataset.split("validation")):
                 _, found = evaluate_split(
-                    variant.run, variant.state, split, keys=variant.run.task.reported
+                    variant.network, variant.variables, split, keys=variant.network.task.reported
                 )
                 found = with_labels(found, split)
                 error = found["predicted_age"] - found["true_age"]

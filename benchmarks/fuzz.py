@@ -24,7 +24,7 @@ from types import FrameType
 
 from benchmarks.mutations import KINDS
 from boneage_jax.errors import InputError
-from boneage_jax.evaluation.summary import hardware, versions
+from boneage_jax.runtime.machine import hardware, versions
 
 SECONDS = 20  # a case that takes longer hangs
 # A case: what was done to the input, and the call that must refuse it or return a sound result.

@@ -17,8 +17,8 @@ import numpy as np
 
 from boneage_jax.config import base_config, check_config
 from boneage_jax.data.files import read_grey
-from boneage_jax.data.info import Facts
-from boneage_jax.storage.workdir import Trained, load_trained
+from boneage_jax.data.info import DataInfo
+from boneage_jax.inference.load_trained import Trained, load_trained
 from boneage_jax.training.run import build_run
 from tfds_rsna.hand_mask.pairs import find_pairs
 from tfds_rsna.radiograph_folder.table import Columns
@@ -208,12 +208,12 @@ def coco(folder: Path) -> Make:
 
 def overrides(folder: Path) -> Make:
     """Config keys and values on the command line, up to the objects of a run."""
-    from boneage_jax.main import parse
+    from boneage_jax.cli import parse_config
 
     known = [key for key, _ in _keys(base_config().to_dict())]
     values = ["", "nan", "inf", "-inf", "-1", "0", "1e400", "x", "None", "True", "[]", "{}", "1,2"]
     values += ["../../x", "é", "'", '"', "0.5", "3", "1e-300", "999999999999999999999"]
-    facts = Facts(64, 100, 120.0, 40.0)
+    info = DataInfo(64, 100, 120.0, 40.0)
 
     def make(draw: random.Random) -> tuple[str, Callable[[], str]]:
         given = []
@@ -225,12 +225,11 @@ def overrides(folder: Path) -> Make:
 
         def call() -> str:
             argv = ["--config=configs/cls.py", *given]
-            sys.argv[1:] = argv  # where ml_collections looks for them
-            config, _ = parse(argv)
+            config, _, _ = parse_config(argv)
             config = check_config(config)
             if config.budget_flops:
                 return ""  # would trace the network
-            run = build_run(config, facts, jax.devices()[:1])
+            run = build_run(config, info, jax.devices()[:1])
             return "" if run.total_steps >= 1 else f"{run.total_steps} steps"
 
         return " ".join(given), call
@@ -277,12 +276,10 @@ def checkpoints(folder: Path) -> Make:
 def _difference(whole: Trained, other: Trained) -> str:
     if whole.step != other.step:
         return f"step {other.step}"
-    trees = [jax.tree.structure(one.state.params) for one in (whole, other)]
+    trees = [jax.tree.structure(one.variables) for one in (whole, other)]
     if trees[0] != trees[1]:
         return "other parameters"
-    same = jax.tree.map(
-        lambda a, b: np.array_equal(a, b), whole.state.eval_params, other.state.eval_params
-    )
+    same = jax.tree.map(np.array_equal, whole.variables, other.variables)
     return "" if all(jax.tree.leaves(same)) else "other values of the parameters"
 
 

@@ -12,7 +12,7 @@ def write_provenance(output: Path, **facts: Any) -> None:
 
     It starts JAX's backend, so it comes last.
     """
-    from boneage_jax.evaluation.summary import hardware, versions
+    from boneage_jax.runtime.machine import hardware, versions
 
     content = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

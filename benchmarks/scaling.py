@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from boneage_jax.planning.published_data import published_info
+
 TOPOLOGIES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 64: "8x8", 256: "16x16"}
 _SIZE = 64  # pixels
 
@@ -76,15 +78,15 @@ def on_this_host(devices: int, per_chip: int, steps: int = 10) -> dict[str, Any]
     import numpy as np
 
     from boneage_jax.config import check_config
-    from boneage_jax.data.info import facts_on_paper
-    from boneage_jax.training.run import batch_shapes, build_run, fresh_state
+    from boneage_jax.data.inputs import batch_shapes
+    from boneage_jax.training.run import build_run, fresh_state
 
     config = check_config(config_of(devices * per_chip, "float32"))
-    facts, _, _ = facts_on_paper(config.data)
-    run = build_run(config, facts, jax.devices()[:devices])
-    state = run.parallel.put_state(fresh_state(config, facts, run.task, run.optimizer))
+    info, _, _ = published_info(config.data)
+    run = build_run(config, info, jax.devices()[:devices])
+    state = run.parallel.put_state(fresh_state(config, info, run.task, run.optimizer))
     metrics = run.parallel.put_state(run.task.metrics_type.empty())
-    shapes = batch_shapes(config.batch_size, facts, run.task)
+    shapes = batch_shapes(config.batch_size, info, run.task)
     batch = run.parallel.put_batch({k: np.ones(x.shape, x.dtype) for k, x in shapes.items()})
     step, seconds = run.train_step_at(0), []
     for _ in range(steps + 2):

@@ -14,26 +14,49 @@ _HOMES = {
     "train": "boneage_jax.training.train",
     "load_predictor": "boneage_jax.inference.predictor",
     "load_segmenter": "boneage_jax.inference.segmenter",
+    "load_recipe": "boneage_jax.cli",
     "load_pretrained": "boneage_jax.pretrained.load_pretrained",
     "pretrained_options": "boneage_jax.pretrained.load_pretrained",
     "source_normalization": "boneage_jax.pretrained.load_pretrained",
     "count_flops": "boneage_jax.flops",
+    "load_extensions": "boneage_jax.extensions",
+    "register_augmentation": "boneage_jax.extensions",
+    "register_config": "boneage_jax.extensions",
+    "register_dataset": "boneage_jax.extensions",
+    "register_model": "boneage_jax.extensions",
+    "register_task": "boneage_jax.extensions",
     "InputError": "boneage_jax.errors",
 }
 __all__ = [
     "InputError",
     "count_flops",
     "create_model",
+    "load_extensions",
     "load_predictor",
     "load_pretrained",
+    "load_recipe",
     "load_segmenter",
     "pretrained_options",
+    "register_augmentation",
+    "register_config",
+    "register_dataset",
+    "register_model",
+    "register_task",
     "source_normalization",
     "train",
 ]
 
 if TYPE_CHECKING:
+    from boneage_jax.cli import load_recipe
     from boneage_jax.errors import InputError
+    from boneage_jax.extensions import (
+        load_extensions,
+        register_augmentation,
+        register_config,
+        register_dataset,
+        register_model,
+        register_task,
+    )
     from boneage_jax.flops import count_flops
     from boneage_jax.inference.predictor import load_predictor
     from boneage_jax.inference.segmenter import load_segmenter

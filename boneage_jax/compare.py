@@ -7,24 +7,23 @@ runs of one recipe from different seeds. Prints both errors and the difference B
 interval.
 """
 
-import argparse
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from boneage_jax.errors import InputError, door
+from boneage_jax.cli import Parser, run_door
+from boneage_jax.errors import InputError
 from boneage_jax.experiments.bootstrap import align, compare, read_predictions
 
 
-def main() -> None:
-    """The door."""
-    parser = argparse.ArgumentParser("python -m boneage_jax.compare", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+def main(argv: Sequence[str]) -> int:
+    """Compares as `argv` says and prints the result; returns the exit status."""
+    parser = Parser(__doc__)
     parser.add_argument("run_a", metavar="RUN_A", help="workdir(s) or predictions.csv")
     parser.add_argument("run_b", metavar="RUN_B", help="likewise")
     parser.add_argument("--split", default="validation", help="whose predictions to read")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     names = args.run_a, args.run_b
     a, b = (read_predictions([Path(p) for p in name.split(",")], args.split) for name in names)
     found = compare(a, align(b, a.ids, a.true, names))
@@ -41,11 +40,12 @@ def main() -> None:
             args.json.write_text(json.dumps(found, indent=1) + "\n")
         except OSError as error:
             raise InputError(f"--json={args.json} cannot be written: {error.strerror}") from error
+    return 0
 
 
 def run() -> None:
-    """Console script."""
-    sys.exit(door(main))
+    """Runs the command; the console script boneage-compare."""
+    run_door(main, computes=False)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,17 @@
 A recipe in `configs/` starts from `base_config()` and says what it changes.
 """
 
+import inspect
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from boneage_jax.errors import InputError
-from boneage_jax.inference.bias_correction import METHODS
+from boneage_jax.extensions import CONFIG_SECTIONS, TASKS
 
 # Keys that change how a run is executed but not what it learns: free to differ on a restart.
 RUNTIME_KEYS = frozenset(
@@ -35,27 +37,27 @@ RUNTIME_KEYS = frozenset(
 def base_config() -> ConfigDict:
     """The config that recipes start from. Lengths of time are in steps unless a key says so."""
     config = ConfigDict()
-    config.task = "bone_age"
-    config.seed = 0
+    config.task = "bone_age"  # bone_age | hand_mask, or a registered task
+    config.seed = 0  # of the first parameters, the order of the images and all random draws
     config.parallel = "jit"  # jit | pmap: see boneage_jax/runtime/parallel.py
     config.batch_size = 32  # images per step over all devices
-    config.eval_batch_size = 64
+    config.eval_batch_size = 64  # images per step of evaluation and prediction
     config.accumulate = 1  # micro-batches per step
     config.epochs = 10.0  # passes over the training split
     config.steps = 0  # number of steps instead of epochs, where not 0
     config.budget_flops = 0.0  # training FLOPs instead of epochs, masks and pre-training included
     config.members = 1  # networks trained from different seeds, whose predictions are averaged
-    config.member_flops = 0.0  # where not 0: as many members as a budget holds of so many FLOPs
+    config.member_flops = 0.0  # FLOPs per member; if > 0, members = budget_flops // member_flops
     config.evaluate_every = 1.0  # epochs between evaluations on the validation split
     config.checkpoint_every = 0  # steps between further checkpoints; each evaluation makes one
     config.log_every = 10  # steps between lines of metrics.jsonl
-    config.max_seconds = 0.0  # then save and end with exit status 75; 0 for as long as it takes
-    config.stall_seconds = 600.0  # without progress, then exit status 75; 0: wait for ever
+    config.max_seconds = 0.0  # then save and exit with status 75; 0: no limit
+    config.stall_seconds = 600.0  # without progress, then exit with status 75; 0: no limit
     config.nonfinite = "skip"  # skip | rollback | stop: on a loss or gradients that are not finite
     config.nonfinite_limit = 10  # such steps in a row (skip), or roll-backs, before the run ends
     config.ema_decay = 0.0  # moving average of the parameters, 0 switches it off
     config.test_flips = False  # average predictions over the image and its mirror image
-    config.test_views = 0  # and over so many augmented copies, see make_eval_step
+    config.test_views = 0  # and over this number of augmented copies
     config.bias_correction = "none"  # none | shift | line: of ages, fitted on validation at the end
     config.select = "latest"  # latest | best: the checkpoint that is reported and predicts
     config.compile_cache = True  # keep compiled programs for the next start on this machine
@@ -63,11 +65,11 @@ def base_config() -> ConfigDict:
 
     config.pretrain = ConfigDict()  # a first run on other data, in WORKDIR/pretrain
     config.pretrain.data = ""  # NAME/CONFIG of a builder that needs no raw data; none if empty
-    config.pretrain.steps = 0
+    config.pretrain.steps = 0  # updates of that run
 
     config.finetune = ConfigDict()  # what of the network trains, see docs/finetuning.md
-    config.finetune.last_blocks = -1  # only the last so many blocks of the backbone; -1 for all
-    config.finetune.last_layers = -1  # or only the last so many layers; -1 for all
+    config.finetune.last_blocks = -1  # train only this many last blocks of the backbone; -1 for all
+    config.finetune.last_layers = -1  # or only this many last layers; -1 for all
     config.finetune.head_first = 0.0  # fraction of the run, at its start, for the heads alone
     config.finetune.layer_decay = 1.0  # learning rate of a block, over that of the next one
     config.finetune.backbone_weight_decay = -1.0  # -1 for optimizer.weight_decay
@@ -82,52 +84,54 @@ def base_config() -> ConfigDict:
     config.data.raw_dir = ""  # folder of the raw data; prepared from it where needed
     config.data.data_dir = ""  # where prepared data lies; TFDS_DATA_DIR or TFDS's default if empty
     config.data.options = ConfigDict()  # options of the builder, e.g. age_column
-    config.data.train_split = "train"
-    config.data.eval_split = "validation"
+    config.data.train_split = "train"  # the split to train on
+    config.data.eval_split = "validation"  # the split to evaluate on while training
     config.data.validation_fraction = 0.11  # cut from train where the data has no validation
-    config.data.official_splits = True  # False: all parts are cut from train, whatever there is
+    config.data.official_splits = True  # False: all parts are cut from train
     config.data.test_fraction = 0.0  # cut from train before it where the data has no test split
-    config.data.split_seed = 0
-    config.data.threads = 4  # that read, a batch each
+    config.data.split_seed = 0  # of the parts that are cut
+    config.data.threads = 4  # that read batches
     config.data.buffer = 2  # batches ready ahead of the step
     config.data.uncompressed = True  # a copy beside the records, read many times faster
     config.data.masks = ""  # folder of hand masks, or workdir of a U-Net: takes the background out
     config.data.mask_mode = ""  # crop (where empty) | upright | multiply, see data/masks.py
 
     config.augment = ConfigDict()  # see boneage_jax/data/augment.py for units
-    config.augment.flip = 0.5
-    config.augment.rotate = 0.0
-    config.augment.translate = 0.0
-    config.augment.zoom = 0.0
-    config.augment.shear = 0.0
-    config.augment.brightness = 0.0
-    config.augment.contrast = 0.0
-    config.augment.gamma = 0.0
-    config.augment.invert = 0.0
-    config.augment.shading = 0.0
-    config.augment.frame = 0.0
-    config.augment.fill = "border"
-    config.augment.resample = "auto"
+    config.augment.flip = 0.5  # probability of a mirror image
+    config.augment.rotate = 0.0  # degrees, drawn from ±rotate
+    config.augment.translate = 0.0  # fraction of width and height
+    config.augment.zoom = 0.0  # magnification 1 ± zoom
+    config.augment.shear = 0.0  # degrees
+    config.augment.brightness = 0.0  # added, of the full range
+    config.augment.contrast = 0.0  # deviation from the mean times 1 ± contrast
+    config.augment.gamma = 0.0  # power 1 ± gamma
+    config.augment.invert = 0.0  # probability of swapping black and white
+    config.augment.shading = 0.0  # smooth field added, of the full range
+    config.augment.frame = 0.0  # probability of a white frame
+    config.augment.fill = "border"  # grey beyond the image: border | 0
+    config.augment.resample = "auto"  # auto | matmul | gather
+    config.augment.extra = ""  # names of registered augmentations, see docs/extending.md
     config.mix = ConfigDict()  # see boneage_jax/data/mix.py
-    config.mix.probability = 1.0
-    config.mix.mixup = 0.0
-    config.mix.cutmix = 0.0
-    config.normalize = "zscore"  # zscore | percentile | equalize | none
+    config.mix.probability = 1.0  # of a pair of images being mixed at all
+    config.mix.mixup = 0.0  # alpha of MixUp's Beta distribution, 0 for none
+    config.mix.cutmix = 0.0  # alpha of CutMix's Beta distribution, 0 for none
+    config.normalize = "zscore"  # zscore | percentile | equalize | none, per image
 
     config.model = ConfigDict()
-    config.model.name = "efficientnet_b4"
+    config.model.name = "efficientnet_b4"  # see boneage_jax/models/registry.py
     config.model.pretrained = ""  # weights of the backbone, see docs/pretrained.md
+    config.model.options = ConfigDict()  # options of a registered model
     config.model.dtype = "float32"  # of the computation; parameters are always float32
-    config.model.drop_path_rate = 0.2
-    config.model.bn_momentum = 0.99
+    config.model.drop_path_rate = 0.2  # stochastic depth of the last block
+    config.model.bn_momentum = 0.99  # of BatchNorm's moving statistics
     config.model.bn_epsilon = 1e-3  # TensorFlow's; PyTorch's is 1e-5
     config.model.bn_sync = True  # BatchNorm statistics over all devices
     config.model.padding = "same"  # same (TensorFlow) | symmetric (PyTorch)
     config.model.depthwise = "auto"  # auto | lax | shift | fused
-    config.model.remat = False  # of EfficientNet: keep nothing inside blocks, compute it anew
+    config.model.remat = False  # of EfficientNet: recompute activations inside blocks
     config.model.dropout = 0.2  # before the heads
     config.model.hidden = 0  # width of a dense layer before the age
-    config.model.sex_input = False  # the age head is told the sex
+    config.model.sex_input = False  # the sex is an input of the age head
 
     config.loss = ConfigDict()
     config.loss.age = "l1"  # l1 | huber | mse on the standardised age | distribution over bins
@@ -135,20 +139,23 @@ def base_config() -> ConfigDict:
     config.loss.bins = 80  # of a distribution: over 0..240 months
     config.loss.sigma = 10.0  # months, width of a label's distribution
     config.loss.distribution_weight = 1.0  # of its divergence, beside l1 on its mean
-    config.loss.sex_weight = 0.1
+    config.loss.sex_weight = 0.1  # of the sex head's cross-entropy
     config.loss.dice_weight = 1.0  # of the soft Dice beside the cross-entropy of hand masks
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.name = "adamw"  # adam | adamw | sgd | rmsprop | lion
+    config.optimizer.learning_rate = 1e-3  # the peak of the schedule
     config.optimizer.reference_batch = 0  # images per step it is meant for; 0: any, as it is
     config.optimizer.batch_scaling = "linear"  # linear | sqrt, where reference_batch is given
     config.optimizer.schedule = "cosine"  # constant | cosine | one_cycle
     config.optimizer.warmup = 0.05  # fraction of the run
-    config.optimizer.weight_decay = 0.05
-    config.optimizer.clip_norm = 1.0
-    config.optimizer.beta1 = 0.9
-    config.optimizer.beta2 = 0.999
+    config.optimizer.weight_decay = 0.05  # decoupled, of kernels only
+    config.optimizer.clip_norm = 1.0  # of the gradients' global norm, 0 for none
+    config.optimizer.beta1 = 0.9  # decay of the mean gradient; momentum of sgd and rmsprop
+    config.optimizer.beta2 = 0.999  # decay of the mean square
+
+    for section, (defaults, _) in CONFIG_SECTIONS.items():
+        config[section] = ConfigDict(defaults)
     return config
 
 
@@ -160,8 +167,11 @@ def check_config(config: ConfigDict) -> ConfigDict:
     """
     known, given = dict(_flat(base_config())), dict(_flat(config))
     for key in given:
-        if key not in known and not key.startswith("data.options."):
-            raise InputError(f"unknown config key {key!r}; see boneage_jax/config.py for all keys")
+        if key not in known and not key.startswith(("data.options.", "model.options.")):
+            raise InputError(
+                f"unknown config key {key!r}; see boneage_jax/config.py for all keys (one of your "
+                "own is known once its file is given, --extensions=FILE.py)"
+            )
     for key, default in known.items():
         if key not in given:
             raise InputError(f"config key {key!r} is missing; start from base_config()")
@@ -198,8 +208,9 @@ def check_config(config: ConfigDict) -> ConfigDict:
     _require(0 < decay <= 1, "finetune.layer_decay", decay, "in (0, 1]")
     if given["finetune.last_blocks"] >= 0 and given["finetune.last_layers"] >= 0:
         raise InputError("config.finetune.last_blocks and .last_layers exclude each other")
-    _choice(given, "task", ("bone_age", "hand_mask"))
-    _choice(given, "bias_correction", METHODS)
+    if given["task"] not in ("bone_age", "hand_mask") and given["task"] not in TASKS:
+        raise TASKS.unknown(given["task"], ("bone_age", "hand_mask"))
+    _choice(given, "bias_correction", ("none", "shift", "line"))
     _choice(given, "nonfinite", ("skip", "rollback", "stop"))
     _choice(given, "select", ("latest", "best"))
     _choice(given, "data.mask_mode", ("", "crop", "upright", "multiply"))
@@ -234,6 +245,9 @@ def check_config(config: ConfigDict) -> ConfigDict:
         _require(given["members"] == 1, "members", given["members"], "1 for hand masks")
     if given["model.pretrained"] and given["task"] != "bone_age":
         raise InputError("config.model.pretrained is for bone_age; start a U-Net from init_from")
+    for section, (_, check) in CONFIG_SECTIONS.items():
+        if check is not None:
+            check(config[section])
     return ConfigDict(config.to_dict()).lock()
 
 
@@ -278,6 +292,35 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
         for key in sorted(before.keys() | after.keys())
         if key not in RUNTIME_KEYS and before.get(key) != after.get(key)
     ]
+
+
+def config_lines(config: ConfigDict, changed: Collection[str] = ()) -> list[str]:
+    """Describes a config for a person: one line per key, with its meaning.
+
+    Args:
+      config: any config.
+      changed: keys that were changed on the command line, marked by `>`; those that differ from
+        `base_config` are marked by `*`.
+
+    Returns:
+      Lines such as `* batch_size = 16  # images per step over all devices (default 32)`.
+    """
+    meanings, defaults = _meanings(), dict(_flat(base_config()))
+    lines = ["# > changed on the command line, * changed by the recipe"]
+    for key, value in _flat(config):
+        differs = key in defaults and defaults[key] != value
+        mark = ">" if key in changed else "*" if differs or key not in defaults else " "
+        notes = [meanings.get(key, ""), f"(default {defaults[key]!r})" if differs else ""]
+        note = " ".join(note for note in notes if note)
+        lines.append(f"{mark} {f'{key} = {value!r}':<46}{f'  # {note}' if note else ''}".rstrip())
+    return lines
+
+
+def _meanings() -> dict[str, str]:
+    """The comments beside the keys in `base_config`, by key."""
+    line = re.compile(r"\s+config\.([\w.]+) = .*?  # (.+)")
+    found = (line.fullmatch(text) for text in inspect.getsource(base_config).splitlines())
+    return {match[1]: match[2] for match in found if match}
 
 
 def _flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,8 +1,6 @@
-"""Errors that a user can mend, and how a command-line door shows them."""
+"""Errors that a user can mend, and runs that end early."""
 
 import os
-import sys
-from collections.abc import Callable
 
 
 class InputError(ValueError):
@@ -32,21 +30,3 @@ class PeerLost(Stopped):
 
     def __init__(self, message: str):
         super().__init__(message, alone=True)
-
-
-def door(main: Callable[[], int | None]) -> int:
-    """Runs `main`; an `InputError` becomes one line on standard error and exit status 2.
-
-    `Stopped` becomes one line as well, and status 75.
-    """
-    try:
-        return main() or 0
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(stopped.message, file=sys.stderr)
-        return os.EX_TEMPFAIL
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130

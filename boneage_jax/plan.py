@@ -1,80 +1,62 @@
 """Plans a run on a machine that is not here.
 
-usage: python -m boneage_jax.plan --config=FILE.py[:PRESET] --topology=TOPOLOGY
+usage: python -m boneage_jax.plan --config=RECIPE[:PRESET] --topology=TOPOLOGY
                                   [--output=FILE.json] [--config.KEY=VALUE ...]
 
-  --config      a recipe, as for boneage_jax.main, e.g. configs/cls.py:rsna; its data is not needed
+  --config      a recipe, as for boneage_jax.main, e.g. cls:rsna; its data is not needed
   --topology    TPUs as libtpu names them (v5e:2x4, v6e:4x4, v5p:2x2x2, v4:2x2x2, v5e:16x16), whose
                 compiler is asked: pip install 'boneage_jax[plan]'; or a number of GPUs (gpu:8 or
                 h100:8, a100:8), for which only what needs no compiler is told
-  --output      also writes everything as JSON
-  --train_images=N          size of the training split, where it is not known without the data
-  --price_per_chip_hour=USD instead of the price in boneage_jax/planning/chips.py
 
 The real train step is compiled, never run. Minutes for EfficientNet-B4 at 512 px.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from boneage_jax.errors import InputError, door
+from boneage_jax.cli import Parser, parse_config, run_door
+from boneage_jax.errors import InputError
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Reads the flags of this door; the others, --config and its keys, are returned as they are.
-
-    Raises:
-      InputError: no topology, or a number that is none.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--topology", default="")
-    parser.add_argument("--output", default="")
-    parser.add_argument("--train_images", type=int, default=0)
-    parser.add_argument("--price_per_chip_hour", type=float, default=None)
-    try:
-        told, rest = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise InputError(f"command line: {error}") from error
-    if not told.topology:
+def main(argv: Sequence[str]) -> int:
+    """Plans as `argv` says and prints counts and bounds; returns the exit status."""
+    parser = Parser(__doc__)
+    parser.add_argument("--topology", default="", help="see above")
+    parser.add_argument("--output", default="", help="also write everything as JSON")
+    parser.add_argument("--train_images", type=int, default=0, help="if unknown without the data")
+    parser.add_argument(
+        "--price_per_chip_hour", type=float, help="USD, instead of boneage_jax/planning/chips.py"
+    )
+    args, rest = parser.parse_known_args(argv)
+    if not args.topology:
         raise InputError("--topology=TOPOLOGY is needed, e.g. --topology=v5e:2x4 or gpu:8")
     for name in ("train_images", "price_per_chip_hour"):
-        if (getattr(told, name) or 0) < 0:
-            raise InputError(f"--{name}={getattr(told, name)} must be 0 or more")
-    folder = Path(told.output).parent
-    if told.output and not folder.is_dir():
-        raise InputError(f"--output={told.output}: there is no folder {folder}")
-    return told, rest
+        if (getattr(args, name) or 0) < 0:
+            raise InputError(f"--{name}={getattr(args, name)} must be 0 or more")
+    folder = Path(args.output).parent
+    if args.output and not folder.is_dir():
+        raise InputError(f"--output={args.output}: there is no folder {folder}")
 
-
-def main() -> int:
-    """The door: a config and a topology in, counts and bounds out."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__.strip())
-        return 0
-    told, rest = parse(sys.argv[1:])
     import jax
 
-    from boneage_jax.main import parse as parse_config
     from boneage_jax.planning.plan_run import plan_run
     from boneage_jax.planning.plan_text import plan_lines
 
     jax.config.update("jax_platforms", "cpu")  # no TPU or GPU of this machine is touched
-    config, _ = parse_config(rest)
+    config, _, _ = parse_config(rest)
     plan = plan_run(
-        config, told.topology, price=told.price_per_chip_hour, train_images=told.train_images
+        config, args.topology, price=args.price_per_chip_hour, train_images=args.train_images
     )
     print(*plan_lines(plan), sep="\n")
-    if told.output:
-        Path(told.output).write_text(json.dumps(plan, indent=1) + "\n")
+    if args.output:
+        Path(args.output).write_text(json.dumps(plan, indent=1) + "\n")
     return 0
 
 
 def run() -> None:
-    """Console script."""
-    sys.exit(door(main))
+    """Runs the command; the console script boneage-plan."""
+    run_door(main, computes=False)
 
 
 if __name__ == "__main__":

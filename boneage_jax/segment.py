@@ -1,7 +1,7 @@
 """Finds the hand in radiographs: one PNG mask per file, at the file's size.
 
 usage: python -m boneage_jax.segment --workdir=DIR --output=FOLDER [--keep_parts] [--keep_holes]
-                                     PATH...
+                                     [--extensions=FILE.py] PATH...
 
 Writes FOLDER/STEM.png (255 hand, 0 background), and for a person to look at
 FOLDER/review/masks.csv   per file: area, parts, sides touched, confidence, whether to look, why
@@ -9,28 +9,25 @@ FOLDER/review/contact_sheet.png   the masks over their radiographs, doubtful one
 FOLDER/review/summary.json   counts, images/s, FLOPs
 """
 
-import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from boneage_jax.errors import door
-from boneage_jax.runtime.cpu_memory import use_huge_pages
-from boneage_jax.runtime.xla_flags import choose_for_cpu
+from boneage_jax.cli import Parser, prepare_jax, run_door
 
 
-def main() -> int:
-    """The door."""
-    parser = argparse.ArgumentParser("python -m boneage_jax.segment", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+def main(argv: Sequence[str]) -> int:
+    """Segments as `argv` says and prints a summary; returns the exit status."""
+    parser = Parser(__doc__, extensions=True)
     parser.add_argument("--workdir", required=True, help="folder of a finished U-Net training")
     parser.add_argument("--output", required=True, type=Path, help="folder for the masks")
     parser.add_argument("--keep_parts", action="store_true", help="not only the largest part")
     parser.add_argument("--keep_holes", action="store_true", help="do not fill holes")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders, globs")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     from boneage_jax.inference.segment_files import segment
 
+    prepare_jax()
     done = segment(
         args.workdir,
         args.paths,
@@ -47,10 +44,8 @@ def main() -> int:
 
 
 def run() -> None:
-    """Console script."""
-    choose_for_cpu()
-    use_huge_pages()
-    sys.exit(door(main))
+    """Runs the command; the console script boneage-segment."""
+    run_door(main)
 
 
 if __name__ == "__main__":

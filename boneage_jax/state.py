@@ -42,6 +42,11 @@ class TrainState:
         """The weights to evaluate and predict with: averaged ones where they are kept."""
         return merge(self.params, self.ema_params)
 
+    @property
+    def eval_variables(self) -> Tree:
+        """{'params', 'batch_stats'} to evaluate and predict with."""
+        return {"params": self.eval_params, "batch_stats": self.batch_stats}
+
 
 def merge(whole: Tree, part: Tree) -> Tree:
     """`whole`, nested dicts, with the leaves that `part` also has taken from `part`."""
@@ -85,3 +90,8 @@ def flops_of(spent: jax.Array | np.ndarray) -> int:
     """The exact number held by a `flops_spent` array (this fetches it from the device)."""
     giga, rest = np.asarray(spent).tolist()
     return int(giga) * _GIGA + int(rest)
+
+
+def split_flops(flops: int) -> jax.Array:
+    """Returns `flops_spent` (uint32 [2], giga and rest) that holds a number, up to 4e18."""
+    return jnp.asarray(divmod(flops, _GIGA), jnp.uint32)

@@ -14,7 +14,7 @@ import boneage_jax
 from boneage_jax import main, predict, segment
 from boneage_jax.config import check_config
 from boneage_jax.data.files import fit_square, read_grey
-from boneage_jax.data.info import Facts
+from boneage_jax.data.info import DataInfo
 from boneage_jax.data.masks import remove_background
 from boneage_jax.errors import InputError
 from boneage_jax.inference.predictor import Predictor
@@ -43,7 +43,7 @@ def prepared(shared, radiographs, masks, tmp_path_factory):
 def test_the_door_of_prepare_takes_masks(radiographs, masks, prepared, tmp_path, monkeypatch):
     raw = (f"--raw_dir={radiographs}", f"--data_dir={tmp_path}")
     arguments = ("radiograph_folder/96", *raw, f"--masks={masks}", "--mask_mode=multiply")
-    assert call(monkeypatch, prepare, *arguments) == 0
+    assert call(prepare, *arguments) == 0
     assert [p.name for p in (tmp_path / "radiograph_folder").iterdir() if p.name[0] != "."] == [
         "96-multiply"
     ]
@@ -113,7 +113,6 @@ def aged(shared, radiographs, tmp_path_factory):
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(shared / "compiled"))
         patch.chdir(ROOT)
         code = call(
-            patch,
             main,
             "--config=configs/cls.py",
             f"--workdir={workdir}",
@@ -158,7 +157,7 @@ def test_predict_does_to_new_radiographs_what_was_done_to_those_of_training(
         seen.clear()
         output = tmp_path / "ages.csv"
         arguments = (f"--workdir={aged}", f"--output={output}", *extra, radiographs / "images")
-        assert call(monkeypatch, predict, *arguments) == 0
+        assert call(predict, *arguments) == 0
         with output.open() as file:
             rows = list(csv.DictReader(file))
         assert len(rows) == 24 and not any(row["error"] for row in rows)
@@ -183,32 +182,32 @@ def test_a_network_never_reads_images_of_another_kind_than_in_training(
     shutil.copytree(aged, copy)
     shutil.rmtree(copy / "background")
     arguments = (f"--output={tmp_path / 'x.csv'}", radiographs / "images")
-    assert call(monkeypatch, predict, f"--workdir={copy}", *arguments) != 0
+    assert call(predict, f"--workdir={copy}", *arguments) != 0
     text = capfd.readouterr().err
     assert "is missing, but the network was trained with crop" in text
     assert "Traceback" not in text
     # And the other way round: what an earlier, failed start left behind.
-    facts = json.loads((copy / "facts.json").read_text()) | {"background": ""}
-    (copy / "facts.json").write_text(json.dumps(facts))
+    info = json.loads((copy / "facts.json").read_text()) | {"background": ""}
+    (copy / "facts.json").write_text(json.dumps(info))
     shutil.copytree(aged / "background", copy / "background")
-    assert call(monkeypatch, predict, f"--workdir={copy}", *arguments) != 0
+    assert call(predict, f"--workdir={copy}", *arguments) != 0
     assert "says crop, but the network was trained with whole" in capfd.readouterr().err
 
 
 def test_a_workdir_that_holds_no_checkpoint_is_claimed_anew(aged, tmp_path):
-    folder, facts = tmp_path / "run", Facts(64, 24, 100.0, 40.0)
+    folder, info = tmp_path / "run", DataInfo(64, 24, 100.0, 40.0)
     config = check_config(cls.get_config())
-    claim_workdir(folder, config, facts, aged / "background")
+    claim_workdir(folder, config, info, aged / "background")
     assert (folder / "background" / "unet" / "checkpoints").is_dir()
-    claim_workdir(folder, config, facts, None)
+    claim_workdir(folder, config, info, None)
     assert not (folder / "background").exists()
     (folder / "background").touch()
-    claim_workdir(folder, config, facts, aged / "background")
+    claim_workdir(folder, config, info, aged / "background")
     assert (folder / "background" / "background.json").exists()
     # A bucket can have taken the checkpoint, and not the config before it.
     (folder / "checkpoints" / "10").mkdir(parents=True)
     (folder / "config.json").unlink()
-    claim_workdir(folder, config, facts, aged / "background")
+    claim_workdir(folder, config, info, aged / "background")
     assert (folder / "config.json").exists()
 
 
@@ -235,7 +234,7 @@ def test_data_that_does_not_fit_the_task(here, radiographs, tmp_path, monkeypatc
         "--config.data.config=64",
         f"--config.data.raw_dir={radiographs}",
     )
-    assert call(monkeypatch, main, *arguments, workdir) != 0
+    assert call(main, *arguments, workdir) != 0
     text = capfd.readouterr().err
     assert "config.task=hand_mask needs mask; radiograph_folder has bone_age" in text
     assert "Traceback" not in text and not (tmp_path / "run").exists()
@@ -249,6 +248,6 @@ def test_a_run_of_one_task_is_refused_by_the_doors_of_the_other(
         (predict, here / "unet", tmp_path / "out.csv"),
     ):
         arguments = (f"--workdir={workdir}", f"--output={output}", radiographs / "images")
-        assert call(monkeypatch, module, *arguments) != 0
+        assert call(module, *arguments) != 0
         text = capfd.readouterr().err
         assert "holds a run of task" in text and "Traceback" not in text

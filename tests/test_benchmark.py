@@ -14,8 +14,10 @@ from matplotlib.image import imread
 from boneage_jax.benchmarking.comparing import load_benchmark
 from boneage_jax.benchmarking.result import COLUMNS, KEY
 from boneage_jax.benchmarking.settings import bench_config, check_bench
+from boneage_jax.cli import exit_status
+from boneage_jax.data.inputs import batch_shapes
 from boneage_jax.errors import InputError
-from boneage_jax.training.run import batch_shapes, build_run, fresh_state
+from boneage_jax.training.run import build_run, fresh_state
 from configs.bench import get_config
 
 ROOT = Path(__file__).parent.parent
@@ -40,8 +42,8 @@ def run_door(*args, devices=1):
 
 def counted(config, facts):
     """FLOPs of the train step of a config, by the counter itself."""
+    from boneage_jax.data.inputs import make_inputs
     from boneage_jax.flops import count_flops
-    from boneage_jax.training.run import make_inputs
     from boneage_jax.training.step import make_train_step
 
     run = build_run(config, facts, jax.devices()[:1])
@@ -130,9 +132,8 @@ def test_the_exit_status_tells_of_regressions(lite0, monkeypatch, tmp_path, caps
             row |= {key: row[key] * factor for key in ("median", "low", "high")}
         monkeypatch.setattr(suite, "run_suite", lambda *args, new=new: new)
         args = ("--config=configs/bench.py", f"--compare={old}", f"--output={tmp_path}")
-        monkeypatch.setattr(sys, "argv", ["benchmark", *args])
         monkeypatch.chdir(ROOT)
-        assert benchmark.main() == status
+        assert benchmark.main(args) == status
         assert ("slower" in capsys.readouterr().out) == bool(status)
 
 
@@ -191,12 +192,10 @@ def test_presets_are_valid(preset):
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path, args, words):
     from boneage_jax import benchmark
-    from boneage_jax.errors import door
 
     monkeypatch.chdir(tmp_path)
     args = [a.replace("configs/", f"{ROOT}/configs/") for a in args]
-    monkeypatch.setattr(sys, "argv", ["benchmark", *args])
-    assert door(benchmark.main) == 2
+    assert exit_status(benchmark.main, args) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and words in lines[0]
 

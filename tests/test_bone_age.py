@@ -8,10 +8,10 @@ import scipy.stats
 from conftest import plain_inputs, random_batch, tiny_task
 
 from boneage_jax.config import check_config
-from boneage_jax.data.info import Facts
+from boneage_jax.data.info import DataInfo
+from boneage_jax.inference.eval_step import make_eval_step
 from boneage_jax.tasks.bone_age import AGE_RANGE, bin_centers
-from boneage_jax.training.run import make_task
-from boneage_jax.training.step import make_eval_step
+from boneage_jax.tasks.registry import make_task
 from configs import cls
 
 MEAN, STD = 120.0, 40.0  # months, of tiny_task
@@ -125,8 +125,8 @@ def test_views_average_over_the_draws_of_training():
 
 def test_ages_can_be_learned_in_months():
     config = cls.get_config("earlier")
-    facts = Facts(image_size=32, train_images=64, age_mean=127.0, age_std=41.0)
-    task = make_task(check_config(config), facts, None)
+    info = DataInfo(image_size=32, train_images=64, age_mean=127.0, age_std=41.0)
+    task = make_task(check_config(config), info, None)
     outputs = {"age": jnp.asarray([100.0]), "sex_logit": jnp.zeros(1)}
     loss, parts = task.loss(outputs, labels([130.0]))
     np.testing.assert_allclose([loss[0], parts["error"][0]], 30.0)

@@ -8,8 +8,9 @@ from pathlib import Path
 import jax
 import pytest
 
+from boneage_jax import main
 from boneage_jax.errors import InputError, PeerLost
-from boneage_jax.runtime.distributed import announced_by, is_lost_peer, join_as_told, peers
+from boneage_jax.runtime.distributed import announced_by, is_lost_peer, join, peers, place
 
 SLURM = {"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "n[1-4]"}
 
@@ -50,13 +51,14 @@ def test_a_tpu_is_asked_only_where_its_software_and_its_chips_are(tmp_path, monk
 )
 def test_flags_that_do_not_go_together(flags, says):
     with pytest.raises(InputError, match=says):
-        join_as_told([*flags, "--config=configs/cls.py"])
+        main.main([*flags, "--config=configs/cls.py"])
 
 
 def test_without_a_cluster_a_process_is_alone(monkeypatch):
     for name in (*SLURM, "OMPI_COMM_WORLD_SIZE", "JAX_COORDINATOR_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
-    assert join_as_told(["--config=a.py", "--process_id=3"]) == ["--config=a.py", "--process_id=3"]
+    join()
+    assert place() == (0, 1)
 
 
 # What Gloo, NCCL and the coordination service of jaxlib 0.10 write.
@@ -126,8 +128,9 @@ def test_an_error_may_be_wrapped_and_a_bucket_is_no_peer():
 def test_processes_that_do_not_meet_are_started_again():
     """JAX would abort with a stack trace and status 134."""
     code = (
-        "from boneage_jax.runtime.distributed import join; from boneage_jax.errors import door; "
-        "raise SystemExit(door(lambda: join('localhost:1', 2, 1, timeout=3)))"
+        "from boneage_jax.runtime.distributed import join\n"
+        "from boneage_jax.cli import exit_status\n"
+        "raise SystemExit(exit_status(lambda argv: join('localhost:1', 2, 1, timeout=3)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

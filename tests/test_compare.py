@@ -1,14 +1,14 @@
 """Paired comparison of two recipes: against closed forms, SciPy, and what it must refuse."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import scipy.stats
 
 from boneage_jax import compare as compare_door
-from boneage_jax.errors import InputError, door
+from boneage_jax.cli import exit_status
+from boneage_jax.errors import InputError
 from boneage_jax.experiments.bootstrap import Predictions, compare, read_predictions
 
 
@@ -87,8 +87,7 @@ def write(folder, ids, true, predicted):
 
 
 def run(monkeypatch, *args):
-    monkeypatch.setattr(sys, "argv", ["compare", *map(str, args)])
-    return door(compare_door.main)
+    return exit_status(compare_door.main, [*map(str, args)])
 
 
 def test_the_door_matches_images_by_id(tmp_path, monkeypatch, capsys):

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from boneage_jax.runtime import compiler
+from boneage_jax.runtime import cpu_memory, xla_flags
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_the_effort_level_by_machine(monkeypatch, backend, devices, chosen, leve
     before = jax.config.jax_optimization_level
     try:
         jax.config.update("jax_optimization_level", chosen)
-        compiler.hide_latency()
+        xla_flags.hide_latency()
         assert jax.config.jax_optimization_level == level
     finally:
         jax.config.update("jax_optimization_level", before)
@@ -30,12 +30,12 @@ def test_the_effort_level_by_machine(monkeypatch, backend, devices, chosen, leve
 
 def test_the_heap_is_tidied_behind_long_compilations_alone(monkeypatch):
     calls = []
-    monkeypatch.setattr(compiler, "close_holes", lambda: calls.append(1))
-    monkeypatch.setattr(compiler, "_LONG", 0.0)
-    compiler.tidy_heap()
-    compiler.tidy_heap()  # listens once, however often a door asks
+    monkeypatch.setattr(cpu_memory, "close_holes", lambda: calls.append(1))
+    monkeypatch.setattr(cpu_memory, "_LONG", 0.0)
+    cpu_memory.tidy_heap()
+    cpu_memory.tidy_heap()  # listens once, however often a door asks
     jax.jit(lambda x: x * 3 + 1).lower(1.0).compile()
     assert calls == [1]
-    monkeypatch.setattr(compiler, "_LONG", 1e9)
+    monkeypatch.setattr(cpu_memory, "_LONG", 1e9)
     jax.jit(lambda x: x * 5 + 1).lower(1.0).compile()
     assert calls == [1]

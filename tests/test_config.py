@@ -1,9 +1,9 @@
 import pytest
 from ml_collections import ConfigDict
 
+from boneage_jax.cli import parse_config
 from boneage_jax.config import base_config, check_config, differences, load_config, save_config
 from boneage_jax.errors import InputError
-from boneage_jax.main import parse
 from configs import cls, seg
 
 
@@ -102,11 +102,10 @@ def test_a_damaged_config_is_one_clear_line(tmp_path, text):
     ("recipe", "key", "where"),
     [("cls", "loss.agee", "boneage_jax/config.py"), ("bench", "bench.size", "settings.py")],
 )
-def test_an_unknown_key_names_the_file_that_lists_them(recipe, key, where, monkeypatch):
+def test_an_unknown_key_names_the_file_that_lists_them(recipe, key, where):
     argv = [f"--config=configs/{recipe}.py", f"--config.{key}=1"]
-    monkeypatch.setattr("sys.argv", ["main", *argv])  # ml_collections looks there for overrides
     with pytest.raises(InputError, match=where):
-        parse(argv)
+        parse_config(argv)
 
 
 def test_a_folder_without_run_is_named(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from boneage_jax.errors import InputError
 from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.storage.safe_write import cannot_write, is_passing, is_refused_write
-from boneage_jax.storage.workdir import load_trained
+from boneage_jax.training.run import load_run
 
 
 @pytest.fixture
@@ -82,9 +82,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(what, small_disk, tiny_train, 
     report, _ = tiny_train(**options)
     assert report["compute"]["train_flops"] > 0
     _, whole = tiny_train("whole", model__hidden=2048)
-    jax.tree.map(
-        np.testing.assert_array_equal, load_trained(whole).state, load_trained(workdir).state
-    )
+    jax.tree.map(np.testing.assert_array_equal, load_run(whole)[1], load_run(workdir)[1])
     losses = [
         [r["train/loss"] for r in read_metrics(w) if "train/loss" in r] for w in (whole, workdir)
     ]

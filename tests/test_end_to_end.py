@@ -17,10 +17,11 @@ import pytest
 
 import boneage_jax
 from boneage_jax import evaluate, main, predict
+from boneage_jax.cli import exit_status
 from boneage_jax.config import base_config
-from boneage_jax.errors import door
+from boneage_jax.inference.predict_files import COLUMNS
 from boneage_jax.report.metric_writer import read_metrics
-from boneage_jax.storage.workdir import load_trained
+from boneage_jax.training.run import load_run
 from tfds_rsna.hand_phantom.render import make_phantom
 
 ROOT = Path(__file__).parent.parent
@@ -130,9 +131,9 @@ def test_a_killed_run_ends_with_the_bits_of_one_never_stopped(
         command(workdir), cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    whole, resumed = load_trained(finished[0]), load_trained(workdir)
-    assert resumed.step == STEPS
-    jax.tree.map(np.testing.assert_array_equal, whole.state, resumed.state)
+    (_, whole, _), (_, resumed, step) = load_run(finished[0]), load_run(workdir)
+    assert step == STEPS
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
     assert _learned(finished[0]) == _learned(workdir)
     reports = [json.loads((w / "report.json").read_text()) for w in (finished[0], workdir)]
     assert reports[0]["age"] == reports[1]["age"] and reports[0]["sex"] == reports[1]["sex"]
@@ -159,8 +160,8 @@ def test_a_run_asked_to_end_saves_and_goes_on_to_the_same_bits(finished, environ
         )
         assert done.returncode == status and says in done.stderr, done.stderr[-3000:]
         assert "Traceback" not in done.stderr
-    whole, resumed = load_trained(finished[0]), load_trained(workdir)
-    jax.tree.map(np.testing.assert_array_equal, whole.state, resumed.state)
+    (_, whole, _), (_, resumed, _) = load_run(finished[0]), load_run(workdir)
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
     assert _learned(finished[0]) == _learned(workdir)
 
 
@@ -180,21 +181,19 @@ def test_a_finished_run_is_not_run_again(finished, environment):
     assert (workdir / "report.json").stat().st_mtime_ns == before
 
 
-def test_another_config_or_task_does_not_touch_a_workdir(finished, here, capsys, monkeypatch):
+def test_another_config_or_task_does_not_touch_a_workdir(finished, here, capsys):
     workdir, _ = finished
-    argv = ["main", *RECIPE, f"--workdir={workdir}", "--config.seed=7"]
-    monkeypatch.setattr(sys, "argv", argv)
-    assert door(main.main) == 2
+    argv = [*RECIPE, f"--workdir={workdir}", "--config.seed=7"]
+    assert exit_status(main.main, argv) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error:") and "seed: 0 -> 7" in error
 
 
-def test_the_test_split_is_locked_and_each_opening_is_recorded(finished, here, capsys, monkeypatch):
+def test_the_test_split_is_locked_and_each_opening_is_recorded(finished, here, capsys):
     workdir, _ = finished
 
     def evaluated(*more):
-        monkeypatch.setattr(sys, "argv", ["evaluate", f"--workdir={workdir}", *more])
-        return door(evaluate.main)
+        return exit_status(evaluate.main, [f"--workdir={workdir}", *more])
 
     assert evaluated("--split=test") == 2
     assert "--unlock_test" in capsys.readouterr().err.strip().splitlines()[-1]
@@ -216,10 +215,9 @@ def test_the_test_split_is_locked_and_each_opening_is_recorded(finished, here, c
     assert report["dataset"]["test_unlocked"] and report["dataset"]["test_openings"] == 2
 
 
-def test_evaluate_names_the_splits_there_are(finished, here, capsys, monkeypatch):
+def test_evaluate_names_the_splits_there_are(finished, here, capsys):
     workdir, _ = finished
-    monkeypatch.setattr(sys, "argv", ["evaluate", f"--workdir={workdir}", "--split=tset"])
-    assert door(evaluate.main) == 2
+    assert exit_status(evaluate.main, [f"--workdir={workdir}", "--split=tset"]) == 2
     assert "validation" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
@@ -238,18 +236,17 @@ def radiographs(tmp_path):
     return folder
 
 
-def test_predict_reads_what_can_be_read(finished, here, radiographs, tmp_path, monkeypatch, capsys):
+def test_predict_reads_what_can_be_read(finished, here, radiographs, tmp_path, capsys):
     workdir, _ = finished
     sexes = tmp_path / "sex.csv"
     sexes.write_text("id,male\n0,True\n1,False\n2,\n")
     output = tmp_path / "out.csv"
-    argv = ["predict", f"--workdir={workdir}", f"--output={output}", f"--sex_csv={sexes}"]
-    monkeypatch.setattr(sys, "argv", [*argv, str(radiographs)])
-    assert door(predict.main) == 0
+    argv = [f"--workdir={workdir}", f"--output={output}", f"--sex_csv={sexes}", str(radiographs)]
+    assert exit_status(predict.main, argv) == 0
     assert "5 of 8 files read" in capsys.readouterr().out
     with output.open() as file:
         rows = {Path(row["file"]).name: row for row in csv.DictReader(file)}
-    assert tuple(next(iter(rows.values()))) == predict.COLUMNS and len(rows) == 8
+    assert tuple(next(iter(rows.values()))) == COLUMNS and len(rows) == 8
     for name in ("text.png", "torn.png", "empty.jpg"):
         assert rows[name]["error"] and not rows[name]["bone_age_months"]
         assert rows[name]["accepted"] == "False"
@@ -315,29 +312,22 @@ def test_a_damaged_or_missing_checkpoint_is_one_clear_line(finished, environment
         (["--config=configs/cls.py", "--config.augment.rotate=-3.0"], "rotate"),
     ],
 )
-def test_wrong_command_lines_are_one_clear_line(
-    arguments, word, here, tmp_path, monkeypatch, capsys
-):
+def test_wrong_command_lines_are_one_clear_line(arguments, word, here, tmp_path, capsys):
     if "--config=configs/cls.py" in arguments and "data.config=97" not in str(arguments):
         arguments = [*arguments, "--config.data.config=64-small"]
     if not any(a.startswith("--workdir") for a in arguments):
         arguments = [*arguments, f"--workdir={tmp_path / 'run'}"]
-    monkeypatch.setattr(sys, "argv", ["main", *arguments])
-    assert door(main.main) == 2
+    assert exit_status(main.main, arguments) == 2
     captured = capsys.readouterr()
     errors = [line for line in captured.err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and word in errors[0], captured.err
     assert "Traceback" not in captured.err and not (tmp_path / "run" / "report.json").exists()
 
 
-def test_help_tells_how_to_use_each_door(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["main", "--help"])
-    assert door(main.main) == 0
-    assert "--workdir" in capsys.readouterr().out
-    for module in (evaluate, predict):
-        monkeypatch.setattr(sys, "argv", ["x", "--help"])
+def test_help_tells_how_to_use_each_door(capsys):
+    for module in (main, evaluate, predict):
         with pytest.raises(SystemExit) as stop:
-            module.main()
+            module.main(["--help"])
         assert stop.value.code == 0 and "--workdir" in capsys.readouterr().out
 
 

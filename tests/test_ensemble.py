@@ -9,9 +9,9 @@ import pytest
 import boneage_jax
 from boneage_jax.config import base_config, check_config
 from boneage_jax.errors import InputError
-from boneage_jax.evaluate import evaluate
-from boneage_jax.storage.workdir import load_trained
-from boneage_jax.training.ensemble import member_config, member_count
+from boneage_jax.evaluation.evaluate_run import evaluate
+from boneage_jax.inference.load_trained import load_trained, member_count
+from boneage_jax.training.ensemble import member_config
 from configs import cls
 from tfds_rsna.hand_phantom.render import make_phantom
 

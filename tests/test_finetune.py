@@ -9,16 +9,18 @@ import pytest
 from conftest import random_batch
 
 from boneage_jax.config import base_config, check_config
-from boneage_jax.data.info import Facts
+from boneage_jax.data.info import DataInfo
+from boneage_jax.data.inputs import make_inputs
 from boneage_jax.errors import InputError
 from boneage_jax.models.efficientnet import layer_names, layer_of
 from boneage_jax.models.registry import create_model
 from boneage_jax.state import merge, select
+from boneage_jax.tasks.registry import make_task
 from boneage_jax.training.finetune import in_backbone, rate_factors, trainable_part
 from boneage_jax.training.optimizer import Groups, make_optimizer, peak_rate
-from boneage_jax.training.run import build_run, fresh_state, make_inputs, make_task
+from boneage_jax.training.run import build_run, fresh_state
 
-FACTS = Facts(image_size=32, train_images=64, age_mean=120.0, age_std=40.0)
+INFO = DataInfo(image_size=32, train_images=64, age_mean=120.0, age_std=40.0)
 
 
 def small_config(**changes):
@@ -77,26 +79,26 @@ def test_the_last_blocks_and_layers_are_counted_from_the_output():
 )
 def test_wrong_settings_are_named(changes, words):
     with pytest.raises(InputError, match=words):
-        build_run(small_config(**changes), FACTS)
+        build_run(small_config(**changes), INFO)
 
 
 def flops(**changes):
-    return build_run(small_config(**changes), FACTS).train_flops
+    return build_run(small_config(**changes), INFO).train_flops
 
 
 def test_frozen_parts_cost_their_forward_pass_alone():
     counts = [flops(finetune__last_blocks=n) for n in (0, 1, 6, 18)]
     assert counts == sorted(counts) and len(set(counts)) == 4
     assert counts[-1] == flops()
-    run = build_run(small_config(finetune__last_blocks=0), FACTS)
+    run = build_run(small_config(finetune__last_blocks=0), INFO)
     assert counts[0] == pytest.approx(run.eval_flops, rel=0.01)
     # The whole costs three times the forward pass, less the gradient by the input image.
     assert 2.8 < counts[-1] / run.eval_flops < 3.0
 
 
 def test_a_budget_buys_more_steps_of_a_partly_frozen_network():
-    whole = build_run(small_config(steps=0, budget_flops=3e10), FACTS)
-    part = build_run(small_config(steps=0, budget_flops=3e10, finetune__last_blocks=1), FACTS)
+    whole = build_run(small_config(steps=0, budget_flops=3e10), INFO)
+    part = build_run(small_config(steps=0, budget_flops=3e10, finetune__last_blocks=1), INFO)
     assert part.total_steps > 2 * whole.total_steps
     for run in (whole, part):
         assert (
@@ -123,8 +125,8 @@ def frozen_step():
         optimizer__beta1=0.0,
         optimizer__learning_rate=0.1,
     )
-    run = build_run(config, FACTS, jax.devices()[:1])
-    state = fresh_state(config, FACTS, run.task, run.optimizer)
+    run = build_run(config, INFO, jax.devices()[:1])
+    state = fresh_state(config, INFO, run.task, run.optimizer)
     # Statistics that differ from those of the batch, so that using the wrong ones shows.
     # The small variance keeps signals alive through layers that do not normalise by their batch.
     stats = jax.tree.map(lambda x: 0.1 * x + 0.01, state.batch_stats)
@@ -165,7 +167,7 @@ def test_the_gradient_is_that_of_the_whole_network(frozen_step):
     """By plain SGD; against jax.grad by all parameters of the same function."""
     run, before, after, batch = frozen_step
     config, part = run.config, run.trainable
-    task = make_task(config, FACTS, None, part.frozen)
+    task = make_task(config, INFO, None, part.frozen)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         jax.random.wrap_key_data(before.rng), batch["draw"]
     )

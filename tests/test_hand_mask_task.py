@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from boneage_jax.inference.eval_step import make_eval_step
 from boneage_jax.metrics import mask_summary
 from boneage_jax.tasks.hand_mask import HandMask
-from boneage_jax.training.step import make_eval_step
 
 
 class Identity(nn.Module):

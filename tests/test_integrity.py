@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from boneage_jax.errors import InputError
+from boneage_jax.inference.load_trained import load_trained
 from boneage_jax.storage.checksums import checksums, first_damaged
-from boneage_jax.storage.workdir import load_trained
 
 
 def _tree(dtype=jnp.float32) -> dict:

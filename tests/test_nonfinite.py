@@ -13,11 +13,12 @@ from test_step import new_state
 
 from boneage_jax.config import check_config
 from boneage_jax.errors import InputError
+from boneage_jax.inference.load_trained import load_trained
 from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.runtime.parallel import Parallel
 from boneage_jax.state import flops_of
-from boneage_jax.storage.workdir import load_trained
 from boneage_jax.training.nonfinite import Guard, Watched
+from boneage_jax.training.run import load_run
 from boneage_jax.training.step import make_train_step
 from configs import cls
 
@@ -129,9 +130,9 @@ def test_skipping_goes_on_and_says_how_often(tiny_train):
     assert ["train/loss" in row for row in rows] == [n not in (3, 4) for n in range(1, 9)]
     whole, _ = tiny_train("whole")
     assert report["compute"]["train_flops"] == whole["compute"]["train_flops"]
-    trained = load_trained(workdir)
-    assert trained.step == 8
-    counts = [x for x in jax.tree.leaves(trained.state.opt_state) if x.dtype == jnp.int32]
+    _, state, step = load_run(workdir)
+    assert step == 8
+    counts = [x for x in jax.tree.leaves(state.opt_state) if x.dtype == jnp.int32]
     assert counts and all(int(count) == 6 for count in counts)
 
 
@@ -169,7 +170,7 @@ def test_a_roll_back_goes_on_behind_the_bad_batch(tiny_train, mode):
     each = report["compute"]["train_flops"] // 10
     assert report["compute"]["train_flops"] == 10 * each == rows[-1]["flops"]
     trained = load_trained(workdir)
-    assert flops_of(trained.state.flops_spent) == 10 * each and trained.state.step == 8
+    assert trained.flops_spent == 10 * each and trained.step == 8
     saved = next((workdir / "checkpoints" / "8" / "data").glob("*.json"))
     assert json.loads(saved.read_text())["next_index"] >= 10
 

@@ -12,8 +12,9 @@ from boneage_jax.data.resample import shrink
 from boneage_jax.errors import InputError
 from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.storage.checkpoints import Checkpoints
-from boneage_jax.storage.workdir import load_trained
+from boneage_jax.storage.workdir import load_info
 from boneage_jax.training.phases import Phase, Stretch, plan, steps_within
+from boneage_jax.training.run import load_run
 
 
 def config_of(sizes="", fractions="", head_first=0.0):
@@ -118,7 +119,7 @@ def whole(tmp_path_factory):
 
 def test_each_phase_spends_its_own_flops(whole):
     workdir, report = whole
-    run = load_trained(workdir).run
+    run = load_run(workdir)[0]
     first, second = run.flops_until(1), run.train_flops
     # Forward pass alone at a quarter of the pixels: a twelfth, but for the heads.
     assert 10 < second / first < 14
@@ -147,19 +148,18 @@ def test_a_run_stopped_in_either_phase_ends_as_if_never_stopped(whole, tmp_path,
             boneage_jax.train(two_phases(), tmp_path / "stopped")
     monkeypatch.setattr(Checkpoints, "save", save)
     boneage_jax.train(two_phases(), tmp_path / "stopped")
-    states = [load_trained(folder).state for folder in (workdir, tmp_path / "stopped")]
+    states = [load_run(folder)[1] for folder in (workdir, tmp_path / "stopped")]
     jax.tree.map(np.testing.assert_array_equal, *map(dataclasses.asdict, states))
 
 
 def test_the_backbone_rests_in_the_first_phase(whole, tmp_path):
     """Its parameters after those steps are those it began with."""
     config = check_config(two_phases())
-    from boneage_jax.storage.workdir import load_facts
     from boneage_jax.training.run import build_run, fresh_state
 
-    facts = load_facts(whole[0])
-    run = build_run(config, facts, jax.devices()[:1])
-    state = fresh_state(config, facts, run.task, run.optimizer)
+    info = load_info(whole[0])
+    run = build_run(config, info, jax.devices()[:1])
+    state = fresh_state(config, info, run.task, run.optimizer)
     before = jax.device_get(state)
     rng = np.random.default_rng(0)
     batch = {

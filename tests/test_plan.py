@@ -12,23 +12,19 @@ import jax
 import numpy as np
 import pytest
 
+from boneage_jax import plan
 from boneage_jax.config import base_config, check_config
-from boneage_jax.data.info import Facts, facts_for_planning, facts_on_paper
+from boneage_jax.data.info import DataInfo
 from boneage_jax.errors import InputError
-from boneage_jax.plan import parse
 from boneage_jax.planning import topology
+from boneage_jax.planning.bounds import bounds, cost
 from boneage_jax.planning.chips import CHIPS, parse_machine
-from boneage_jax.planning.plan_run import (
-    all_reduce_on_paper,
-    bounds,
-    config_for,
-    cost,
-    lower_train_step,
-    plan_run,
-)
+from boneage_jax.planning.compile_step import all_reduce_on_paper, lower_train_step
+from boneage_jax.planning.plan_run import config_for, plan_run
 from boneage_jax.planning.plan_text import plan_lines
+from boneage_jax.planning.published_data import info_for_planning, published_info
 from boneage_jax.training.run import build_run
-from tfds_rsna.prepare import prepare
+from tfds_rsna.builders import prepare
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
@@ -132,20 +128,20 @@ def test_bounds_and_cost_by_hand():
 def test_facts_without_data():
     data = base_config().data
     data.name, data.config = "rsna_bone_age", "512-crop"
-    facts, validation, source = facts_on_paper(data)
-    assert facts == Facts(512, 12_611, 127.3208, 41.1820) and validation == 1_425
+    info, validation, source = published_info(data)
+    assert info == DataInfo(512, 12_611, 127.3208, 41.1820) and validation == 1_425
     assert "RSNA" in source
     data.official_splits, data.test_fraction, data.validation_fraction = False, 0.3, 0.2
-    assert facts_on_paper(data)[0].train_images == round(0.8 * 0.7 * 12_611)
+    assert published_info(data)[0].train_images == round(0.8 * 0.7 * 12_611)
     data.name, data.config = "hand_phantom", "64-small"
-    assert facts_on_paper(data)[0].train_images == 96
+    assert published_info(data)[0].train_images == 96
     data.name = "radiograph_folder"
     with pytest.raises(InputError, match="--train_images=N"):
-        facts_on_paper(data)
-    assert facts_on_paper(data, 500)[0].train_images == 500
+        published_info(data)
+    assert published_info(data, 500)[0].train_images == 500
     data.config = "original"
     with pytest.raises(InputError, match="names no image size"):
-        facts_on_paper(data, 500)
+        published_info(data, 500)
 
 
 def test_prepared_data_is_believed_before_what_is_published(tmp_path, capsys):
@@ -160,16 +156,16 @@ def test_prepared_data_is_believed_before_what_is_published(tmp_path, capsys):
     data = base_config().data
     data.name, data.config, data.data_dir = "rsna_bone_age", "128", str(tmp_path / "data")
     data.validation_fraction = 0.0
-    assert facts_for_planning(data)[0].train_images == 12_611
+    assert info_for_planning(data)[0].train_images == 12_611
     prepare("rsna_bone_age/128", tmp_path / "raw", data.data_dir)
-    facts, validation, source = facts_for_planning(data)
-    assert (facts.train_images, facts.age_mean, validation) == (10, 65.0, 0)
+    info, validation, source = info_for_planning(data)
+    assert (info.train_images, info.age_mean, validation) == (10, 65.0, 0)
     assert source == "the prepared data"
 
 
 def test_the_real_step_is_lowered_for_cuda():
     config = config_for(small_config(), "cuda")
-    run = build_run(config, facts_on_paper(config.data)[0], jax.devices()[:1])
+    run = build_run(config, published_info(config.data)[0], jax.devices()[:1])
     lowered = lower_train_step(run, "cuda").as_text()
     assert "stablehlo.convolution" in lowered  # the native depthwise, not shifted products
     assert "feature_group_count = 96" in lowered
@@ -211,16 +207,16 @@ def test_a_small_step_compiles_for_tpus():
 def test_bytes_to_reduce_on_paper():
     """float32: all gradients, and two sums per channel of the forward pass of BatchNorm."""
     config = config_for(small_config(), "tpu")
-    run = build_run(config, facts_on_paper(config.data)[0], jax.devices()[:1])
+    run = build_run(config, published_info(config.data)[0], jax.devices()[:1])
     assert all_reduce_on_paper(run) == 4 * (3_372_994 + 42_016)
     with config.unlocked():
         config.model.dtype = "bfloat16"  # two bytes for kernels, but for those of the heads
     kernels = 3_372_994 - 42_016 - 2 * 1281
-    run = build_run(config, run.facts, jax.devices()[:1])
+    run = build_run(config, run.info, jax.devices()[:1])
     assert all_reduce_on_paper(run) == 4 * (3_372_994 + 42_016) - 2 * kernels
     with config.unlocked():
         config.parallel, config.model.bn_sync = "pmap", False
-    run = build_run(config, run.facts, jax.devices()[:1])
+    run = build_run(config, run.info, jax.devices()[:1])
     assert all_reduce_on_paper(run) == 4 * (3_372_994 + 42_016)
 
 
@@ -239,7 +235,7 @@ def run_door(*args, **environment):
     ("args", "said"),
     [
         ([], "--topology=TOPOLOGY is needed"),
-        (["--topology=gpu:8"], "--config=FILE"),
+        (["--topology=gpu:8"], "--config=RECIPE"),
         (["--topology=gpu:8", "--train_images=x"], "invalid int value"),
         (["--topology=gpu:8", "--price_per_chip_hour=-1"], "must be 0 or more"),
         (["--topology=gpu:8", "--output=/nowhere/plan.json"], "there is no folder"),
@@ -247,9 +243,7 @@ def run_door(*args, **environment):
 )
 def test_wrong_flags(args, said):
     with pytest.raises(InputError, match=said):
-        from boneage_jax.main import parse as parse_config
-
-        parse_config(parse(args)[1])
+        plan.main(args)
 
 
 def test_the_door(tmp_path):

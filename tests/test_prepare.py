@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from boneage_jax.errors import InputError
+from tfds_rsna.builders import NAMES, find_builder, prepare
 from tfds_rsna.fingerprint import fingerprint, read_fingerprint
-from tfds_rsna.prepare import NAMES, _find_builder, prepare
 
 NAME = "rsna_bone_age/256"
 
@@ -95,7 +95,7 @@ def test_whoever_waited_looks_again(raw, tmp_path, capsys):
         thread.start()
         thread.join(1.0)
         assert not done
-        shutil.copytree(whole, out / NAME / "1.0.0")
+        shutil.copytree(whole, out / Path(whole).relative_to(tmp_path / "whole"))
     thread.join(60)
     said = capsys.readouterr().err
     assert "another process prepares rsna_bone_age/256" in said and "preparing" not in said
@@ -124,7 +124,8 @@ def test_a_failed_preparation_keeps_the_old_data(raw, tmp_path):
     with pytest.raises(InputError, match=r"2\.png"):
         prepare(NAME, raw, tmp_path / "out")
     assert ids(prepare(NAME, data_dir=tmp_path / "out")) == [1, 2, 3]
-    assert [path.name for path in (tmp_path / "out" / NAME).iterdir()] == ["1.0.0"]
+    (source,) = (tmp_path / "out" / "sources").glob("raw-*")
+    assert [path.name for path in (source / NAME).iterdir()] == ["1.0.0"]
 
 
 @pytest.mark.parametrize("damage", ["records", "info"])
@@ -137,7 +138,7 @@ def test_damaged_prepared_data_is_made_again(raw, tmp_path, capsys, damage):
     with pytest.raises(InputError, match=r"must be prepared .*--raw_dir=DIR"):
         prepare(NAME, data_dir=tmp_path / "out")
     assert ids(prepare(NAME, raw, tmp_path / "out")) == [1, 2, 3]
-    assert "what is there is" in capsys.readouterr().err
+    assert "the existing data is" in capsys.readouterr().err
 
 
 def test_data_dir_inside_the_raw_folder(raw, capsys):
@@ -148,13 +149,15 @@ def test_data_dir_inside_the_raw_folder(raw, capsys):
 
 def test_data_dir_from_the_environment(raw, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "env"))
-    assert prepare(NAME, raw).data_dir == str(tmp_path / "env" / NAME / "1.0.0")
+    made = Path(prepare(NAME, raw).data_dir)
+    assert made.parents[3] == tmp_path / "env" / "sources"
+    assert made.parts[-4:] == (made.parents[2].name, *NAME.split("/"), "1.0.0")
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mnist", {}, "no data set 'mnist'; there are .*rsna_bone_age"),
+        ("mnist", {}, "unknown data set 'mnist': known are .*rsna_bone_age"),
         ("rsna_bone_age/100", {}, "no config '100'; it has 256"),
         (NAME, {"csv": "a.csv"}, "no option 'csv'; it has base_url"),
         (NAME, {"raw_dir": "/no/such/folder"}, "raw_dir=/no/such/folder: no such folder"),
@@ -176,7 +179,7 @@ def test_a_place_that_cannot_be_written(raw, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_builder_follows_the_conventions(name):
-    cls, _ = _find_builder(name)
+    cls, _ = find_builder(name)
     assert cls.name == name
     assert str(cls.VERSION) in cls.RELEASE_NOTES
     folder = Path(sys.modules[cls.__module__].__file__).parent
@@ -190,10 +193,27 @@ def test_fingerprint(raw, tmp_path):
     assert fingerprint(raw, {"seed": 1}) == first
     assert fingerprint(raw, {"seed": 2}).raw == first.raw != fingerprint(None, {}).raw
     moved = raw.rename(tmp_path / "moved")
-    assert fingerprint(moved, {"seed": 1}) == first  # where the folder lies does not count
     os.utime(moved / "train.csv", ns=(1, 1))
-    assert fingerprint(moved, {"seed": 1}) != first
+    assert fingerprint(moved, {"seed": 1}).raw == first.raw  # content counts, not place or time
+    text = (moved / "train.csv").read_text()
+    (moved / "train.csv").write_text(text.replace("10", "11"))  # of the same size
+    assert fingerprint(moved, {"seed": 1}).raw != first.raw
+    (moved / "train.csv").write_text(text)
+    (moved / "train.csv").rename(moved / "training.csv")
+    assert fingerprint(moved, {"seed": 1}).raw != first.raw
     assert read_fingerprint(tmp_path) is None
+
+
+def test_files_that_options_name_count_too(raw, tmp_path):
+    masks = tmp_path / "masks"
+    (masks / "review").mkdir(parents=True)
+    (masks / "1.png").write_bytes(b"1")
+    first = fingerprint(raw, {"masks": str(masks)})
+    (masks / "review" / "1.png").write_bytes(b"what a person looks at")
+    assert fingerprint(raw, {"masks": str(masks)}) == first
+    (masks / "1.png").write_bytes(b"2")
+    other = fingerprint(raw, {"masks": str(masks)})
+    assert other.files != first.files and other.raw == first.raw
 
 
 def test_door(raw, tmp_path):
@@ -231,4 +251,7 @@ def test_interrupted_door_leaves_nothing_half_done(tmp_path):
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60)[1].rstrip().endswith("interrupted")
     assert process.returncode == 130
-    assert sorted(p.name for p in out.iterdir()) == [".rsna_bone_age-256.lock", "downloads"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        *(".rsna_bone_age-256.lock", "downloads", "sources")
+    ]
+    assert [p.name for p in (out / "sources").iterdir()] == ["seen.json"]  # digests alone

@@ -22,14 +22,15 @@ from weight_files import lite0_arrays
 
 import boneage_jax
 from boneage_jax.config import base_config, check_config, save_config
-from boneage_jax.data.info import Facts
+from boneage_jax.data.info import DataInfo
 from boneage_jax.errors import InputError
 from boneage_jax.models.efficientnet import Conv
 from boneage_jax.pretrained.names import from_keras
 from boneage_jax.pretrained.stem import HALF, IMAGENET, LITE, InputNormalization, fold_stem
 from boneage_jax.storage.checkpoints import Checkpoints
+from boneage_jax.tasks.registry import make_task
 from boneage_jax.training.optimizer import make_optimizer
-from boneage_jax.training.run import fresh_state, make_task
+from boneage_jax.training.run import fresh_state
 
 SIDES = (64, 97)  # even and odd: 'same' and symmetric padding differ at both
 CLASSES = 7
@@ -358,11 +359,11 @@ def workdir(tmp_path_factory):
     config.model.name, config.model.padding = "efficientnet_lite0", "symmetric"
     config.ema_decay = 0.9
     config = check_config(config)
-    facts = Facts(image_size=32, train_images=64, age_mean=120.0, age_std=40.0)
+    info = DataInfo(image_size=32, train_images=64, age_mean=120.0, age_std=40.0)
     save_config(folder / "config.json", config)
-    (folder / "facts.json").write_text(json.dumps(dataclasses.asdict(facts)))
-    task, optimizer = make_task(config, facts, None), make_optimizer(config.optimizer, 100)
-    shapes = jax.eval_shape(lambda: fresh_state(config, facts, task, optimizer))
+    (folder / "facts.json").write_text(json.dumps(dataclasses.asdict(info)))
+    task, optimizer = make_task(config, info, None), make_optimizer(config.optimizer, 100)
+    shapes = jax.eval_shape(lambda: fresh_state(config, info, task, optimizer))
     rng = np.random.default_rng(0)
     state = jax.tree.map(
         lambda x: jnp.asarray(rng.uniform(0.1, 1.0, x.shape).astype(x.dtype)), shapes
@@ -400,6 +401,9 @@ def test_own_runs_of_another_kind_are_refused(workdir):
 
 
 def test_loading_imports_neither_torch_nor_keras():
-    code = "import sys, boneage_jax.pretrained.load_pretrained; print({'torch', 'keras', 'timm'} & {*sys.modules})"
+    code = (
+        "import sys, boneage_jax.pretrained.load_pretrained; "
+        "print({'torch', 'keras', 'timm'} & {*sys.modules})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

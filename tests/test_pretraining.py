@@ -21,7 +21,7 @@ def test_pretraining_runs_first_and_once(here, tmp_path, monkeypatch, capfd):
         "--config.pretrain.steps=3",
         f"--workdir={tmp_path / 'run'}",
     )
-    assert call(monkeypatch, main, *recipe) == 0
+    assert call(main, *recipe) == 0
     first, run = (
         json.loads((folder / "report.json").read_text())
         for folder in (tmp_path / "run" / "pretrain", tmp_path / "run")
@@ -33,7 +33,7 @@ def test_pretraining_runs_first_and_once(here, tmp_path, monkeypatch, capfd):
     (tmp_path / "run" / "report.json").unlink()
     before = (tmp_path / "run" / "pretrain" / "report.json").stat().st_mtime_ns
     capfd.readouterr()
-    assert call(monkeypatch, main, *recipe) == 0
+    assert call(main, *recipe) == 0
     assert "nothing is left to do" in capfd.readouterr().err
     assert (tmp_path / "run" / "pretrain" / "report.json").stat().st_mtime_ns == before
     again = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -55,7 +55,6 @@ def test_pretraining_hands_over_the_network_and_its_cost(here, tmp_path, monkeyp
     )
     assert (
         call(
-            monkeypatch,
             main,
             *recipe,
             f"--config.init_from={here / 'unet'}",
@@ -82,6 +81,6 @@ def test_pretraining_hands_over_the_network_and_its_cost(here, tmp_path, monkeyp
         ),
         (("--config.pretrain.steps=5",), "go together"),
     ):
-        assert call(monkeypatch, main, *recipe, *wrong, f"--workdir={tmp_path / 'x'}") != 0
+        assert call(main, *recipe, *wrong, f"--workdir={tmp_path / 'x'}") != 0
         text = capfd.readouterr().err
         assert message in text and "Traceback" not in text

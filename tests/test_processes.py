@@ -11,10 +11,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_run import arguments, use_tiny_backbone
+from tiny_run import arguments
 
 from boneage_jax.report.metric_writer import read_metrics
-from boneage_jax.storage.workdir import load_trained
+from boneage_jax.training.run import load_run
 
 ROOT = Path(__file__).parent.parent
 LONGEST = 240  # seconds for a job that ends by itself; it takes 15 on an idle machine
@@ -87,16 +87,15 @@ def alone(phantoms, tmp_path_factory):
 
 
 @pytest.fixture
-def read(monkeypatch):
+def read():
     """What a workdir says: training losses, validation errors, final parameters."""
-    use_tiny_backbone(monkeypatch.setattr)
 
     def read(workdir):
         rows = read_metrics(workdir)
         losses = [row["train/loss"] for row in rows if "train/loss" in row]
         errors = [row["validation/mae"] for row in rows if "validation/mae" in row]
-        trained = load_trained(workdir, eval_batch_size=12, devices=jax.devices()[:1])
-        return losses, errors, trained.state.params
+        _, state, _ = load_run(workdir, jax.devices()[:1])
+        return losses, errors, state.params
 
     return read
 
@@ -123,7 +122,7 @@ def test_two_processes_train_as_one_does(mode, alone, read, phantoms, tmp_path):
     # What is written beside the checkpoints, process 0 alone writes.
     written = [set((tmp_path / f"writes{i}").read_text().splitlines()) for i in range(2)]
     own = [{p for p in w if p.startswith(f"{job.workdir}/")} for w in written]
-    assert any(p.endswith("report.json.partial") for p in own[0])
+    assert any(p.endswith("report.json.part") for p in own[0])
     assert all("/checkpoints/" in p for p in own[1]), own[1]
     rows = [row["step"] for row in read_metrics(job.workdir) if "train/loss" in row]
     assert rows == [*range(1, 9)]

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from boneage_jax.errors import PeerLost, Stopped
-from boneage_jax.runtime.heartbeat import Pulse
+from boneage_jax.runtime.heartbeat import Heartbeat
 
 
 class Store:
@@ -35,7 +35,7 @@ def until(condition, seconds=10.0):
 def test_a_process_that_falls_silent_is_named():
     store, said = Store(), []
     store.values["boneage_jax/pulse/3"] = "7"
-    with Pulse(0.4, said.append, store):
+    with Heartbeat(0.4, said.append, store):
         assert until(lambda: said)
     assert "no sign of life from process 3" in said[0] and said[0].startswith("process 0:")
 
@@ -43,7 +43,7 @@ def test_a_process_that_falls_silent_is_named():
 def test_those_that_live_or_have_left_are_not_missed():
     store, said = Store(), []
     store.values["boneage_jax/pulse/1"] = "left"
-    with Pulse(0.4, said.append, store):
+    with Heartbeat(0.4, said.append, store):
         for beat in range(20):
             store.values["boneage_jax/pulse/2"] = str(beat)
             time.sleep(0.05)
@@ -54,19 +54,19 @@ def test_those_that_live_or_have_left_are_not_missed():
 
 def test_one_that_never_began_is_missed_where_it_is_expected():
     store, said = Store(), []
-    with Pulse(0.4, said.append, store):
+    with Heartbeat(0.4, said.append, store):
         time.sleep(0.8)
     assert not said
-    with Pulse(0.4, said.append, store, expected=2):
+    with Heartbeat(0.4, said.append, store, expected=2):
         assert until(lambda: said)
     assert "no sign of life from process 1" in said[0]
 
 
 def test_a_training_within_another_leaves_with_that():
     store = Store()
-    with Pulse(9.0, print, store):
+    with Heartbeat(9.0, print, store):
         assert until(lambda: store.values)
-        with Pulse(9.0, print, store):
+        with Heartbeat(9.0, print, store):
             pass
         assert store.values["boneage_jax/pulse/0"] != "left"
     assert store.values["boneage_jax/pulse/0"] == "left"
@@ -83,7 +83,7 @@ def test_a_training_within_another_leaves_with_that():
 )
 def test_only_a_process_that_ends_in_good_order_says_that_it_left(error, left):
     store = Store()
-    with pytest.raises(type(error)), Pulse(9.0, print, store):
+    with pytest.raises(type(error)), Heartbeat(9.0, print, store):
         assert until(lambda: store.values)
         raise error
     assert (store.values["boneage_jax/pulse/0"] == "left") is left
@@ -91,7 +91,7 @@ def test_only_a_process_that_ends_in_good_order_says_that_it_left(error, left):
 
 def test_a_coordinator_that_does_not_answer():
     store, said = Store(), []
-    with Pulse(0.4, said.append, store):
+    with Heartbeat(0.4, said.append, store):
         store.broken = "INTERNAL: something else"
         time.sleep(0.3)
         assert not said
@@ -101,5 +101,5 @@ def test_a_coordinator_that_does_not_answer():
 
 
 def test_alone_there_is_nobody_to_watch():
-    with Pulse() as pulse:
+    with Heartbeat() as pulse:
         assert not pulse._thread.is_alive()

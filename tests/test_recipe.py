@@ -4,13 +4,14 @@ import pytest
 
 from boneage_jax.benchmarking.steps import Stepper, synthetic_batch
 from boneage_jax.config import check_config
-from boneage_jax.data.info import Facts
+from boneage_jax.data.info import DataInfo
 from boneage_jax.errors import InputError
 from boneage_jax.tasks.hand_mask import HandMask
-from boneage_jax.training.run import build_run, make_task
+from boneage_jax.tasks.registry import make_task
+from boneage_jax.training.run import build_run
 from configs import cls, seg
 
-FACTS = Facts(image_size=64, train_images=96, age_mean=0.0, age_std=1.0)
+INFO = DataInfo(image_size=64, train_images=96, age_mean=0.0, age_std=1.0)
 
 
 def _config(**changes):
@@ -22,15 +23,15 @@ def _config(**changes):
     return check_config(config)
 
 
-def _run(facts=FACTS, **changes):
-    return build_run(_config(**changes), facts)
+def _run(info=INFO, **changes):
+    return build_run(_config(**changes), info)
 
 
 def test_a_budget_buys_the_steps_that_it_can_pay():
     # The steps of the main run and of pre-training cost the same, as their images have one size.
     each = _run(steps=1).train_flops
     assert _run(steps=0, budget_flops=10.5 * each).total_steps == 10
-    masked = Facts(64, 96, 0.0, 1.0, mask_flops=int(3.2 * each))
+    masked = DataInfo(64, 96, 0.0, 1.0, mask_flops=int(3.2 * each))
     assert _run(masked, steps=0, budget_flops=10.5 * each).total_steps == 7
     pretrained = {"pretrain__data": "hand_phantom/64", "pretrain__steps": 4}
     assert _run(masked, steps=0, budget_flops=10.5 * each, **pretrained).total_steps == 3
@@ -38,7 +39,7 @@ def test_a_budget_buys_the_steps_that_it_can_pay():
 
 def test_a_budget_too_small_for_one_step_says_where_it_goes():
     each = _run(steps=1).train_flops
-    masked = Facts(64, 96, 0.0, 1.0, mask_flops=2 * each)
+    masked = DataInfo(64, 96, 0.0, 1.0, mask_flops=2 * each)
     with pytest.raises(InputError, match=r"leaves no step: one costs .* the masks") as caught:
         _run(masked, steps=0, budget_flops=2.9 * each)
     assert "\n" not in str(caught.value)
@@ -56,7 +57,7 @@ def test_counting_flops_and_compiling_share_one_trace(monkeypatch):
     run = _run(steps=1)
     assert run.train_flops > 0 and trained == [True]
     stepper = Stepper(run)
-    batch = run.parallel.put_batch(synthetic_batch(8, FACTS, run.task))
+    batch = run.parallel.put_batch(synthetic_batch(8, INFO, run.task))
     stepper.step.lower(stepper.state, stepper.empty, batch)
     assert trained == [True]
 
@@ -92,8 +93,8 @@ def test_configs_that_contradict_themselves(changes, words):
 
 def test_a_task_refuses_the_network_of_the_other():
     with pytest.raises(InputError, match=r"'efficientnet_b4' does not fit config.task='hand_mask'"):
-        make_task(_config(model__name="efficientnet_b4"), FACTS, None)
+        make_task(_config(model__name="efficientnet_b4"), INFO, None)
     config = cls.get_config()
     config.model.name = "unet"
     with pytest.raises(InputError, match=r"'unet' does not fit config.task='bone_age'"):
-        make_task(check_config(config), FACTS, None)
+        make_task(check_config(config), INFO, None)

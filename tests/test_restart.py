@@ -7,7 +7,7 @@ import pytest
 from boneage_jax.errors import InputError, Stopped
 from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.storage.checkpoints import Checkpoints
-from boneage_jax.storage.workdir import load_trained
+from boneage_jax.training.run import load_run
 
 
 def test_a_run_goes_on_with_fewer_devices(tiny_train, monkeypatch):
@@ -38,8 +38,8 @@ def test_a_run_goes_on_with_fewer_devices(tiny_train, monkeypatch):
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-        load_trained(whole, devices=jax.devices()[:1]).state.params,
-        load_trained(moved, devices=jax.devices()[:1]).state.params,
+        load_run(whole, jax.devices()[:1])[1].params,
+        load_run(moved, jax.devices()[:1])[1].params,
     )
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from boneage_jax.storage.workdir import load_trained
+from boneage_jax.inference.load_trained import load_trained
 from tfds_rsna.hand_phantom.render import make_phantom
 
 ROOT = Path(__file__).parent.parent
@@ -59,7 +59,7 @@ def test_the_rsna_recipe_starts_from_a_file_of_timm(kaggle, tmp_path):
     report = json.loads((workdir / "report.json").read_text())
     assert np.isfinite(report["age"]["mae"]) and report["config"]["model"]["dtype"] == "bfloat16"
     # At a learning rate of nothing the run ends with the weights of the file.
-    params = load_trained(workdir).state.params["backbone"]
+    params = load_trained(workdir).variables["params"]["backbone"]
     theirs = network["blocks.5.3.conv_pw.weight"].numpy().transpose(2, 3, 1, 0)
     np.testing.assert_allclose(params["block6d_expand_conv"]["kernel"], theirs, atol=1e-6)
     # The stem reads one channel as the colour stem reads grey.

@@ -139,7 +139,7 @@ def test_odd_names_cost_one_mask_at_most(here, radiographs, tmp_path, monkeypatc
         (odd / os.fsdecode(name)).write_bytes(whole)
     (output / "taken.png").mkdir(parents=True)
     workdir = f"--workdir={here / 'unet'}"
-    assert call(monkeypatch, segment, workdir, f"--output={output}", odd) == 0
+    assert call(segment, workdir, f"--output={output}", odd) == 0
     written = {path.name for path in output.glob("*.png") if path.is_file()}
     assert written == {os.fsdecode(name) for name in names} - {"taken.png"}
     table = (output / "review" / "masks.csv").read_text(errors="surrogateescape")
@@ -160,7 +160,7 @@ def test_a_damaged_workdir_of_a_u_net(here, radiographs, tmp_path, monkeypatch, 
     shutil.copytree(here / "unet", copy)
     (copy / name).write_text(text)
     arguments = (f"--workdir={copy}", f"--output={tmp_path / 'out'}", radiographs / "images")
-    assert call(monkeypatch, segment, *arguments) != 0
+    assert call(segment, *arguments) != 0
     error = capfd.readouterr().err
     assert "error:" in error and "Traceback" not in error
 

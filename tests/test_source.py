@@ -3,7 +3,7 @@
 import pytest
 
 from boneage_jax.config import base_config
-from boneage_jax.data.source import open_dataset
+from boneage_jax.datasets import open_dataset
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ import pytest
 from conftest import plain_inputs, random_batch, tiny_task
 
 from boneage_jax.errors import InputError
+from boneage_jax.inference.eval_step import make_eval_step
 from boneage_jax.runtime.parallel import Parallel
 from boneage_jax.state import TrainState, flops_of
-from boneage_jax.training.step import make_eval_step, make_train_step
+from boneage_jax.training.step import make_train_step
 
 
 def new_state(task, optimizer, ema=False) -> TrainState:

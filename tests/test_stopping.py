@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from boneage_jax.errors import Stopped, door
+from boneage_jax.cli import exit_status
+from boneage_jax.errors import Stopped
 from boneage_jax.runtime.preemption import listen
 
 
@@ -58,5 +59,5 @@ def test_a_stopped_run_ends_with_the_status_that_schedulers_requeue(capsys):
         except Exception:  # as libraries in between may have it
             raise AssertionError("swallowed") from None
 
-    assert door(main) == 75
+    assert exit_status(main) == 75
     assert capsys.readouterr().err == "SIGTERM: saved at step 3 of 8\n"

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,12 @@ import scipy.stats
 from matplotlib.image import imread
 
 from boneage_jax import sweep
+from boneage_jax.cli import exit_status
 from boneage_jax.config import base_config, check_config, save_config
-from boneage_jax.errors import InputError, door
+from boneage_jax.errors import InputError
 from boneage_jax.experiments import sweeps
-from boneage_jax.experiments.sweeps import Point, best_recipes, load_arms, make_points, summarize
+from boneage_jax.experiments.sweep_tables import best_recipes, summarize
+from boneage_jax.experiments.sweeps import Point, load_arms, make_points
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("[a-z]*.py"))
@@ -118,7 +119,7 @@ def fake_runs(monkeypatch, recipe, fails=()):
 ARMS = "def get_arms():\n    return {'base': {}, 'better': {'loss.age': 'mse'}, 'bad': {'seed': 0}}"
 
 
-def run_door(monkeypatch, tmp_path, *more):
+def run_door(tmp_path, *more):
     config = tmp_path / "recipe.py"
     config.write_text(
         "from boneage_jax.config import base_config\n"
@@ -130,15 +131,8 @@ def run_door(monkeypatch, tmp_path, *more):
     arms = tmp_path / "arms.py"
     if not arms.exists():
         arms.write_text(ARMS)
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            *("sweep", f"--config={config}", f"--arms={arms}", f"--output={tmp_path / 'out'}"),
-            *more,
-        ],
-    )
-    return door(sweep.main)
+    given = [f"--config={config}", f"--arms={arms}", f"--output={tmp_path / 'out'}"]
+    return exit_status(sweep.main, [*given, *more])
 
 
 def table(tmp_path, name):
@@ -148,7 +142,7 @@ def table(tmp_path, name):
 
 def test_a_sweep_writes_one_line_per_point_and_survives_a_failure(monkeypatch, tmp_path, capsys):
     ran = fake_runs(monkeypatch, recipe_of(), fails=("bad",))
-    assert run_door(monkeypatch, tmp_path, "--seeds=3", "--budgets=1e12,2e12") == 1
+    assert run_door(tmp_path, "--seeds=3", "--budgets=1e12,2e12") == 1
     assert len(ran) == 18 and len(set(ran)) == 18
     rows = table(tmp_path, "runs.csv")
     assert len(rows) == 18
@@ -171,15 +165,15 @@ def test_a_sweep_goes_on_where_it_stopped(monkeypatch, tmp_path):
     recipe = recipe_of()
     ran = fake_runs(monkeypatch, recipe, fails=("better",))
     only = ("--only=base,better", "--seeds=2", "--budgets=1e12")
-    assert run_door(monkeypatch, tmp_path, *only) == 1
+    assert run_door(tmp_path, *only) == 1
     del ran[:]
     again = fake_runs(monkeypatch, recipe)
-    assert run_door(monkeypatch, tmp_path, *only) == 0
+    assert run_door(tmp_path, *only) == 0
     assert again == ["better-1e+12-0", "better-1e+12-1"]
     assert not any(row["error"] for row in table(tmp_path, "runs.csv"))
     before = (tmp_path / "out" / "summary.csv").read_text()
     (tmp_path / "out" / "summary.csv").unlink()
-    assert run_door(monkeypatch, tmp_path, "--redraw") == 0
+    assert run_door(tmp_path, "--redraw") == 0
     assert (tmp_path / "out" / "summary.csv").read_text() == before
 
 
@@ -187,32 +181,32 @@ def test_a_sweep_of_other_arms_keeps_the_rows_that_are_there(monkeypatch, tmp_pa
     fake_runs(monkeypatch, recipe_of())
     for arm in ("better", "base", "better"):
         args = (f"--only={arm}", "--seeds=2", "--budgets=1e12")
-        assert run_door(monkeypatch, tmp_path, *args) == 0
+        assert run_door(tmp_path, *args) == 0
     rows = [(row["arm"], row["seed"]) for row in table(tmp_path, "runs.csv")]
     assert rows == [("base", "0"), ("base", "1"), ("better", "0"), ("better", "1")]
     differences = {r["arm"]: r["difference"] for r in table(tmp_path, "summary.csv")}
     assert not differences["base"]  # the first of the file, though it was run last
     assert float(differences["better"]) == pytest.approx(-2 * 2**0.2, abs=1e-3)
     shutil.rmtree(tmp_path / "out" / "runs" / "base-1e+12-1")
-    assert run_door(monkeypatch, tmp_path, "--only=better", "--seeds=2", "--budgets=1e12") == 0
+    assert run_door(tmp_path, "--only=better", "--seeds=2", "--budgets=1e12") == 0
     assert len(table(tmp_path, "runs.csv")) == 3  # a run that was removed leaves the table
 
 
 def test_a_finished_run_of_another_config_is_not_taken(monkeypatch, tmp_path, capsys):
     fake_runs(monkeypatch, recipe_of())
-    assert run_door(monkeypatch, tmp_path, "--only=base", "--seeds=1", "--budgets=1e12") == 0
+    assert run_door(tmp_path, "--only=base", "--seeds=1", "--budgets=1e12") == 0
     args = ("--only=base", "--seeds=1", "--budgets=1e12", "--config.batch_size=8")
-    assert run_door(monkeypatch, tmp_path, *args) == 2
+    assert run_door(tmp_path, *args) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "batch_size: 32 -> 8" in error
 
 
 def test_a_dry_run_prints_commands_and_touches_nothing(monkeypatch, tmp_path, capsys):
-    assert run_door(monkeypatch, tmp_path, "--dry_run", "--seeds=4,9", "--only=better") == 0
+    assert run_door(tmp_path, "--dry_run", "--seeds=4,9", "--only=better") == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(lines) == 2 and not (tmp_path / "out").exists()
     assert "--config.loss.age=mse" in lines[0] and "--config.seed=9" in lines[1]
-    assert run_door(monkeypatch, tmp_path, "--dry_run", "--seeds=9,", "--only=better") == 0
+    assert run_door(tmp_path, "--dry_run", "--seeds=9,", "--only=better") == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(lines) == 1 and "--config.seed=9" in lines[0]
 
@@ -254,7 +248,7 @@ def test_a_real_point_is_run_by_the_command_of_a_user(monkeypatch, tmp_path):
     small = {"data.config": "64-small", "batch_size": 8, "steps": 2, "evaluate_every": 1e3}
     small |= {"eval_batch_size": 16, "budget_flops": 0.0}
     args = [f"--config.{key}={value}" for key, value in small.items()]
-    assert run_door(monkeypatch, tmp_path, "--seeds=1", *args) == 1
+    assert run_door(tmp_path, "--seeds=1", *args) == 1
     rows = {row["arm"]: row for row in table(tmp_path, "runs.csv")}
     assert "efficientnet_z9" in rows["none"]["error"]
     report = json.loads((tmp_path / "out/runs/tiny-0-0/report.json").read_text())

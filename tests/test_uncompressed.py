@@ -12,10 +12,11 @@ import pytest
 from boneage_jax.config import base_config
 from boneage_jax.data import uncompressed
 from boneage_jax.data.loader import eval_batches, train_batches
-from boneage_jax.data.source import open_dataset, open_split
+from boneage_jax.data.source import open_split
 from boneage_jax.data.uncompressed import Uncompressed, open_uncompressed
+from boneage_jax.datasets import open_dataset
 from boneage_jax.errors import InputError
-from tfds_rsna.prepare import prepare
+from tfds_rsna.builders import prepare
 
 NAME = "radiograph_folder/64"
 

@@ -1,18 +1,34 @@
-"""The backbone of tests: compiled in a second."""
+"""The networks of tests: compiled in a second; `config.model.name` is tiny or tiny_unet."""
 
 import flax.linen as nn
 import jax
 
+from boneage_jax import register_model
 
+
+@register_model("tiny")
 class TinyBackbone(nn.Module):
     """One strided convolution, BatchNorm, pooling: the smallest backbone with statistics."""
 
-    axis_name: str | None = None
+    bn_axis_name: str | None = None
 
     @nn.compact
     def __call__(
         self, images: jax.Array, *, train: bool = False, image_keys: jax.Array | None = None
     ) -> jax.Array:
         x = nn.Conv(8, (3, 3), strides=2, use_bias=False)(images)
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=self.axis_name)(x)
-        return nn.relu(x).mean((1, 2))
+        norm = nn.BatchNorm(momentum=0.9, axis_name=self.bn_axis_name)
+        return nn.relu(norm(x, use_running_average=not train)).mean((1, 2))
+
+
+@register_model("tiny_unet")
+class TinyUNet(nn.Module):
+    """Two convolutions in place of a U-Net."""
+
+    bn_axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        x = nn.Conv(4, (3, 3), use_bias=False)(images)
+        norm = nn.BatchNorm(momentum=0.9, axis_name=self.bn_axis_name)
+        return nn.Conv(1, (3, 3))(nn.relu(norm(x, use_running_average=not train)))

@@ -14,16 +14,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_backbone import TinyBackbone
+import tiny_backbone  # noqa: F401  (registers the network)
 
 import boneage_jax
 from boneage_jax import main
 from boneage_jax.data.loader import train_batches
 from boneage_jax.runtime import heartbeat
-from boneage_jax.training import run, train
+from boneage_jax.training import train
 from configs import cls
 
 SETTINGS = {
+    "model.name": "tiny",
     "data.config": "64-small",
     "batch_size": 8,
     "eval_batch_size": 12,  # does not divide the 32 images of the validation split
@@ -38,15 +39,6 @@ SETTINGS = {
     "optimizer.learning_rate": 0.02,
     "optimizer.weight_decay": 0.0,
 }
-
-
-def use_tiny_backbone(set_attribute=setattr) -> None:
-    """Lets every run of this process use `TinyBackbone`, whatever its config says."""
-
-    def create_model(name: str, **options) -> TinyBackbone:
-        return TinyBackbone(options["bn_axis_name"])
-
-    set_attribute(run, "create_model", create_model)
 
 
 def with_settings(**changed) -> dict:
@@ -89,7 +81,6 @@ def tiny_train(phantoms, tmp_path, monkeypatch):
 
     `spoil`: the numbers of the batches whose ages are no numbers. Returns (report, workdir).
     """
-    use_tiny_backbone(monkeypatch.setattr)
 
     def run(name="run", spoil=(), devices=None, folder=tmp_path, **changed):
         def change(number, batch):
@@ -129,7 +120,6 @@ if __name__ == "__main__":
     if "WRITES" in os.environ:
         _notes = os.open(os.environ["WRITES"], os.O_WRONLY | os.O_CREAT)
         sys.addaudithook(_note_writes)
-    use_tiny_backbone()
     heartbeat.GONE_AFTER = 15.0  # a test has less patience
     if "AT" in os.environ:
         spoil_batches(_happens)

@@ -1,22 +1,20 @@
 """A U-Net trained on phantoms, radiographs it can read, and the masks it writes of them."""
 
-import sys
 from pathlib import Path
 
 import cv2
 import pytest
 
 from boneage_jax import main, segment
-from boneage_jax.errors import door
+from boneage_jax.cli import exit_status
 from tfds_rsna.hand_phantom.render import make_phantom
 
 ROOT = Path(__file__).parent.parent
 
 
-def call(monkeypatch, module, *arguments) -> int:
-    """Opens a door as a user does; returns its exit status."""
-    monkeypatch.setattr(sys, "argv", ["door", *map(str, arguments)])
-    return door(module.main)
+def call(module, *arguments) -> int:
+    """Runs a command as a user does; returns its exit status."""
+    return exit_status(module.main, [*map(str, arguments)])
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +26,6 @@ def shared(tmp_path_factory):
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
         patch.chdir(ROOT)
         code = call(
-            patch,
             main,
             "--config=configs/seg.py",
             f"--workdir={folder / 'unet'}",
@@ -79,7 +76,6 @@ def masks(shared, radiographs, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(shared / "compiled"))
         code = call(
-            patch,
             segment,
             f"--workdir={shared / 'unet'}",
             f"--output={output}",

@@ -11,7 +11,6 @@ chip, the batch split over them, the state donated. Its counts are read as
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "jax"
@@ -23,12 +22,13 @@ from contender import Settings
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from keras_peer import compiled_network
 
-from boneage_jax.errors import InputError, door
-from boneage_jax.evaluation.summary import versions
+from boneage_jax.cli import run_door
+from boneage_jax.errors import InputError
 from boneage_jax.flops import count_flops
 from boneage_jax.planning.chips import parse_machine
 from boneage_jax.planning.plan_run import bounds, compile_and_count
 from boneage_jax.planning.topology import tpu_devices
+from boneage_jax.runtime.machine import versions
 from boneage_jax.runtime.parallel import check_batch
 
 
@@ -88,4 +88,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(door(main))
+    run_door(lambda argv: main(), computes=False)

@@ -5,11 +5,11 @@ import numpy as np
 from contender import Ready, Settings, serve
 from ml_collections import ConfigDict
 
-from boneage_jax.benchmarking.settings import synthetic_facts
+from boneage_jax.benchmarking.settings import synthetic_info
 from boneage_jax.benchmarking.steps import prepare_eval, prepare_train
 from boneage_jax.config import base_config, check_config
-from boneage_jax.evaluation.summary import versions
-from boneage_jax.runtime.compiler import tidy_heap
+from boneage_jax.runtime.cpu_memory import tidy_heap
+from boneage_jax.runtime.machine import versions
 from boneage_jax.runtime.xla_flags import choose_for_cpu
 
 NAMES = {"b0": "efficientnet_b0", "b4": "efficientnet_b4", "lite0": "efficientnet_lite0"}
@@ -33,7 +33,7 @@ def setup(settings: Settings) -> Ready:
     """The train or evaluation step."""
     tidy_heap()
     prepare = prepare_train if settings.mode == "train" else prepare_eval
-    step = prepare(recipe(settings), synthetic_facts(settings.size))
+    step = prepare(recipe(settings), synthetic_info(settings.size))
     state = jax.eval_shape(
         lambda: step.run.task.init(jax.random.key(0), (settings.size, settings.size, 1))
     )

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 def ours(folder: Path, size: int) -> float:
     """Seconds of `prepare`, from raw files to records."""
-    from tfds_rsna.prepare import prepare
+    from tfds_rsna.builders import prepare
 
     with tempfile.TemporaryDirectory() as target:
         began = time.perf_counter()

@@ -72,11 +72,11 @@ def main(path: Path) -> None:
     settings = json.loads(path.read_text())
     import jax
 
-    from boneage_jax.benchmarking.settings import synthetic_facts
+    from boneage_jax.benchmarking.settings import synthetic_info
     from boneage_jax.benchmarking.steps import prepare_train
     from boneage_jax.config import check_config
     from boneage_jax.runtime.compile_cache import use_compile_cache
-    from boneage_jax.runtime.compiler import tidy_heap
+    from boneage_jax.runtime.cpu_memory import tidy_heap
 
     # Also starts the backend, which is no part of building or compiling.
     device = jax.local_devices()[0]
@@ -84,7 +84,7 @@ def main(path: Path) -> None:
     use_compile_cache()
     tidy_heap()
     recipe = check_config(ConfigDict(settings["recipe"]))
-    step = prepare_train(recipe, synthetic_facts(settings["image_size"]))
+    step = prepare_train(recipe, synthetic_info(settings["image_size"]))
     compiled = time.monotonic()
     step.call()
     stepped = time.monotonic()

@@ -14,7 +14,7 @@ from boneage_jax.benchmarking.result import Result
 from boneage_jax.benchmarking.settings import Bench
 from boneage_jax.benchmarking.steps import Stepper, labels_of, synthetic_batch
 from boneage_jax.benchmarking.timing import alternate, measure, paired_ratio
-from boneage_jax.data.info import Facts
+from boneage_jax.data.info import DataInfo
 from boneage_jax.data.loader import train_batches
 from boneage_jax.training.run import Run, build_run
 
@@ -22,14 +22,14 @@ _RUN_AHEAD = 2  # steps queued on the device, as in a training
 
 
 def input_cases(
-    recipe: ConfigDict, facts: Facts, settings: Bench, folder: Path
+    recipe: ConfigDict, info: DataInfo, settings: Bench, folder: Path
 ) -> Iterator[Result]:
     """Batches from prepared records to the devices, with nothing else going on.
 
     A sample is the seconds of a batch, over `settings.block` batches taken without a pause. The
     note holds images per second of processor time, all threads together: what one core does.
     """
-    run = build_run(recipe, facts)
+    run = build_run(recipe, info)
     batches = _batches(run, settings, folder)
     used: list[float] = []
 
@@ -68,15 +68,17 @@ def input_cases(
     )
 
 
-def loop_cases(recipe: ConfigDict, facts: Facts, settings: Bench, folder: Path) -> Iterator[Result]:
+def loop_cases(
+    recipe: ConfigDict, info: DataInfo, settings: Bench, folder: Path
+) -> Iterator[Result]:
     """The training loop, input and step, in turns with the same step on a batch that stays.
 
     A sample is the seconds of a step, over `settings.block` steps. The note of the loop holds the
     ratio to the bare step, pair by pair: above 1 is what the input costs.
     """
-    run = build_run(recipe, facts)
+    run = build_run(recipe, info)
     batches = _batches(run, settings, folder)
-    fixed = run.parallel.put_batch(synthetic_batch(recipe.batch_size, facts, run.task))
+    fixed = run.parallel.put_batch(synthetic_batch(recipe.batch_size, info, run.task))
     stepper = Stepper(run)
     # Simulated CPU devices share the cores: queued steps can miss XLA's rendezvous.
     shared = run.parallel.devices[0].platform == "cpu" and run.parallel.device_count > 1
@@ -119,7 +121,7 @@ def loop_cases(recipe: ConfigDict, facts: Facts, settings: Bench, folder: Path) 
 def _batches(run: Run, settings: Bench, folder: Path) -> Any:
     config = run.config
     split = synthetic_split(
-        *(folder, settings.records, run.facts.image_size), uncompressed=config.data.uncompressed
+        *(folder, settings.records, run.info.image_size), uncompressed=config.data.uncompressed
     )
     return train_batches(
         split,

@@ -5,9 +5,10 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from boneage_jax.config import base_config, check_config
-from boneage_jax.data.info import Facts
+from boneage_jax.data.info import DataInfo
+from boneage_jax.data.inputs import make_inputs
 from boneage_jax.errors import InputError
-from boneage_jax.training.run import make_inputs, make_task
+from boneage_jax.tasks.registry import make_task
 
 # Of the RSNA radiographs; speed does not depend on them.
 _TRAIN_IMAGES, _AGE_MEAN, _AGE_STD = 12_611, 127.32, 41.18
@@ -66,8 +67,8 @@ def bench_config() -> ConfigDict:
     return config
 
 
-def check_bench(config: ConfigDict) -> tuple[ConfigDict, Bench, Facts]:
-    """A config of `configs/bench.py` as (checked recipe, settings, facts of the synthetic data).
+def check_bench(config: ConfigDict) -> tuple[ConfigDict, Bench, DataInfo]:
+    """A config of `configs/bench.py` as (checked recipe, settings, info of the synthetic data).
 
     Raises:
       InputError: names the first key that is unknown, missing, of another type or out of range.
@@ -90,15 +91,15 @@ def check_bench(config: ConfigDict) -> tuple[ConfigDict, Bench, Facts]:
             )
     settings = Bench(**values)
     recipe = ConfigDict({key: value for key, value in config.to_dict().items() if key != "bench"})
-    recipe, facts = check_config(recipe), synthetic_facts(settings.image_size)
-    make_task(recipe, facts, None)  # raises on a wrong value, and no device is touched
+    recipe, info = check_config(recipe), synthetic_info(settings.image_size)
+    make_task(recipe, info, None)  # raises on a wrong value, and no device is touched
     make_inputs(recipe)
-    return recipe, settings, facts
+    return recipe, settings, info
 
 
-def synthetic_facts(image_size: int) -> Facts:
-    """Facts of a data set like the RSNA radiographs at `image_size` pixels."""
-    return Facts(image_size, _TRAIN_IMAGES, _AGE_MEAN, _AGE_STD)
+def synthetic_info(image_size: int) -> DataInfo:
+    """DataInfo of a data set like the RSNA radiographs at `image_size` pixels."""
+    return DataInfo(image_size, _TRAIN_IMAGES, _AGE_MEAN, _AGE_STD)
 
 
 def whole_numbers(name: str, text: str) -> list[int]:

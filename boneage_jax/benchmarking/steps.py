@@ -13,16 +13,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from boneage_jax.benchmarking.result import Result
-from boneage_jax.data.info import Facts
+from boneage_jax.data.info import DataInfo
+from boneage_jax.data.inputs import batch_shapes, make_inputs
 from boneage_jax.flops import count_flops
 from boneage_jax.tasks.task import Task
-from boneage_jax.training.run import Run, batch_shapes, build_run, fresh_state, make_inputs
+from boneage_jax.training.run import Run, build_run, fresh_state
 
 
-def synthetic_batch(size: int, facts: Facts, task: Task) -> dict[str, np.ndarray]:
+def synthetic_batch(size: int, info: DataInfo, task: Task) -> dict[str, np.ndarray]:
     """A host batch of the shapes and dtypes of a training: noise images, plausible labels."""
     rng = np.random.default_rng(0)
-    shapes = batch_shapes(size, facts, task)
+    shapes = batch_shapes(size, info.image_size, task)
     values: dict[str, Callable[..., Any]] = {
         "image": lambda shape: rng.integers(0, 256, shape),
         "mask": lambda shape: rng.integers(0, 2, shape),
@@ -72,7 +73,7 @@ def labels_of(run: Run) -> dict[str, Any]:
     """The columns of a line that say what a run is."""
     return {
         "model": run.config.model.name,
-        "image_size": run.facts.image_size,
+        "image_size": run.info.image_size,
         "batch_size": run.config.batch_size,
         "dtype": run.config.model.dtype,
         "parallel": run.config.parallel,
@@ -81,12 +82,12 @@ def labels_of(run: Run) -> dict[str, Any]:
 
 
 def prepare_train(
-    recipe: ConfigDict, facts: Facts, devices: Sequence[jax.Device] | None = None
+    recipe: ConfigDict, info: DataInfo, devices: Sequence[jax.Device] | None = None
 ) -> Prepared:
     """The train step on one batch, compiled; the first call has not been made."""
-    run = build_run(recipe, facts, devices)
+    run = build_run(recipe, info, devices)
     stepper = Stepper(run)
-    batch = run.parallel.put_batch(synthetic_batch(recipe.batch_size, facts, run.task))
+    batch = run.parallel.put_batch(synthetic_batch(recipe.batch_size, info, run.task))
     compiled = stepper.step.lower(stepper.state, stepper.empty, batch).compile()
 
     def call() -> None:
@@ -100,7 +101,7 @@ class Stepper:
 
     def __init__(self, run: Run):
         self.step = run.train_step_at(run.phases[-1].start)
-        state = fresh_state(run.config, run.facts, run.task, run.optimizer)
+        state = fresh_state(run.config, run.info, run.task, run.optimizer)
         self.state = run.parallel.put_state(state)
         self.empty = run.parallel.put_state(run.task.metrics_type.empty())
 
@@ -111,26 +112,26 @@ class Stepper:
 
 
 def prepare_eval(
-    recipe: ConfigDict, facts: Facts, devices: Sequence[jax.Device] | None = None
+    recipe: ConfigDict, info: DataInfo, devices: Sequence[jax.Device] | None = None
 ) -> Prepared:
     """The evaluation step on one batch of `eval_batch_size` images, compiled."""
-    run = build_run(recipe, facts, devices)
-    state = fresh_state(recipe, facts, run.task, run.optimizer)
+    run = build_run(recipe, info, devices)
+    state = fresh_state(recipe, info, run.task, run.optimizer)
     variables = run.parallel.put_state({"params": state.params, "batch_stats": state.batch_stats})
-    batch = run.parallel.put_batch(synthetic_batch(recipe.eval_batch_size, facts, run.task))
-    compiled = run.eval_step.lower(variables, batch).compile()
+    batch = run.parallel.put_batch(synthetic_batch(recipe.eval_batch_size, info, run.task))
+    compiled = run.network.eval_step.lower(variables, batch).compile()
 
     def call() -> None:
-        jax.block_until_ready(run.eval_step(variables, batch))
+        jax.block_until_ready(run.network.eval_step(variables, batch))
 
-    return Prepared(call, run, run.eval_flops, *_costs(compiled, run.parallel.device_count))
+    return Prepared(call, run, run.network.eval_flops, *_costs(compiled, run.parallel.device_count))
 
 
-def prepare_augment(recipe: ConfigDict, facts: Facts, device: jax.Device) -> Prepared:
+def prepare_augment(recipe: ConfigDict, info: DataInfo, device: jax.Device) -> Prepared:
     """What the train step does to stored images before the network, on one device."""
-    run = build_run(recipe, facts, [device])
+    run = build_run(recipe, info, [device])
     inputs = make_inputs(recipe, mixed=True)
-    batch = jax.device_put(synthetic_batch(recipe.batch_size, facts, run.task), device)
+    batch = jax.device_put(synthetic_batch(recipe.batch_size, info, run.task), device)
 
     def augment(batch: Any) -> Any:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), batch["draw"])

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import functools
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,39 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from boneage_jax.benchmarking.comparing import check_machine
+from boneage_jax.benchmarking.comparing import (
+    check_machine,
+    comparison_lines,
+    load_benchmark,
+)
 from boneage_jax.benchmarking.first_step import measure_start
 from boneage_jax.benchmarking.peaks import Peaks, measure_peaks
 from boneage_jax.benchmarking.pipeline import input_cases, loop_cases
 from boneage_jax.benchmarking.result import Result
-from boneage_jax.benchmarking.settings import Bench, synthetic_facts, whole_numbers
+from boneage_jax.benchmarking.settings import (
+    Bench,
+    check_bench,
+    synthetic_info,
+    whole_numbers,
+)
 from boneage_jax.benchmarking.steps import (
     Prepared,
     prepare_augment,
     prepare_eval,
     prepare_train,
 )
+from boneage_jax.benchmarking.table import (
+    load_report,
+    make_folder,
+    report_lines,
+    table_lines,
+    write_benchmark,
+)
 from boneage_jax.benchmarking.timing import alternate, measure, paired_ratio
 from boneage_jax.config import check_config
-from boneage_jax.data.info import Facts
+from boneage_jax.data.info import DataInfo
 from boneage_jax.errors import InputError
-from boneage_jax.evaluation.summary import hardware, versions
+from boneage_jax.runtime.machine import hardware, versions
 from boneage_jax.training.run import build_run
 
 Say = Callable[[str], None]
@@ -42,14 +59,14 @@ class Bed:
     Attributes:
       recipe: checked config.
       settings: of the measurement.
-      facts: of the synthetic data.
+      info: of the synthetic data.
       folder: scratch.
       say: takes lines for the user.
     """
 
     recipe: ConfigDict
     settings: Bench
-    facts: Facts
+    info: DataInfo
     folder: Path
     say: Say
 
@@ -76,39 +93,39 @@ class Bed:
             for name, found in starts.items():
                 self.say(f"starting a fresh process, {name} ({number + 1})")
                 folder = self.folder / f"start{number}"
-                found.append(measure_start(self.recipe, self.facts.image_size, folder))
+                found.append(measure_start(self.recipe, self.info.image_size, folder))
         return starts
 
 
 def _train(bed: Bed) -> Iterator[Result]:
-    step = prepare_train(bed.recipe, bed.facts)
+    step = prepare_train(bed.recipe, bed.info)
     yield step.result("train", "step", bed.times(step))
 
 
 def _eval(bed: Bed) -> Iterator[Result]:
-    step = prepare_eval(bed.recipe, bed.facts)
+    step = prepare_eval(bed.recipe, bed.info)
     result = step.result("eval", "step", bed.times(step))
     size = bed.recipe.eval_batch_size
     yield dataclasses.replace(result, batch_size=size, images=size)
 
 
 def _augment(bed: Bed) -> Iterator[Result]:
-    step = prepare_augment(bed.recipe, bed.facts, jax.local_devices()[0])
+    step = prepare_augment(bed.recipe, bed.info, jax.local_devices()[0])
     yield step.result("augment", "stored image to network", bed.times(step))
 
 
 def _input(bed: Bed) -> Iterator[Result]:
-    yield from input_cases(bed.recipe, bed.facts, bed.settings, bed.folder / "input")
+    yield from input_cases(bed.recipe, bed.info, bed.settings, bed.folder / "input")
 
 
 def _loop(bed: Bed) -> Iterator[Result]:
-    yield from loop_cases(bed.recipe, bed.facts, bed.settings, bed.folder / "loop")
+    yield from loop_cases(bed.recipe, bed.info, bed.settings, bed.folder / "loop")
 
 
 def _started(bed: Bed, case: str, name: str, samples: list[float], **fields: Any) -> Result:
     config = bed.recipe
     return Result(
-        *(case, name, config.model.name, bed.facts.image_size, config.batch_size),
+        *(case, name, config.model.name, bed.info.image_size, config.batch_size),
         *(config.model.dtype, config.parallel, jax.device_count(), samples),
         **fields,
     )
@@ -146,7 +163,7 @@ def _parallel(bed: Bed) -> Iterator[Result]:
     if not bed.recipe.model.bn_sync:
         bed.say("parallel: left out, jit has no BatchNorm per device (config.model.bn_sync=False)")
         return
-    steps = {mode: prepare_train(bed.changed(parallel=mode), bed.facts) for mode in ("jit", "pmap")}
+    steps = {mode: prepare_train(bed.changed(parallel=mode), bed.info) for mode in ("jit", "pmap")}
     times = alternate(
         {mode: step.call for mode, step in steps.items()},
         repetitions=bed.settings.repetitions,
@@ -171,7 +188,7 @@ def _devices(bed: Bed) -> Iterator[Result]:
         return
     for count in [*counts, len(devices)]:
         recipe = bed.changed(batch_size=each * count, eval_batch_size=each * count)
-        step = prepare_train(recipe, bed.facts, devices[:count])
+        step = prepare_train(recipe, bed.info, devices[:count])
         result = step.result("devices", "step", bed.times(step))
         rate = result.to_dict(None)["images_per_second"]
         alone = alone or rate
@@ -180,13 +197,13 @@ def _devices(bed: Bed) -> Iterator[Result]:
 
 def _batches(bed: Bed) -> Iterator[Result]:
     for size in whole_numbers("config.bench.batch_sizes", bed.settings.batch_sizes):
-        step = prepare_train(bed.changed(batch_size=size, eval_batch_size=size), bed.facts)
+        step = prepare_train(bed.changed(batch_size=size, eval_batch_size=size), bed.info)
         yield step.result("batches", "step", bed.times(step))
 
 
 def _sizes(bed: Bed) -> Iterator[Result]:
     for size in whole_numbers("config.bench.image_sizes", bed.settings.image_sizes):
-        step = prepare_train(bed.recipe, synthetic_facts(size))
+        step = prepare_train(bed.recipe, synthetic_info(size))
         yield step.result("sizes", "step", bed.times(step))
 
 
@@ -218,6 +235,47 @@ def choose_cases(only: str) -> list[str]:
         if name not in CASES:
             raise InputError(f"--only={name}: there is no such case; there are {', '.join(CASES)}")
     return [name for name in CASES if name in asked]
+
+
+def benchmark(
+    config: ConfigDict,
+    output: Path,
+    *,
+    only: str = "",
+    compare_with: Path | None = None,
+    report: Path | None = None,
+    say: Say = lambda line: None,
+) -> tuple[list[str], bool]:
+    """Measures the cases of a config and writes them to a folder.
+
+    Args:
+      config: of `configs/bench.py`.
+      output: folder for benchmark.json, benchmark.csv and roofline.png.
+      only: cases with commas between, all if empty.
+      compare_with: benchmark.json of an earlier run.
+      report: report.json of a training, whose error is shown beside its cost.
+      say: takes lines of progress.
+
+    Returns:
+      (lines for the user, whether a case became slower than in `compare_with`).
+
+    Raises:
+      InputError: a wrong config, case or file, or a machine other than that of `compare_with`.
+    """
+    recipe, settings, info = check_bench(config)
+    cases = choose_cases(only)
+    old = load_benchmark(compare_with) if compare_with else None
+    trained = load_report(report) if report else None
+    output = make_folder(output)
+    with tempfile.TemporaryDirectory() as scratch:
+        found = run_suite(Bed(recipe, settings, info, Path(scratch), say), cases, old)
+    paths = write_benchmark(output, found, trained)
+    lines = [*table_lines(found), *(report_lines(trained, found) if trained else ())]
+    lines += [f"written: {path}" for path in paths]
+    if old is None:
+        return lines, False
+    compared, slower = comparison_lines(old, found, settings.tolerance)
+    return [*lines, *compared], slower
 
 
 def run_suite(
@@ -252,7 +310,7 @@ def run_suite(
     _share_compilations(bed.folder / "compiled")
     if "batches" in cases:  # a wrong one is known before the others are measured
         for size in whole_numbers("config.bench.batch_sizes", bed.settings.batch_sizes):
-            build_run(bed.changed(batch_size=size, eval_batch_size=size), bed.facts)
+            build_run(bed.changed(batch_size=size, eval_batch_size=size), bed.info)
     bed.say("measuring the peaks of this machine")
     peaks = [measure_peaks(device, bed.recipe.model.dtype)]
     found: list[Result] = []

@@ -52,6 +52,7 @@ class AugmentConfig:
       fill: grey value beyond the frame: 'border' is the median of the outermost pixels of the
         image, 0 is black.
       resample: 'matmul' | 'gather' | 'auto', see boneage_jax/data/resample.py.
+      extra: names of registered augmentations that follow, with commas between.
 
     Raises:
       InputError: a value out of range.
@@ -70,6 +71,7 @@ class AugmentConfig:
     frame: float = 0.0
     fill: str | int = "border"
     resample: str = "auto"
+    extra: str = ""
 
     def __post_init__(self) -> None:
         limits = {"flip": 1.0, "invert": 1.0, "frame": 1.0, "brightness": 1.0}

@@ -1,12 +1,11 @@
-"""Opens a prepared data set: splits with random access, and their labels as tables."""
+"""Prepared data: splits with random access, and their labels as tables."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from boneage_jax.data.splits import stratified_split
 from boneage_jax.data.uncompressed import Uncompressed, open_uncompressed
@@ -31,8 +30,8 @@ class Split:
       name: the split's name.
       source: reads a record: `image` uint8 [S, S, 1] and the labels.
       rows: for each image of the split, its index in `source`; int64 [n].
-      labels: one array [n] per scalar label: `id` (str), and of `bone_age` (float32 months) and
-        `male` (int64: 1, 0, -1 for unknown) those that the data set has.
+      labels: one array [n] per scalar feature: `id` (str) and what else the data set has, e.g.
+        `bone_age` (float32, months) and `male` (int64: 1, 0, -1 for unknown).
     """
 
     name: str
@@ -86,63 +85,6 @@ class Dataset:
         return self.splits[name]
 
 
-def open_dataset(config: ConfigDict, prepared: Callable[[], None] = lambda: None) -> Dataset:
-    """Opens the data set of a config, preparing it first where that needs no decision.
-
-    Args:
-      config: the `data` section: `name`, `config` (the TFDS builder config), `raw_dir`,
-        `data_dir`, `options` (of the builder), `uncompressed`, `masks`, `mask_mode`,
-        `official_splits`, `test_fraction`, `validation_fraction`, `split_seed`.
-      prepared: called once the data is prepared, which may have taken hours.
-
-    Returns:
-      The data set. Where the raw data has no test or validation split, one is cut from `train`:
-      first test, then validation from what is left; by id, stratified by age and sex, the same for
-      everybody who uses the same seed.
-
-    Raises:
-      InputError: unknown data set, raw data missing or damaged, not prepared and no raw data.
-    """
-    from tfds_rsna.prepare import prepare
-
-    options = {"masks": config.masks, "mask_mode": config.mask_mode}
-    builder = prepare(
-        f"{config.name}/{config.config}",
-        raw_dir=config.raw_dir,
-        data_dir=config.data_dir,
-        **options | dict(config.get("options", {})),
-    )
-    names = [name for name, split in builder.info.splits.items() if split.num_examples]
-    sources = {name: open_split(builder, name, config.uncompressed) for name in names}
-    prepared()
-    splits = {
-        name: Split(name, source, np.arange(len(source)), _read_labels(source))
-        for name, source in sources.items()
-    }
-    if not config.official_splits:
-        splits = {"train": splits["train"]}
-    for name in ("test", "validation"):
-        fraction = config[f"{name}_fraction"]
-        if name not in splits and fraction:
-            splits |= _cut(splits["train"], name, fraction, config.split_seed)
-    image_size = builder.info.features["image"].shape[0]
-    if image_size is None:
-        raise InputError(
-            f"data.config={config.config!r} keeps every image at its own size; training needs "
-            "one size, e.g. data.config=512"
-        )
-    background = Path(builder.data_path, "background")
-    return Dataset(
-        config.name,
-        builder.builder_config.name if builder.builder_config else "",
-        str(builder.version),
-        image_size,
-        splits,
-        frozenset(builder.info.features),
-        background if background.is_dir() else None,
-    )
-
-
 def open_split(builder: Any, name: str, uncompressed: bool) -> RecordSource:
     """The records of a split of prepared data; their uncompressed copy where there can be one."""
     source: RecordSource | None = open_uncompressed(builder, name) if uncompressed else None
@@ -155,7 +97,7 @@ def standardization(split: Split) -> tuple[float, float]:
     return float(ages.mean()), float(max(ages.std(), 1e-3))
 
 
-def _cut(train: Split, name: str, fraction: float, seed: int) -> dict[str, Split]:
+def cut_split(train: Split, name: str, fraction: float, seed: int) -> dict[str, Split]:
     """A part of `train` called `name`, and what is left of it.
 
     The part depends on `train`, fraction and seed alone: a test part is the very one that, with the
@@ -171,18 +113,16 @@ def _cut(train: Split, name: str, fraction: float, seed: int) -> dict[str, Split
     return {key: train.take(key, np.sort(rows)) for key, rows in parts.items()}
 
 
-def _read_labels(source: RecordSource) -> dict[str, np.ndarray]:
-    """The labels of all records; without tables each is read once, 0.1-0.8 ms an image."""
-    keys = ("id", "bone_age", "male")
+def read_labels(source: RecordSource) -> dict[str, np.ndarray]:
+    """Reads all scalar features; without tables each record is read once, 0.1-0.8 ms an image."""
     if isinstance(source, Uncompressed):
-        labels = {key: source.tables[key] for key in keys if key in source.tables}
+        labels = dict(source.tables)
     else:
         columns: dict[str, list[Any]] = {}
         for index in range(len(source)):
-            record = source[index]
-            for key in keys:
-                if key in record:
-                    columns.setdefault(key, []).append(record[key])
+            for key, value in source[index].items():
+                if np.ndim(value) == 0:
+                    columns.setdefault(key, []).append(value)
         labels = {key: np.asarray(values) for key, values in columns.items()}
     return labels | {"id": np.asarray([_text(value) for value in labels["id"]])}
 

@@ -1,7 +1,6 @@
-"""Runs a network over a split and summarises what it says."""
+"""Runs a network over a split: exact metrics, and predictions beside their labels."""
 
 import collections
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,54 +9,48 @@ from ml_collections import ConfigDict
 from boneage_jax.data.loader import eval_batches
 from boneage_jax.data.source import Split
 from boneage_jax.inference.bias_correction import Correction, cross_fitted
+from boneage_jax.inference.network import Network, Rows
 from boneage_jax.runtime.parallel import process
-from boneage_jax.state import TrainState
-from boneage_jax.training.run import Run
-
-Rows = dict[str, np.ndarray]
+from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
+from boneage_jax.state import Tree
 
 
 def evaluate_split(
-    run: Run,
-    state: TrainState,
-    split: Split,
-    *,
-    keys: tuple[str, ...] = (),
-    tick: Callable[[], None] = lambda: None,
+    network: Network, variables: Tree, split: Split, *, keys: tuple[str, ...] = ()
 ) -> tuple[dict[str, float], Rows]:
-    """Metrics of a whole split, exact for any batch size, and the predictions asked for.
+    """Computes metrics of a whole split, exact for any batch size, and the predictions asked for.
 
     Args:
-      run: the run the state belongs to.
-      state: its parameters; averaged ones are used where the run keeps them.
+      network: reads the images.
+      variables: {'params', 'batch_stats'}.
       split: the images.
-      keys: the predictions to fetch, e.g. `predicted_age`, `p_male`, `features`.
-      tick: called at each batch, a sign of life.
+      keys: the predictions to fetch, e.g. `predicted_age`, `p_male`.
 
     Returns:
       (metrics by name; the predictions in the order of the split, each [n, ...]).
     """
-    variables = {"params": state.eval_params, "batch_stats": state.batch_stats}
+    config = network.config
     batches = eval_batches(
         split,
-        run.task.labels,
-        run.config.eval_batch_size,
-        put=run.parallel.put_batch,
+        network.task.labels,
+        config.eval_batch_size,
+        put=network.parallel.put_batch,
         process=process(),
-        threads=run.config.data.threads,
-        buffer=run.config.data.buffer,
+        threads=config.data.threads,
+        buffer=config.data.buffer,
     )
-    total = run.task.metrics_type.empty()
+    total = network.task.metrics_type.empty()
     fetched: dict[str, list[np.ndarray]] = {key: [] for key in (*keys, "draw")}
     waiting: collections.deque[dict[str, Any]] = collections.deque()
 
     def fetch() -> None:
-        for key, values in run.parallel.fetch(waiting.popleft()).items():
+        for key, values in network.parallel.fetch(waiting.popleft()).items():
             fetched[key].append(values)
 
+    waiting_for("the evaluation", PATIENCE)
     for batch in batches:
-        tick()
-        metrics, predictions = run.eval_step(variables, batch)
+        waiting_for("the evaluation", PATIENCE)
+        metrics, predictions = network.eval_step(variables, batch)
         total = total.merge(metrics)
         waiting.append({key: predictions[key] for key in keys} | {"draw": batch["draw"]})
         if len(waiting) > 1:  # one batch behind, so that the device always has work
@@ -69,19 +62,28 @@ def evaluate_split(
     return {key: float(value) for key, value in total.compute().items()}, rows
 
 
-def with_labels(rows: Rows, split: Split) -> Rows:
-    """Predictions beside the labels of their split: adds id and, of ages, true_age and male."""
-    labels = split.labels
-    rows = {"id": labels["id"]} | rows
+def with_labels(rows: Rows, split: Split, labels: tuple[str, ...] = ()) -> Rows:
+    """Puts predictions beside the labels of their split.
+
+    Args:
+      rows: predictions in the order of the split.
+      split: the images.
+      labels: names of further scalar labels to add.
+
+    Returns:
+      `id`, the predictions, and of ages `true_age` (months) and `male` (1, 0, -1 for unknown).
+    """
+    known = split.labels
+    rows = {"id": known["id"]} | rows | {key: known[key] for key in labels if key in known}
     if "predicted_age" not in rows:
         return rows
     unknown = np.full(len(split), -1, np.int64)
-    male = labels.get("male", unknown).astype(np.int64)
-    return rows | {"true_age": labels["bone_age"], "male": male}
+    male = known.get("male", unknown).astype(np.int64)
+    return rows | {"true_age": known["bone_age"], "male": male}
 
 
 def corrected(rows: Rows, config: ConfigDict, correction: Correction | None = None) -> Rows:
-    """Rows with the ages corrected as `config.bias_correction` says; others are left alone.
+    """Corrects ages as `config.bias_correction` says; other rows are returned as they are.
 
     Args:
       rows: as `with_labels` returns them.

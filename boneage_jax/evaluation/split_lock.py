@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from boneage_jax.errors import InputError
+from boneage_jax.storage.safe_write import write_text
 
 TEST = "test"
 _NOTE = "test_unlocked.json"
@@ -46,10 +47,8 @@ def note_opening(workdir: Path, step: int, metrics: dict[str, Any]) -> None:
     """Adds one opening to the record, which is never half-written."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     rows = [*openings(workdir), {"time": now, "step": step} | metrics]
-    part = workdir / f"{_NOTE}.part"
     try:
-        part.write_text(json.dumps(rows, indent=1) + "\n")
-        part.replace(workdir / _NOTE)
+        write_text(workdir / _NOTE, json.dumps(rows, indent=1) + "\n")
     except OSError as error:
         raise InputError(
             f"{workdir / _NOTE} cannot be written ({error.strerror}): the test split stays locked"

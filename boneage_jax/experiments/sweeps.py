@@ -4,10 +4,8 @@ A point is a subprocess, so one that fails costs only itself. What is done is ke
 again reads the finished points and goes on with the others.
 """
 
-import csv
 import dataclasses
 import importlib.util
-import io
 import json
 import re
 import subprocess
@@ -16,25 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from boneage_jax.config import check_config, differences, load_config
 from boneage_jax.errors import InputError
-from boneage_jax.experiments.bootstrap import Predictions, align, compare, read_predictions
+from boneage_jax.experiments.sweep_tables import read_point, read_table, run_folder, write_summary
 
 Arms = dict[str, dict[str, Any]]
-RUN_COLUMNS = (
-    *("arm", "overrides", "budget", "seed", "mae", "mae_low", "mae_high", "bias", "rmse"),
-    *("baseline_mae", "sex_accuracy", "train_flops", "mask_flops", "eval_flops"),
-    *("flops_per_prediction", "steps", "seconds", "images_per_second", "error"),
-)
-SUMMARY_COLUMNS = (
-    *("arm", "budget", "runs", "mae", "sd", "low", "high", "train_flops", "baseline_mae"),
-    *("difference", "difference_low", "difference_high", "p"),
-)
-# Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom.
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +35,7 @@ class Point:
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.arm}-{self.budget:g}-{self.seed}"
+        return run_folder(Path(), self.arm, self.budget, self.seed).name
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -189,120 +175,93 @@ def _row(point: Point) -> dict[str, Any]:
     return {"arm": point.arm, "overrides": overrides, "budget": point.budget, "seed": point.seed}
 
 
-def read_point(folder: Path) -> dict[str, Any]:
-    """The columns of a finished run from its report.json.
+def choose_arms(arms: Arms, only: str, file: Path) -> Arms:
+    """Returns the arms named in a list with commas, all for an empty one.
 
     Raises:
-      InputError: the report is damaged.
+      InputError: a name that `file` does not have.
     """
-    path = folder / "report.json"
-    try:
-        report = json.loads(path.read_text())
-        age, compute = report["age"], report["compute"]
-        row = {key: age[key] for key in RUN_COLUMNS if key in age}
-        row |= {key: compute[key] for key in RUN_COLUMNS if key in compute}
-        row["steps"] = report["curve"][-1]["step"]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(f"{path} is damaged ({error}); remove the run and start again") from error
-    if "sex" in report:
-        row["sex_accuracy"] = report["sex"]["accuracy"]
-    return row
+    chosen = only.split(",") if only else list(arms)
+    for name in chosen:
+        if name not in arms:
+            raise InputError(f"--only={name}: {file} has the arms {', '.join(arms)}")
+    return {name: arms[name] for name in chosen}
 
 
-def summarize(rows: Sequence[Mapping[str, Any]], output: Path) -> list[dict[str, Any]]:
-    """One row per arm and budget, in the order of `rows`.
-
-    The mean over seeds with its 95 % interval (Student's t; absent for one seed), and the
-    difference from the first arm at the same budget, see `boneage_jax.experiments.bootstrap.compare`.
-    """
-    done = [row for row in rows if not row.get("error")]
-    groups: dict[tuple[float, str], list[Mapping[str, Any]]] = {}
-    for row in done:
-        groups.setdefault((float(row["budget"]), str(row["arm"])), []).append(row)
-    first = {budget: arm for budget, arm in reversed(list(groups))}
-    predictions = {key: _predictions(group, output) for key, group in groups.items()}
-    summary = []
-    for (budget, arm), group in groups.items():
-        errors = np.array([float(row["mae"]) for row in group])
-        found: dict[str, Any] = {"arm": arm, "budget": budget, "runs": len(errors)}
-        found |= {"mae": errors.mean()} | _interval(errors)
-        for key in ("train_flops", "baseline_mae"):
-            found[key] = float(np.mean([float(row[key]) for row in group]))
-        if arm != first[budget]:
-            a, b = predictions[budget, first[budget]], predictions[budget, arm]
-            names = (first[budget], arm)
-            compared = compare(a, align(b, a.ids, a.true, names))
-            found |= {key: compared[key] for key in SUMMARY_COLUMNS if key in compared}
-        summary.append(found)
-    return summary
-
-
-def _interval(errors: np.ndarray) -> dict[str, float]:
-    n = len(errors)
-    if n < 2:
-        return {}
-    sd = float(errors.std(ddof=1))
-    half = (_T95[n - 2] if n - 1 <= len(_T95) else 1.96) * sd / n**0.5
-    return {"sd": sd, "low": errors.mean() - half, "high": errors.mean() + half}
-
-
-def _predictions(group: Sequence[Mapping[str, Any]], output: Path) -> Predictions:
-    points = [Point(str(r["arm"]), (), float(r["budget"]), int(r["seed"])) for r in group]
-    return read_predictions([output / "runs" / point.name for point in points])
-
-
-def write_table(
-    path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], digits: int = 6
-) -> None:
-    """Writes a CSV in one piece; fractions with so many significant digits, counts in full."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: _cell(value, digits) for key, value in row.items()})
-    part = path.with_name(path.name + ".part")
-    part.write_text(text.getvalue())
-    part.replace(path)
-
-
-def _cell(value: Any, digits: int) -> Any:
-    return f"{value:.{digits}g}" if isinstance(value, float | np.floating) else value
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Reads what `write_table` wrote.
+def parse_numbers(text: str, name: str, kind: type) -> list:
+    """Reads a list with commas.
 
     Raises:
-      InputError: no such file.
+      InputError: an entry is no such number.
     """
     try:
-        with path.open(newline="") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        return [kind(part) for part in text.removesuffix(",").split(",")]
+    except ValueError:
+        raise InputError(f"--{name}={text} must be numbers with commas between") from None
 
 
-def best_recipes(summary: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table: the best arm at each budget and what its FLOPs bought.
+def parse_seeds(text: str) -> list[int]:
+    """Reads a number of seeds (3: 0, 1, 2) or a list of them (3,4).
 
-    Months per PFLOP are the months of error that a run removes, beginning from predicting the mean
-    age of the training split, over the PFLOP it trains for. The marginal value is the same from one
-    budget to the next: what further FLOPs would buy.
+    Raises:
+      InputError: an entry is no whole number.
     """
-    lines = [
-        "| TFLOP trained | best recipe | error (months) | 95 % interval | months per PFLOP | from "
-        "the budget before |",
-        "|---|---|---|---|---|---|",
-    ]
-    before: tuple[float, float] | None = None
-    for budget in sorted({row["budget"] for row in summary}):
-        row = min((r for r in summary if r["budget"] == budget), key=lambda r: r["mae"])
-        flops, error = row["train_flops"] / 1e15, row["mae"]
-        interval = f"{row['low']:.2f} – {row['high']:.2f}" if "low" in row else "one seed"
-        gained = f"{(row['baseline_mae'] - error) / flops:,.0f}"
-        more = f"{(before[1] - error) / (flops - before[0]):,.1f}" if before else ""
-        lines.append(
-            f"| {flops * 1e3:.3g} | {row['arm']} | {error:.2f} | {interval} | {gained} | {more} |"
-        )
-        before = flops, error
-    return "\n".join(lines) + "\n"
+    numbers = parse_numbers(text, "seeds", int)
+    return numbers if "," in text else list(range(numbers[0]))
+
+
+def run_sweep(
+    points: Sequence[tuple[Point, ConfigDict]],
+    order: Sequence[str],
+    output: Path,
+    argv: Sequence[str],
+    say: Callable[[str], None],
+) -> int:
+    """Runs what is not done yet; writes tables and figure after each run.
+
+    Args:
+      points: see `make_points`.
+      order: names of all arms; the first is the one that the others are compared with.
+      output: folder of the sweep.
+      argv: the arguments of main that give the recipe.
+      say: prints a line for the user.
+
+    Returns:
+      The number of runs that failed.
+
+    Raises:
+      InputError: see `run_points`; the folder cannot be made.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output={output} cannot be made: {error.strerror}") from error
+    rank = {arm: place for place, arm in enumerate(order)}
+    table = _rows_before(output)  # of other arms, seeds or budgets: they stay
+    failed = 0
+    for row in run_points(points, output, argv, say):
+        table[_key(row)] = row
+        ranked = sorted(table.values(), key=lambda row: rank.get(row["arm"], len(rank)))
+        write_summary(output, ranked)
+        if row.get("error"):
+            failed += 1
+            continue
+        say(f"  {row['arm']} seed {row['seed']}: {row['mae']:.2f} months")
+        report = json.loads((run_folder(output, *_key(row)) / "report.json").read_text())
+        machine = {key: report["compute"][key] for key in ("hardware", "versions")}
+        (output / "hardware.json").write_text(json.dumps(machine, indent=1) + "\n")
+    return failed
+
+
+def _rows_before(output: Path) -> dict[tuple, Mapping[str, Any]]:
+    """The rows of runs.csv whose runs are still there."""
+    path = output / "runs.csv"
+    found = {_key(row): row for row in read_table(path)} if path.exists() else {}
+    return {k: row for k, row in found.items() if (run_folder(output, *k) / "report.json").exists()}
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, float, int]:
+    try:
+        return row["arm"], float(row["budget"]), int(row["seed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"runs.csv is not of a sweep: {error}; remove it") from error

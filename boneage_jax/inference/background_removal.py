@@ -1,4 +1,4 @@
-"""Takes the background out of radiographs: the same step in preparation and in prediction.
+"""Removes the background of radiographs: the same step in preparation and in prediction.
 
 The masks come from a folder of PNGs or from a U-Net's workdir. A prepared data set keeps a
 `background/` beside its records, with the U-Net where there was one; a training copies that to its
@@ -8,7 +8,6 @@ workdir, so that `predict` can do to new radiographs what was done to those of t
 import dataclasses
 import json
 import os
-import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,31 +15,12 @@ from typing import Any
 import numpy as np
 
 from boneage_jax.data.files import fit_square, read_grey
+from boneage_jax.data.mask_cost import NOTE, MaskCost, read_note
 from boneage_jax.data.masks import MODES, NO_HAND, as_mask, remove_background
 from boneage_jax.errors import InputError
+from boneage_jax.storage.layout import copy_network, is_workdir
 
-_FILE = "background.json"
 _NETWORK = "unet"
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """What the masks of a data set cost, each counted once.
-
-    Attributes:
-      images: radiographs that got a mask.
-      flops_per_mask: of the U-Net on one radiograph; 0 for masks that nobody counted.
-      train_flops: that the training of the U-Net spent.
-    """
-
-    images: int = 0
-    flops_per_mask: int = 0
-    train_flops: int = 0
-
-    @property
-    def total(self) -> int:
-        """FLOPs in all."""
-        return self.train_flops + self.images * self.flops_per_mask
 
 
 class Background:
@@ -122,7 +102,7 @@ class Background:
     def save(self, folder: Path) -> None:
         """Writes `folder`/background.json and, of a U-Net, its run, as a prepared set keeps it."""
         folder.mkdir(parents=True, exist_ok=True)
-        cost = Cost(self._images, *self._price())
+        cost = MaskCost(self._images, *self._price())
         text = {
             "mode": self.mode,
             "cost": dataclasses.asdict(cost),
@@ -131,7 +111,7 @@ class Background:
         }
         if self._segmenter is not None:
             copy_network(self._masks, folder / _NETWORK)
-        (folder / _FILE).write_text(json.dumps(text, indent=1) + "\n")
+        (folder / NOTE).write_text(json.dumps(text, indent=1) + "\n")
 
     def _price(self) -> tuple[int, int]:
         """FLOPs per mask, and of the U-Net's training; zeros where nobody noted them."""
@@ -142,35 +122,6 @@ class Background:
             return int(noted["flops_per_mask"]), int(noted["train_flops"])
         except (OSError, ValueError, KeyError, TypeError):
             return 0, 0
-
-
-def is_workdir(folder: Path) -> bool:
-    """Whether a folder is that of a run, rather than one of masks."""
-    return (folder / "config.json").exists()
-
-
-def copy_network(workdir: Path, target: Path) -> None:
-    """Copies what `load_segmenter` needs of a run."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "facts.json"):
-        shutil.copy(workdir / name, target / name)
-    shutil.copytree(workdir / "checkpoints", target / "checkpoints", dirs_exist_ok=True)
-
-
-def read_note(folder: Path) -> tuple[str, Cost] | None:
-    """Mode and cost of the masks that a `background/` folder notes; None if there is none.
-
-    Raises:
-      InputError: the note is damaged.
-    """
-    path = folder / _FILE
-    if not path.exists():
-        return None
-    try:
-        note = json.loads(path.read_text())
-        return str(note["mode"]), Cost(**{k: int(v) for k, v in note["cost"].items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error}); prepare the data again") from error
 
 
 def load_background(folder: Path, masks: str = "", *, wanted: str = "") -> Background | None:

@@ -20,7 +20,6 @@ import numpy as np
 from boneage_jax.errors import InputError
 from boneage_jax.inference.bias_correction import Correction, cross_fitted
 
-CALIBRATION = "calibration.npz"  # in a workdir
 _COVERAGE = 0.95
 _MARGIN = 1.25  # times the largest distance of a validation image
 _SIDE = 128  # pixels at which statistics are taken, whatever the network reads

@@ -2,13 +2,11 @@
 
 import csv
 import errno
-import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,10 @@ from tqdm import tqdm
 
 from boneage_jax.data.files import find_images, fit_square, read_grey
 from boneage_jax.errors import InputError
+from boneage_jax.inference.read_ahead import decoding_threads, read_ahead
 from boneage_jax.inference.segmenter import HandMaskFound, Segmenter, load_segmenter
 from boneage_jax.report.contact_sheet import ContactSheet
+from boneage_jax.storage.safe_write import in_one_piece
 
 COLUMNS = ("file", "mask", "area", "parts", "sides", "confidence", "look", "reasons", "error")
 
@@ -36,12 +36,9 @@ def segment_files(
     memory, however many files there are.
     """
 
-    def decode(file: Path) -> tuple[np.ndarray, np.ndarray] | InputError:
-        try:
-            image = read_grey(file)
-            return image, fit_square(image, segmenter.image_size)
-        except InputError as error:
-            return error
+    def decode(file: Path) -> tuple[np.ndarray, np.ndarray]:
+        image = read_grey(file)
+        return image, fit_square(image, segmenter.image_size)
 
     def finish(file: Path, image: np.ndarray, p_hand: np.ndarray) -> dict[str, str]:
         found = segmenter.finish(p_hand, *image.shape)
@@ -55,15 +52,9 @@ def segment_files(
             sheet.add(file.stem, image, found.mask, found.check.reasons)
         return _row(file, output, found)
 
-    size = segmenter.batch_size
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        sources = iter(files)
-        ahead = [(f, pool.submit(decode, f)) for f in itertools.islice(sources, 2 * size)]
+    with decoding_threads() as pool:
         written: list[Future[dict[str, str]]] = []
-        while ahead:
-            now, ahead = ahead[:size], ahead[size:]
-            results = [(file, future.result()) for file, future in now]
-            ahead += [(f, pool.submit(decode, f)) for f in itertools.islice(sources, len(now))]
+        for results in read_ahead(files, decode, segmenter.batch_size, pool):
             good = [result for _, result in results if not isinstance(result, InputError)]
             maps = iter(segmenter.probabilities([square for _, square in good]) if good else ())
             yield from (future.result() for future in written)  # of the batch before
@@ -97,9 +88,8 @@ def _row(file: Path, output: Path, found: HandMaskFound) -> dict[str, str]:
 def _write_mask(path: Path, mask: np.ndarray) -> None:
     # Masks are long runs: level 1 is three times faster than the default and hardly larger.
     data = cv2.imencode(".png", mask.astype(np.uint8) * 255, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data.tobytes())
-    part.replace(path)
+    with in_one_piece(path) as part:
+        part.write_bytes(data.tobytes())
 
 
 def segment(
@@ -137,18 +127,15 @@ def segment(
     except OSError as error:
         raise InputError(f"--output={output} cannot be written: {error.strerror}") from error
 
-    from boneage_jax.runtime.compile_cache import use_compile_cache
-    from boneage_jax.runtime.compiler import tidy_heap
-
-    use_compile_cache()
-    tidy_heap()
     segmenter = load_segmenter(workdir, largest=largest, fill=fill)
-    segmenter.probabilities([])  # compiles, outside the clock
+    segmenter.warm_up()  # outside the clock
     sheet, began = ContactSheet(), time.monotonic()
     counts = {"images": 0, "unreadable": 0, "to_look_at": 0}
-    part = review / "masks.csv.part"
     try:
-        with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as table:
+        with (
+            in_one_piece(review / "masks.csv") as part,
+            part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as table,
+        ):
             writer = csv.DictWriter(table, COLUMNS, restval="", lineterminator="\n")
             writer.writeheader()
             rows = segment_files(segmenter, files, output, sheet)
@@ -160,7 +147,6 @@ def segment(
                 counts["to_look_at"] += row["look"] == "True" and not failed
                 if failed:
                     tqdm.write(f"left out {row['error']}", file=sys.stderr)
-        part.replace(review / "masks.csv")
         seconds = time.monotonic() - began
         sheet.save(review / "contact_sheet.png")
         summary = counts | {

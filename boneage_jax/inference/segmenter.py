@@ -9,15 +9,15 @@ import numpy as np
 
 from boneage_jax.data.files import fit_square
 from boneage_jax.data.masks import MaskCheck, check_mask, clean_mask, cut_padding, unfit
-from boneage_jax.errors import InputError
-from boneage_jax.state import flops_of
-from boneage_jax.storage.workdir import Trained, load_trained
+from boneage_jax.inference.load_trained import Trained, load_trained
+from boneage_jax.inference.network import check_image
+from boneage_jax.runtime.parallel import round_up
 
 _BATCH = 16
 
 
 class HandMaskFound(NamedTuple):
-    """The mask of one radiograph, bool [H, W], and what can be said of it."""
+    """The mask of one radiograph, bool [H, W], and what speaks for and against it."""
 
     mask: np.ndarray
     check: MaskCheck
@@ -26,21 +26,26 @@ class HandMaskFound(NamedTuple):
 class Segmenter:
     """A trained U-Net as a function of radiographs; compiled once, on its first batch.
 
-    Args:
-      trained: see `boneage_jax.storage.workdir.load_trained`.
-      largest, fill: see `boneage_jax.data.masks.clean_mask`.
+    Attributes:
+      batch_size: images per step.
+      image_size: height and width in pixels of what the network reads.
+      flops_per_mask: FLOPs of one mask.
+      train_flops: FLOPs of the training of the U-Net.
     """
 
     def __init__(self, trained: Trained, *, largest: bool = True, fill: bool = True):
-        self._trained, self._largest, self._fill = trained, largest, fill
-        self._variables = {
-            "params": trained.state.eval_params,
-            "batch_stats": trained.state.batch_stats,
-        }
-        self.batch_size = int(trained.run.config.eval_batch_size)
-        self.image_size = trained.run.facts.image_size
-        self.flops_per_mask = trained.run.eval_flops // self.batch_size
-        self.train_flops = flops_of(trained.state.flops_spent)
+        """Makes a function of a network that was read back.
+
+        Args:
+          trained: see `boneage_jax.inference.load_trained.load_trained`.
+          largest, fill: see `boneage_jax.data.masks.clean_mask`.
+        """
+        self._network, self._variables = trained.network, trained.variables
+        self._largest, self._fill = largest, fill
+        self.batch_size = self._network.batch_size
+        self.image_size = self._network.info.image_size
+        self.flops_per_mask = self._network.eval_flops // self.batch_size
+        self.train_flops = trained.flops_spent
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[HandMaskFound]:
         """Finds the hand in radiographs, uint8 [H, W] each, of any sizes.
@@ -48,12 +53,7 @@ class Segmenter:
         Raises:
           InputError: an image that is not uint8 [H, W].
         """
-        for number, image in enumerate(images):
-            if image.ndim != 2 or image.dtype != np.uint8 or not image.size:
-                raise InputError(
-                    f"image {number} must be uint8 [H, W], got {image.dtype} {list(image.shape)}; "
-                    "read files with boneage_jax.data.files.read_grey"
-                )
+        images = [check_image(image, number) for number, image in enumerate(images)]
         squares = [fit_square(image, self.image_size) for image in images]
         found = []
         for at in range(0, len(images), self.batch_size):
@@ -65,22 +65,15 @@ class Segmenter:
         return found
 
     def probabilities(self, squares: Sequence[np.ndarray]) -> np.ndarray:
-        """Probabilities uint8 [n, S, S] (times 255) of at most `batch_size` fitted squares."""
-        run, real = self._trained.run, len(squares)
-        shape = (self.batch_size, self.image_size, self.image_size, 1)
-        images = np.zeros(shape, np.uint8)
-        images[:real, ..., 0] = np.stack(squares) if real else 0
-        batch: dict[str, np.ndarray] = {
-            "image": images,
-            "mask": np.zeros(shape, np.uint8),
-            "weight": np.zeros(self.batch_size, np.float32),
-            "draw": np.arange(self.batch_size, dtype=np.uint32),
-        }
-        _, outputs = run.eval_step(self._variables, run.parallel.put_batch(batch))
-        return run.parallel.fetch({"p_hand": outputs["p_hand"]})["p_hand"][:real]
+        """Returns probabilities uint8 [n, S, S] (times 255) of 1 to `batch_size` fitted squares."""
+        return self._network.read([self._variables], squares, keys=("p_hand",))[0]["p_hand"]
+
+    def warm_up(self) -> None:
+        """Compiles, so that what follows can be timed."""
+        self.probabilities([np.zeros((self.image_size, self.image_size), np.uint8)])
 
     def finish(self, p_hand: np.ndarray, height: int, width: int) -> HandMaskFound:
-        """From probabilities of the square, uint8 [S, S], to the mask at the image's size."""
+        """Turns probabilities of the square, uint8 [S, S], into the mask at the image's size."""
         # Judged at the network's size: of a film of many megapixels that would cost seconds.
         check = check_mask(cut_padding(p_hand, height, width))
         mask = unfit(p_hand, height, width) > 127
@@ -95,10 +88,10 @@ def load_segmenter(
     fill: bool = True,
     devices: Sequence[jax.Device] | None = None,
 ) -> Segmenter:
-    """The segmenter of a trained U-Net.
+    """Loads the segmenter of a trained U-Net.
 
     Args:
-      workdir: of a finished training of task hand_mask.
+      workdir: of a finished training of task hand_mask, a folder or gs://BUCKET/PATH.
       batch_size: images per step, rounded up to a multiple of the number of devices.
       largest, fill: see `boneage_jax.data.masks.clean_mask`.
       devices: to run on, all by default.
@@ -107,6 +100,6 @@ def load_segmenter(
       InputError: no run there, another task, or a damaged checkpoint.
     """
     count = len(devices) if devices is not None else jax.device_count()
-    rounded = -(-batch_size // count) * count
+    rounded = round_up(batch_size, count)
     trained = load_trained(workdir, task="hand_mask", eval_batch_size=rounded, devices=devices)
     return Segmenter(trained, largest=largest, fill=fill)

@@ -1,12 +1,13 @@
 """Models by name."""
 
 import dataclasses
-import difflib
+import inspect
 from typing import Any
 
 import flax.linen as nn
 
 from boneage_jax.errors import InputError
+from boneage_jax.extensions import MODELS
 from boneage_jax.models import efficientnet, unet
 
 _FAMILIES: dict[type[nn.Module], tuple[str, ...]] = {
@@ -15,29 +16,48 @@ _FAMILIES: dict[type[nn.Module], tuple[str, ...]] = {
 }
 NAMES = tuple(name for names in _FAMILIES.values() for name in names)
 UNET_NAMES = tuple(unet.VARIANTS)
+MODELS.reserve(NAMES)
 
 
 def create_model(name: str, **options: Any) -> nn.Module:
-    """A model that is ready to be initialised.
+    """Builds a model that is ready to be initialised.
 
     Args:
-      name: efficientnet_b0 ... b7, efficientnet_lite0 ... lite4, unet, unet_wide or unet_10.
+      name: efficientnet_b0 ... b7, efficientnet_lite0 ... lite4, unet, unet_wide or unet_10, or one
+        that `boneage_jax.register_model` has added.
       **options: attributes of `boneage_jax.models.efficientnet.EfficientNet`, e.g. `num_classes`,
-        `dtype`, `padding`, `drop_path_rate`, or of `boneage_jax.models.unet.UNet`.
+        `dtype`, `padding`, `drop_path_rate`, of `boneage_jax.models.unet.UNet`, or of the
+        registered model.
 
     Raises:
       InputError: unknown model or option; the message lists the known ones.
     """
-    if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"unknown model {name!r}: {hint}known are {', '.join(NAMES)}")
-    family: Any = next(family for family, names in _FAMILIES.items() if name in names)
-    fields = {field.name for field in dataclasses.fields(family)}
-    known = fields - {"variant", "parent", "name"}
+    known = options_of(name)
     for option in options:
         if option not in known:
             raise InputError(
                 f"unknown option {option!r} of {name}; known are {', '.join(sorted(known))}"
             )
-    return family(variant=name, **options)
+    if name in MODELS:
+        return MODELS[name](**options)
+    return _family(name)(variant=name, **options)
+
+
+def options_of(name: str) -> frozenset[str]:
+    """Returns the options that `create_model` takes for a model.
+
+    Raises:
+      InputError: unknown model.
+    """
+    make = MODELS[name] if name in MODELS else _family(name)
+    if dataclasses.is_dataclass(make):  # as every Flax module is
+        names = {field.name for field in dataclasses.fields(make)}
+    else:
+        names = set(inspect.signature(make).parameters)
+    return frozenset(names - {"variant", "parent", "name"})
+
+
+def _family(name: str) -> Any:
+    if name not in NAMES:
+        raise MODELS.unknown(name, NAMES)
+    return next(family for family, names in _FAMILIES.items() if name in names)

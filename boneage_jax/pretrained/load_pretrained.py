@@ -4,10 +4,8 @@ Nothing of a source is ever executed, and a damaged one is refused in one line.
 """
 
 import contextlib
-import json
 import math
 import os
-import re
 import struct
 import zipfile
 import zlib
@@ -18,32 +16,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from boneage_jax.config import check_config, load_config
 from boneage_jax.errors import InputError
 from boneage_jax.models.efficientnet import VARIANTS, EfficientNet
 from boneage_jax.models.registry import create_model
-from boneage_jax.pretrained.keras_file import keras_normalization, open_keras
-from boneage_jax.pretrained.names import keras_tree, torch_layout, torch_tree
+from boneage_jax.pretrained.families import FAMILIES, check_family, family_of, normalization_of
+from boneage_jax.pretrained.keras_file import open_keras
+from boneage_jax.pretrained.names import keras_tree, torch_tree
+from boneage_jax.pretrained.own_run import own_config, own_variables
 from boneage_jax.pretrained.safetensors_file import open_safetensors
 from boneage_jax.pretrained.source import kind_of, locate
-from boneage_jax.pretrained.stem import HALF, IMAGENET, LITE, InputNormalization, fit_stem
+from boneage_jax.pretrained.stem import InputNormalization, fit_stem
 from boneage_jax.pretrained.torch_file import open_torch
 from boneage_jax.pretrained.weight import Tree, Weight, read_tree
+from boneage_jax.storage.layout import is_workdir
 
-# What a network of each family was built with, as options of `create_model`.
-_TENSORFLOW = {"padding": "same", "bn_epsilon": 1e-3}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "timm": {"padding": "symmetric", "bn_epsilon": 1e-5},
-    "timm_tf": _TENSORFLOW,  # timm's tf_efficientnet_*, ported from TensorFlow
-    "efficientnet_pytorch": _TENSORFLOW,  # that package and efficientnet-lite-pytorch
-    "keras": _TENSORFLOW,
-}
 # What the readers of Python and h5py raise at damaged files (NotImplementedError among them).
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, RuntimeError, EOFError, MemoryError, OverflowError),
     *(zipfile.BadZipFile, zlib.error, struct.error),
 )
-_TIMM_NAME = re.compile(r"(?<![a-z0-9])(tf_)?efficientnet[-_](b\d|lite\d)(?![a-z0-9])", re.I)
 
 
 def load_pretrained(
@@ -60,8 +51,8 @@ def load_pretrained(
     The network reproduces its source when it is created with `pretrained_options(name, source)`
     and reads images that `source_normalization(name, source)` has normalised; with one channel,
     those that its `.grey` has normalised. The stem of a colour source is then folded (see
-    `boneage_jax.pretrained.stem.fold_stem`): exactly where the channels have one mean (0.5), exactly
-    but for the border pixels where they differ (ImageNet), and exactly throughout with
+    `boneage_jax.pretrained.stem.fold_stem`): exactly where the channels have one mean (0.5),
+    exactly but for the border pixels where they differ (ImageNet), and exactly throughout with
     `constant_channel=True`.
 
     Args:
@@ -90,11 +81,11 @@ def load_pretrained(
     if channels < 1:
         raise InputError(f"channels={channels} must be 1 or more")
     like = _shapes(name, channels, options)
-    _check_family(family)
+    check_family(family)
     classes = int(options.get("num_classes", 0))
-    if _is_workdir(source):
+    if is_workdir(Path(source)):
         with _naming(source):
-            return _own_variables(name, Path(source), like, classes)
+            return own_variables(name, Path(source), like, classes)
     with _opened(name, source) as (path, kind, weights):
         tree = keras_tree(weights) if kind == "keras" else torch_tree(weights, name)
         _fit_classifier(tree, classes)
@@ -102,8 +93,8 @@ def load_pretrained(
         with_stem = _with_source_stem(like, stem)
         variables = read_tree(tree, with_stem)
         if normalization is None and channels == 1 and stem is not None and stem.shape[2] > 1:
-            family = _family(path, weights, kind, family)
-            normalization = _normalization(name, path, weights, family)
+            family = family_of(path, weights, kind, family)
+            normalization = normalization_of(name, path, weights, family)
         constant = bool(options.get("constant_channel", False))
         return fit_stem(variables, channels, normalization, constant_channel=constant)
 
@@ -128,14 +119,14 @@ def pretrained_options(
       InputError: as `load_pretrained`, or the family cannot be told.
     """
     _check_name(name)
-    _check_family(family)
-    if _is_workdir(source):
+    check_family(family)
+    if is_workdir(Path(source)):
         with _naming(source):
-            config = _own_config(name, Path(source))
+            config = own_config(name, Path(source))
             epsilon = float(config.model.get("bn_epsilon", EfficientNet.bn_epsilon))
             return {"padding": config.model.padding, "bn_epsilon": epsilon}
     with _opened(name, source) as (path, kind, weights):
-        return dict(FAMILIES[_family(path, weights, kind, family)])
+        return dict(FAMILIES[family_of(path, weights, kind, family)])
 
 
 def source_normalization(
@@ -155,10 +146,10 @@ def source_normalization(
       InputError: as `load_pretrained`; an own run, unless it trained on plain [0, 1] images.
     """
     _check_name(name)
-    _check_family(family)
-    if _is_workdir(source):
+    check_family(family)
+    if is_workdir(Path(source)):
         with _naming(source):
-            method = _own_config(name, Path(source)).normalize
+            method = own_config(name, Path(source)).normalize
             if method != "none":
                 raise InputError(
                     f"this run normalised each image by its own statistics; use config.normalize="
@@ -166,18 +157,13 @@ def source_normalization(
                 )
             return InputNormalization((0.0,), (1.0,))
     with _opened(name, source) as (path, kind, weights):
-        return _normalization(name, path, weights, _family(path, weights, kind, family))
+        return normalization_of(name, path, weights, family_of(path, weights, kind, family))
 
 
 def _check_name(name: str) -> None:
     if name not in VARIANTS:
         create_model(name)  # says what is known
         raise InputError(f"{name} has no pretrained weights; known are {', '.join(VARIANTS)}")
-
-
-def _check_family(family: str | None) -> None:
-    if family is not None and family not in FAMILIES:
-        raise InputError(f"family={family!r} is unknown; choose one of {', '.join(FAMILIES)}")
 
 
 def _shapes(name: str, channels: int, options: dict[str, Any]) -> Any:
@@ -241,110 +227,3 @@ def _naming(source: Any) -> Iterator[None]:
     except _UNREADABLE as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{source}: cannot be read ({reason}); fetch it again") from error
-
-
-# ---------------------------------------------------------------- what the source was built with
-
-
-def _family(path: Path, weights: dict[str, Weight], kind: str, given: str | None) -> str:
-    if kind == "keras":
-        found: str | None = "keras"
-    elif torch_layout(weights) == "efficientnet_pytorch":
-        found = "efficientnet_pytorch"
-    else:
-        found = None
-    if found is None:
-        match = _timm_name(path)
-        found = given or (match and ("timm_tf" if match[1] else "timm"))
-        if found is None:
-            raise InputError(
-                "neither its name nor a config.json tells timm's tf_efficientnet from "
-                "efficientnet; add family='timm_tf' or family='timm'"
-            )
-        if found not in ("timm", "timm_tf"):
-            raise InputError(f"is a file of timm, not of family={given!r}; leave family out")
-    elif given not in (None, found):
-        raise InputError(f"is a file of family {found!r}, not {given!r}; leave family out")
-    return found
-
-
-def _timm_name(path: Path) -> re.Match[str] | None:
-    """timm's name of the network, from config.json, the file's name or up to four folders'."""
-    architecture = _hub_config(path).get("architecture")
-    names = [architecture] if isinstance(architecture, str) else []
-    # Not resolved: the hub's cache keeps links with names to files without.
-    names += [path.name, *(parent.name for parent in list(path.absolute().parents)[:4])]
-    return next((match for text in names if (match := _TIMM_NAME.search(text))), None)
-
-
-def _hub_config(path: Path) -> dict[str, Any]:
-    """The config.json that timm puts beside its weights; {} where there is none."""
-    try:
-        with (path.parent / "config.json").open("rb") as file:
-            config = json.loads(file.read(1_000_000))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return config if isinstance(config, dict) and "architecture" in config else {}
-
-
-def _normalization(
-    name: str, path: Path, weights: dict[str, Weight], family: str
-) -> InputNormalization:
-    if family == "keras":
-        return keras_normalization(weights)
-    lite = VARIANTS[name].lite
-    if family == "efficientnet_pytorch":
-        if lite:
-            return LITE
-        return HALF if path.name.startswith("adv-") else IMAGENET
-    known = _hub_config(path).get("pretrained_cfg")
-    if isinstance(known, dict) and "mean" in known and "std" in known:
-        try:
-            mean, std = (tuple(float(n) for n in known[key]) for key in ("mean", "std"))
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"config.json beside it has no usable mean and std: {error}"
-            ) from error
-        return InputNormalization(mean, std)
-    match = _timm_name(path)
-    tag = match.string[match.end() :] if match else ""
-    special = re.match(r"[._](ap|ra4)(?![a-z0-9])", tag)
-    return HALF if (lite and family == "timm_tf") or special else IMAGENET
-
-
-# ---------------------------------------------------------------- own runs
-
-
-def _is_workdir(source: str | os.PathLike[str]) -> bool:
-    folder = Path(source)
-    return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
-
-
-def _own_config(name: str, folder: Path) -> Any:
-    config = check_config(load_config(folder / "config.json"))
-    trained = config.model.name
-    if trained != name:
-        raise InputError(f"is a run of {trained}, not of {name}; name the same network")
-    return config
-
-
-def _own_variables(name: str, folder: Path, like: Any, classes: int) -> dict[str, Any]:
-    if classes:
-        raise InputError(f"keeps no classifier, num_classes={classes}; leave num_classes out")
-    _own_config(name, folder)
-    # Here, not above: a workdir builds runs, and these may start from weights loaded here.
-    from boneage_jax.storage.workdir import load_trained
-
-    state = load_trained(folder, task="bone_age").state
-    found: Tree = {}
-    trees = {"params": state.eval_params, "batch_stats": state.batch_stats}
-    for collection, tree in trees.items():
-        found[collection] = {
-            layer: {key: _in_memory(value) for key, value in variables.items()}
-            for layer, variables in tree["backbone"].items()
-        }
-    return read_tree(found, like)
-
-
-def _in_memory(value: Any) -> Weight:
-    return Weight(tuple(value.shape), lambda: np.asarray(value))

@@ -10,6 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from boneage_jax.storage.safe_write import in_one_piece
+
 _SIDE, _COLUMNS = 200, 8  # pixels of a thumbnail; thumbnails in a line
 _CAPTION = 30  # pixels below a thumbnail
 _DOUBTFUL, _OTHERS = 40, 24  # thumbnails at most
@@ -63,9 +65,8 @@ class ContactSheet:
             _write(sheet, name[-28:], left + 3, top + _SIDE + 11, 0.36)
             _write(sheet, reasons[:38], left + 3, top + _SIDE + 24, 0.33)
         encoded = cv2.imencode(".png", sheet)[1].tobytes()
-        part = path.with_name(path.name + ".part")
-        part.write_bytes(encoded)
-        part.replace(path)
+        with in_one_piece(path) as part:
+            part.write_bytes(encoded)
 
 
 def _thumbnail(image: np.ndarray, mask: np.ndarray, doubtful: bool) -> np.ndarray:

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from boneage_jax.metrics import BAND
 from boneage_jax.report.page import in_unit
+from boneage_jax.storage.safe_write import in_one_piece
 
 DPI = 150
 # Okabe and Ito's palette, told apart with any colour vision; sexes differ in their mark, too.
@@ -62,9 +63,8 @@ def save_figure(figure: Figure, path: Path, title: str = "") -> Path:
     """Writes a figure as PNG, whole or not at all, with `title` small above it."""
     if title:
         figure.suptitle(title, fontsize=9, color=_GREY)
-    partial = path.with_suffix(".partial")
-    FigureCanvasAgg(figure).print_png(partial, metadata={"Software": None})
-    partial.replace(path)
+    with in_one_piece(path) as part:
+        FigureCanvasAgg(figure).print_png(part, metadata={"Software": None})
     return path
 
 

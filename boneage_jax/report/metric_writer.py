@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from boneage_jax.errors import InputError
-from boneage_jax.storage.safe_write import writing
+from boneage_jax.storage.safe_write import write_text, writing
 
 _FILE = "metrics.jsonl"
 
@@ -100,13 +99,8 @@ class MetricWriter:
 
     def _open(self) -> tuple[IO[str], EventsWriter]:
         path = self._workdir / _FILE
-        partial = path.with_suffix(".partial")
         with writing(path):
-            with partial.open("w", encoding="utf-8") as file:
-                file.writelines(_line(row) for row in self._kept)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
+            write_text(path, "".join(_line(row) for row in self._kept))
         folder = self._workdir / "tensorboard"
         with writing(folder):
             folder.mkdir(exist_ok=True)

@@ -6,9 +6,11 @@ One file: style and images are inside, no script, nothing is fetched.
 import base64
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from boneage_jax.storage.safe_write import write_text
 
 _CAPTIONS = {
     "age_scatter": "Predicted against true bone age. On the line a prediction is exact.",
@@ -73,10 +75,11 @@ def write_page(path: Path, report: dict[str, Any], figures: list[Path], title: s
     parts = [f"<h1>{_text(title)}</h1>", _cards(report)]
     if figures:
         parts.append(f'<h2>Figures</h2><div class="figures">{"".join(map(_figure, figures))}</div>')
-    sections = (
+    sections: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
         ("age", "Bone age", _age),
         ("sex", "Sex", _sex),
-        ("mask", "Hand mask", _mask),
+        ("mask", "Hand mask", _group),
+        *((name, name.replace("_", " ").capitalize(), _group) for name in _own_groups(report)),
         ("dataset", "Data set", _dataset),
         ("compute", "Compute", _compute),
         ("curve", "Evaluations during training", _curve),
@@ -91,9 +94,7 @@ def write_page(path: Path, report: dict[str, Any], figures: list[Path], title: s
         f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n"
         f"<body>{chr(10).join(parts)}</body></html>\n"
     )
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, page)
 
 
 def summary_lines(report: dict[str, Any]) -> list[str]:
@@ -112,6 +113,9 @@ def summary_lines(report: dict[str, Any]) -> list[str]:
     if mask := report.get("mask"):
         values = [f"{' '.join(names)} {_value(value)}" for names, value in _leaves(mask)]
         lines.append(f"mask: {', '.join(values)}")
+    for name in _own_groups(report):
+        values = [f"{' '.join(names)} {_value(value)}" for names, value in _leaves(report[name])]
+        lines.append(f"{name.replace('_', ' ')}: {', '.join(values)}")
     if compute := report.get("compute"):
         line = f"compute: {readable_flops(compute['train_flops'])} of training"
         if "images_per_second" in compute:
@@ -133,6 +137,7 @@ def readable_flops(flops: float) -> str:
     return f"{number:.{max(0, 2 - len(str(int(number))) + 1)}f} {unit}"
 
 
+_KNOWN = ("age", "sex", "mask", "dataset", "compute", "curve", "config")
 _SEX_NAMES = (
     ("accuracy", "accuracy"),
     ("precision", "precision"),
@@ -214,8 +219,13 @@ def _sex(sex: dict[str, Any]) -> str:
 _PER_CLASS = ("precision", "recall")
 
 
-def _mask(mask: dict[str, Any]) -> str:
-    return _pairs([(" ".join(names), _value(value)) for names, value in _leaves(mask)])
+def _group(group: dict[str, Any]) -> str:
+    return _pairs([(" ".join(names), _value(value)) for names, value in _leaves(group)])
+
+
+def _own_groups(report: dict[str, Any]) -> list[str]:
+    """Groups that a task of the user's own has added."""
+    return [name for name in report if name not in _KNOWN and isinstance(report[name], dict)]
 
 
 def _dataset(dataset: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from boneage_jax.errors import InputError
 from boneage_jax.report.figures import draw_figures
 from boneage_jax.report.mask_figures import draw_mask_figures
 from boneage_jax.report.page import write_page
-from boneage_jax.storage.safe_write import writing
+from boneage_jax.storage.safe_write import write_text, writing
 
 _FIRST_COLUMNS = ("id", "true_age", "predicted_age", "male", "p_male")
 
@@ -46,7 +45,8 @@ def write_report(
         written.
     """
     report = json_safe(report)
-    _write_atomically(workdir / "predictions.csv", predictions_csv(predictions))
+    with writing(workdir / "predictions.csv"):
+        write_text(workdir / "predictions.csv", predictions_csv(predictions))
     folder = workdir / "figures"
     with writing(folder):
         figures = draw_figures(folder, dict(predictions), report, title)
@@ -55,7 +55,8 @@ def write_report(
     with writing(workdir / "report.html"):
         write_page(workdir / "report.html", report, figures, title)
     text = json.dumps(report, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    _write_atomically(workdir / "report.json", text + "\n")
+    with writing(workdir / "report.json"):
+        write_text(workdir / "report.json", text + "\n")
 
 
 def json_safe(value: Any, name: str = "report") -> Any:
@@ -103,13 +104,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return f"{value:.4f}" if isinstance(value, float | np.floating) else str(value)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with writing(path):
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)

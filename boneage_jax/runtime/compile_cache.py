@@ -1,4 +1,4 @@
-"""Keeps compiled programs between starts."""
+"""JAX's persistent compilation cache: compiled programs are kept between starts."""
 
 import hashlib
 import os
@@ -6,6 +6,8 @@ import platform
 from pathlib import Path
 
 import jax
+
+from boneage_jax.runtime.machine import cpuinfo
 
 
 def use_compile_cache() -> None:
@@ -28,10 +30,6 @@ def use_compile_cache() -> None:
 
 
 def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = ""
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        flags = "".join(sorted({x for x in lines if x.startswith(("flags", "model name"))}))
-    digest = hashlib.sha256(f"{platform.machine()}{flags}".encode()).hexdigest()
-    return f"{platform.machine()}-{digest[:12]}"
+    fields = cpuinfo()
+    features = f"{platform.machine()} {fields.get('model name')} {fields.get('flags')}"
+    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:12]}"

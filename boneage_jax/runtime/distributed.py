@@ -4,7 +4,6 @@ The runtime is JAX's own multi-controller one, `jax.distributed`: every process 
 program on its own devices, and the first one is the coordinator.
 """
 
-import argparse
 import contextlib
 import itertools
 import os
@@ -13,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -147,14 +146,14 @@ def store() -> Any:
 
 
 def said_by_all(topic: str, value: str) -> list[str]:
-    """What each process of the job says, by index; all must ask the same questions in turn.
+    """Gathers one string from every process, by index.
 
-    Waits without a limit until all have answered: one may be preparing data for hours. `Pulse`
-    and `Watchdog` end the wait for a process that is gone.
+    Collective: call in the same order everywhere. Blocks without a timeout: a process may be
+    preparing data for hours. `Heartbeat` and `Watchdog` end the wait for one that is gone.
 
     Args:
-      topic: what is asked.
-      value: what this process says, not empty.
+      topic: names the exchange.
+      value: of this process, not empty.
     """
     known = store()
     if known is None:
@@ -230,21 +229,3 @@ def parting() -> Iterator[None]:
 def _part() -> None:
     with contextlib.suppress(Exception):
         jax.distributed.shutdown()
-
-
-def join_as_told(argv: Sequence[str]) -> list[str]:
-    """Joins by the flags --coordinator, --processes and --process; returns the other arguments.
-
-    Raises:
-      InputError: see `join`; also a number that is none.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--coordinator", default="")
-    parser.add_argument("--processes", type=int, default=0)
-    parser.add_argument("--process", type=int, default=-1)
-    try:
-        told, rest = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise InputError(f"command line: {error}") from error
-    join(told.coordinator, told.processes, told.process)
-    return rest

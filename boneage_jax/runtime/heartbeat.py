@@ -22,13 +22,13 @@ from boneage_jax.runtime.watchdog import end_process
 
 GONE_AFTER = 40.0  # seconds; below HEARTBEAT_SECONDS of cluster.py
 _EVERY = 4.0
-_FOLDER = "boneage_jax/pulse"
+_FOLDER = "boneage_jax/heartbeat"
 _LEFT = "left"
 _beats = itertools.count()  # over all trainings of a process: a number never comes twice
-_active: list["Pulse"] = []
+_active: list["Heartbeat"] = []
 
 
-class Pulse:
+class Heartbeat:
     """Shows that this process lives and watches the others; a context manager.
 
     Nothing is done in a job of one process, and by one within another.
@@ -37,8 +37,8 @@ class Pulse:
       gone_after: seconds without a sign of life of another process, `GONE_AFTER` if None.
       end: called with the line in place of ending the process; for tests.
       known: the job's key-value store; for tests.
-      expected: how many processes are missed where they never show themselves. Give the count of
-        the job only where all start this at the same time.
+      expected: number of processes in the job; one that never reports counts as dead. Give it only
+        where all processes start this at the same time.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class Pulse:
         self._store = known if known is not None else store()
         self._index, self._expected = place()[0], expected
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
 
-    def __enter__(self) -> "Pulse":
+    def __enter__(self) -> "Heartbeat":
         if self._store is not None and not _active:
             _active.append(self)
             self._thread.start()

@@ -10,8 +10,9 @@ tolerance, on one device or many:
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+import clu.metrics
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -19,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from boneage_jax.errors import InputError
 
 AXIS = "batch"
+Metrics: TypeAlias = clu.metrics.Collection
 Step = Callable[..., Any]
 
 
@@ -158,6 +160,11 @@ class Parallel:
         """How often each kind of step was traced; more than once is a recompilation."""
         return dict(self._traces)
 
+    def check_compiled_once(self) -> None:
+        """Raises RuntimeError where a step was traced more than once: its shapes have changed."""
+        if any(traces != 1 for traces in self._traces.values()):
+            raise RuntimeError(f"a step was compiled more than once: {self._traces}")
+
     def _count(self, kind: str, step: Step) -> Step:
         def counted(*args: Any) -> Any:
             # Runs only while jax traces the step: a second trace means a new shape or dtype.
@@ -177,6 +184,26 @@ def check_batch(name: str, batch_size: int, devices: int, accumulate: int = 1) -
         )
 
 
+def mean_over_devices(tree: Any, axis_name: str | None) -> Any:
+    """Averages each array over the device axis; returns `tree` where there is none."""
+    return jax.lax.pmean(tree, axis_name) if axis_name else tree
+
+
+def sum_over_devices(metrics: Metrics, axis_name: str | None) -> Metrics:
+    """Merges the metrics of all devices; returns `metrics` where there is no device axis."""
+    return jax.lax.all_gather(metrics, axis_name).reduce() if axis_name else metrics
+
+
+def round_up(batch_size: int, devices: int) -> int:
+    """Returns the smallest multiple of `devices` that is at least `batch_size`."""
+    return -(-batch_size // devices) * devices
+
+
 def process() -> tuple[int, int]:
-    """(index, count) of this process in the job."""
+    """Returns (index, count) of this process in the job. Starts the devices."""
     return jax.process_index(), jax.process_count()
+
+
+def is_first_process() -> bool:
+    """Returns whether this process is the one of its job that writes files and prints."""
+    return jax.process_index() == 0

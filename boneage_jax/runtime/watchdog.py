@@ -20,8 +20,32 @@ NO_LIMIT = float("inf")  # for what may take hours in good order
 COORDINATOR_STAYS = 10.0
 
 
+_active: list["Watchdog"] = []
+
+
+def waiting_for(what: str, patience: float = 1.0) -> None:
+    """Notes what this process waits for from now on; does nothing where no watchdog is on.
+
+    Costs well below a microsecond of a step.
+
+    Args:
+      what: what is waited for, for the message.
+      patience: limit in multiples of `stall_seconds`; `NO_LIMIT` for none.
+    """
+    if _active:
+        _active[0].waits_for(what, patience)
+
+
+def waiting_for_nothing() -> None:
+    """Suspends the active watchdog until the next `waiting_for`."""
+    if _active:
+        _active[0].rests()
+
+
 class Watchdog:
     """Watches over a loop that says what it waits for; also a context manager.
+
+    Within one of them `waiting_for` reaches it from anywhere; one within another does nothing.
 
     Args:
       stall_seconds: how long the loop may wait for one thing; 0 switches the watch off.
@@ -36,20 +60,16 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def waits_for(self, what: str, patience: float = 1.0) -> None:
-        """Notes what the loop waits for from now on; costs well below a microsecond of a step.
-
-        Args:
-          what: for the message.
-          patience: how many times `stall_seconds` this may take; `NO_LIMIT` for any time.
-        """
+        """Notes what the loop waits for from now on, see `waiting_for`."""
         self._waits = (what, self._seconds * patience)  # one assignment: never half-read
 
     def rests(self) -> None:
-        """Nothing is waited for."""
+        """Suspends the watch until the next `waits_for`."""
         self._waits = ("nothing", float("inf"))
 
     def __enter__(self) -> "Watchdog":
-        if self._seconds:
+        if not _active and self._seconds:
+            _active.append(self)
             self._thread.start()
         return self
 
@@ -60,7 +80,8 @@ class Watchdog:
         trace: TracebackType | None,
     ) -> None:
         self._closed.set()
-        if self._thread.is_alive():
+        if self in _active:
+            _active.remove(self)
             self._thread.join()
 
     def _watch(self) -> None:

@@ -1,8 +1,13 @@
-"""How XLA's CPU backend computes; a door calls this before JAX has a backend."""
+"""Compiler options beyond XLA's defaults: kernels and vector width on CPUs, scheduling on GPUs.
+
+Importing this file does not load JAX: `choose_for_cpu` sets an environment variable that JAX's
+CPU backend reads when it starts.
+"""
 
 import importlib.metadata
 import os
-from pathlib import Path
+
+from boneage_jax.runtime.machine import cpuinfo
 
 # XLA ends the process at a flag that it does not know: none for a jaxlib that was not measured.
 _MEASURED_WITH = "0.10."
@@ -22,9 +27,9 @@ _NO_LONGER_SLOW = "avx512_bf16"
 
 
 def choose_for_cpu() -> None:
-    """Leaves convolutions to XLA and uses whole vector registers, in the variable XLA_FLAGS.
+    """Adds flags to XLA_FLAGS: convolutions by XLA's own kernels, 512-bit vectors where fast.
 
-    A flag that XLA_FLAGS already has stays as it is.
+    Call before JAX starts its CPU backend. Flags that XLA_FLAGS already has are kept.
     """
     try:
         version = importlib.metadata.version("jaxlib")
@@ -40,8 +45,24 @@ def choose_for_cpu() -> None:
 
 
 def _has_fast_wide_vectors() -> bool:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return False
-    return any(line.startswith("flags") and _NO_LONGER_SLOW in line.split() for line in lines)
+    return _NO_LONGER_SLOW in cpuinfo().get("flags", "").split()
+
+
+def hide_latency() -> None:
+    """Lets collectives overlap with arithmetic where several GPUs train together.
+
+    XLA's latency-hiding scheduler is on by default for TPUs, and for GPUs from effort level O1 on
+    (https://openxla.org/xla/effort_levels). A level chosen by the user, e.g. with
+    JAX_OPTIMIZATION_LEVEL, is kept.
+    """
+    import jax
+
+    level = level_for(jax.default_backend(), jax.device_count())
+    chosen = jax.config.jax_optimization_level  # type: ignore[attr-defined]
+    if level and chosen == "UNKNOWN":
+        jax.config.update("jax_optimization_level", level)
+
+
+def level_for(backend: str, devices: int) -> str:
+    """Returns the effort level for a backend (cpu, gpu, tpu); "" for XLA's default."""
+    return "O1" if backend == "gpu" and devices > 1 else ""

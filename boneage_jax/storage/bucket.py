@@ -64,8 +64,30 @@ def open_workdir(workdir: str | os.PathLike[str]) -> Path:
 
 
 @contextlib.contextmanager
-def in_use(workdir: Path) -> Iterator[None]:
-    """Within, opening the same address again leaves the mirror alone: a run is writing to it."""
+def workdir_in_use(workdir: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields the local folder of a workdir that a run writes to; pushes it to its bucket after.
+
+    Within, opening the same address again leaves the mirror alone.
+
+    Args:
+      workdir: a path, or gs://BUCKET/PATH.
+
+    Raises:
+      InputError: as `open_workdir`; at the end, the bucket cannot be written.
+    """
+    folder = open_workdir(workdir)
+    with _in_use_here(folder):
+        try:
+            yield folder
+        except BaseException:
+            with contextlib.suppress(InputError):
+                push(folder)
+            raise
+    push(folder)
+
+
+@contextlib.contextmanager
+def _in_use_here(workdir: Path) -> Iterator[None]:
     root = _mirror(workdir.absolute())
     if root is None or root in _in_use:
         yield

@@ -5,10 +5,12 @@ while saving costs nothing that was saved before.
 """
 
 import contextlib
-import functools
+import gc
 import json
-import logging as standard_logging
+import logging
+import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,13 @@ import grain
 import grain.checkpoint
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from boneage_jax.errors import InputError, Stopped
 from boneage_jax.runtime.distributed import is_lost_peer
-from boneage_jax.state import TrainState
+from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
+from boneage_jax.state import TrainState, Tree
 from boneage_jax.storage.bucket import checkpoint_folder, push
 from boneage_jax.storage.checksums import checksums, first_damaged
 from boneage_jax.storage.safe_write import cannot_write, is_passing, is_refused_write
@@ -42,8 +44,9 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, metric: str, *, read_only: bool = False):
-        # Orbax reports each save at INFO, each cast at WARNING, and before it raises at ERROR.
-        logging.set_verbosity(logging.FATAL)
+        waiting_for("the checkpoint", PATIENCE)
+        self._quiet = _without_orbax()
+        self._quiet.__enter__()
         self._workdir, self._folder = workdir, checkpoint_folder(workdir)
         self._metric = metric
         best = BestN(
@@ -85,6 +88,7 @@ class Checkpoints:
           InputError: the disk is full or refuses; also of the save before, which ran meanwhile.
           Stopped: the bucket does not answer for now.
         """
+        waiting_for("the checkpoint", PATIENCE)
         try:
             push(self._workdir)  # the log up to this step, before the step can be gone back to
         except InputError as error:
@@ -132,7 +136,7 @@ class Checkpoints:
     def restore(
         self, step: int, like: TrainState, iterator: grain.DatasetIterator | None = None
     ) -> TrainState:
-        """The state saved under `step`; `iterator` is moved to where it stood.
+        """Restores the state saved under `step` and moves `iterator` to where it stood.
 
         Any number of devices and processes can restore what any other number has saved.
 
@@ -145,21 +149,51 @@ class Checkpoints:
           InputError: the checkpoint is damaged or is that of another model.
         """
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
-        _leave_out_late_reads()
-        try:
-            state = self._manager.restore(step, args=items).state
+        return self._restore(step, ocp.args.StandardRestore(shapes), iterator)
+
+    def restore_network(self, step: int, like: Tree) -> tuple[Tree, jax.Array]:
+        """Restores what evaluation and prediction need, and nothing of the optimizer.
+
+        Args:
+          step: as for `restore`.
+          like: {'params', 'batch_stats'} of the network: shapes with shardings.
+
+        Returns:
+          ({'params', 'batch_stats'} with averaged parameters where the run kept them;
+          `flops_spent`, see `TrainState`).
+
+        Raises:
+          InputError: as `restore`.
+        """
+        with self._restore_errors(step):
+            kept = self._kept_paths(step)
+        averaged = {path for path in kept if path.startswith(".ema_params[")}
+        placed = jax.tree.leaves(like["params"])[0].sharding
+        wanted: dict[str, Any] = {
+            "params": _without(like["params"], ".ema_params", averaged, found=False),
+            "ema_params": _without(like["params"], ".ema_params", averaged, found=True),
+            "batch_stats": like["batch_stats"],
+            "flops_spent": jax.ShapeDtypeStruct((2,), jax.numpy.uint32, sharding=placed),
+        }
+        wanted = {key: value for key, value in wanted.items() if jax.tree.leaves(value)}
+        arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
+        found = self._restore(
+            step,
+            ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
+        )
+        self._check_shapes(step, found, wanted)
+        params = _join(found.get("params", {}), found.get("ema_params", {}))
+        return {"params": params, "batch_stats": found.get("batch_stats", {})}, found["flops_spent"]
+
+    def _restore(
+        self, step: int, arguments: Any, iterator: grain.DatasetIterator | None = None
+    ) -> Any:
+        waiting_for("the checkpoint", PATIENCE)
+        with self._restore_errors(step):
+            state = self._manager.restore(step, args=ocp.args.Composite(state=arguments)).state
             saved = self._manager.metadata(step).custom_metadata or {}
             if iterator is not None:
                 self._move(iterator, step, saved.get(_POSITION))
-        except Exception as error:  # orbax raises a bare Exception where a read fails
-            if is_lost_peer(error):
-                raise  # the checkpoint is well
-            reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
-            raise InputError(
-                f"{self._folder}/{step} cannot be restored: it is damaged or was written by "
-                f"another model or version ({reason})"
-            ) from error
         known = saved.get(_CHECKSUMS)  # older checkpoints have none
         damaged = first_damaged(state, known) if known else ""
         if damaged:
@@ -168,6 +202,49 @@ class Checkpoints:
                 "remove that step, or train again"
             )
         return state
+
+    @contextlib.contextmanager
+    def _restore_errors(self, step: int) -> Iterator[None]:
+        """Turns every failure of a restore into one line that names the checkpoint."""
+        reason = ""
+        with _without_late_reads():
+            try:
+                yield
+            except Exception as error:  # orbax raises a bare Exception where a read fails
+                if is_lost_peer(error):
+                    raise  # the checkpoint is well
+                reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
+                traceback.clear_frames(error.__traceback__)  # they hold reads that still fail
+            if reason:
+                gc.collect()
+        if reason:
+            raise InputError(
+                f"{self._folder}/{step} cannot be restored: it is damaged or was written by "
+                f"another model or version ({reason})"
+            )
+
+    def _check_shapes(self, step: int, found: Any, wanted: Any) -> None:
+        """Raises InputError where arrays are missing or of another shape than the model's."""
+        have, need = (
+            {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(t)}
+            for t in (found, wanted)
+        )
+        for path in sorted(have.keys() | need.keys()):
+            if have.get(path) != need.get(path):
+                raise InputError(
+                    f"{self._folder}/{step} cannot be restored: it was written by another model "
+                    f"(state{path} is {have.get(path)}, the model has {need.get(path)})"
+                )
+
+    def _kept_paths(self, step: int) -> set[str]:
+        """Paths of the arrays of a checkpoint, e.g. `.params['top_conv']['kernel']`."""
+        known = (self._manager.metadata(step).custom_metadata or {}).get(_CHECKSUMS)
+        if known:
+            return set(known)
+        # Slower: orbax opens every array.
+        tree = ocp.PyTreeCheckpointer().metadata(epath.Path(self._folder) / str(step) / "state")
+        leaves = jax.tree_util.tree_leaves_with_path(tree.item_metadata.tree)
+        return {f".{path[0].key}{jax.tree_util.keystr(path[1:])}" for path, _ in leaves}
 
     def _move(self, iterator: grain.DatasetIterator, step: int, saved: Any) -> None:
         """Moves `iterator` to where it stood at `step`.
@@ -183,27 +260,28 @@ class Checkpoints:
         iterator.set_state(position)
 
     def wait(self) -> None:
-        """Returns once everything is on disk; raises what a background save raised.
+        """Blocks until everything is on disk; raises what a background save raised.
 
         Raises:
           InputError: the disk is full or refuses.
         """
+        waiting_for("the checkpoint", PATIENCE)
         with self._disk_errors():
             self._manager.wait_until_finished()
 
     def reached_preemption(self, step: int) -> bool:
-        """Whether the job shall save and end behind `step`: a machine of it is being taken away.
+        """Returns whether a machine of the job is about to be taken away.
 
-        Asks the preemption service of `jax.distributed`, without a wait; every process must ask
-        behind every step, with rising numbers, and all are answered alike. False where there is
-        one process.
+        Non-blocking and collective: call after every step with increasing `step`. All processes
+        get the same answer. False where there is one process.
         """
         return self._manager.reached_preemption(step)
 
     def close(self) -> None:
-        """Waits and frees the background threads."""
+        """Waits until everything is on disk and frees the background threads."""
         self.wait()
         self._manager.close()
+        self._quiet.__exit__(None, None, None)
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
@@ -224,13 +302,57 @@ class Checkpoints:
             ) from error
 
 
-@functools.cache  # once, and for good: they may come long after the restore
-def _leave_out_late_reads() -> None:
-    """No tracebacks of reads that fail after orbax has given up the whole restore.
+def _without(params: Tree, root: str, averaged: set[str], *, found: bool) -> Tree:
+    """Those leaves of nested dicts whose average is (`found`) or is not in a checkpoint."""
+
+    def inside(node: Tree, path: str) -> Tree:
+        kept = {}
+        for key, value in node.items():
+            here = f"{path}[{key!r}]"
+            if isinstance(value, dict):
+                if below := inside(value, here):
+                    kept[key] = below
+            elif (here in averaged) is found:
+                kept[key] = value
+        return kept
+
+    return inside(params, root)
+
+
+def _join(one: Tree, other: Tree) -> Tree:
+    """Nested dicts with the leaves of both, of which none is in both."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return one
+    both = one | other
+    shared = one.keys() & other.keys()
+    return {k: _join(one[k], other[k]) if k in shared else v for k, v in both.items()}
+
+
+@contextlib.contextmanager
+def _without_orbax() -> Iterator[None]:
+    """Drops orbax's own log: each save at INFO, each cast at WARNING, each error before it raises.
+
+    Other packages that log through absl are left alone.
+    """
+
+    def is_another(record: logging.LogRecord) -> bool:
+        return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(is_another)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_another)
+
+
+@contextlib.contextmanager
+def _without_late_reads() -> Iterator[None]:
+    """Drops the tracebacks of reads that fail after orbax has given up a restore.
 
     Arrays are read side by side. When one of them is damaged, orbax closes the event loop, and each
     further failing read then reports, when it is thrown away, itself or the closed loop: noise
-    behind the one clear line.
+    after the one clear line.
     """
     before = sys.unraisablehook
 
@@ -239,9 +361,15 @@ def _leave_out_late_reads() -> None:
         if not late and "Event loop is closed" not in str(unraisable.exc_value):
             before(unraisable)
 
-    def is_another(record: standard_logging.LogRecord) -> bool:
+    def is_another(record: logging.LogRecord) -> bool:
         text = record.getMessage()
         return "exception was never retrieved" not in text or "orbax" not in text
 
+    logger = logging.getLogger("asyncio")
+    logger.addFilter(is_another)
     sys.unraisablehook = quiet
-    standard_logging.getLogger("asyncio").addFilter(is_another)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        logger.removeFilter(is_another)

@@ -4,11 +4,14 @@ The files of a checkpoint hold compressed pieces without a checksum of their con
 damaged ones, one was restored without a word, as other parameters (benchmarks/fuzz.py).
 """
 
+import re
 import zlib
 from typing import Any
 
 import jax
 import numpy as np
+
+_FIELD = re.compile(r"^\['(\w+)'\]")
 
 
 def checksums(tree: Any) -> dict[str, int]:
@@ -23,14 +26,18 @@ def checksums(tree: Any) -> dict[str, int]:
 
 
 def first_damaged(tree: Any, saved: dict[str, Any]) -> str:
-    """The path of the first array that differs from what `checksums` returned, "" for none."""
-    paths = [jax.tree_util.keystr(path) for path, _ in _leaves(tree)]
-    if set(paths) != saved.keys():
-        return sorted(set(paths) ^ saved.keys())[0]
-    for path, now in checksums(tree).items():
-        if saved[path] != now:
-            return path
-    return ""
+    """Returns the path of the first array that differs from what was saved, "" for none.
+
+    Args:
+      tree: a whole state, or a dict with some of its fields.
+      saved: what `checksums` returned for the whole state.
+    """
+    now = checksums(tree)
+    if isinstance(tree, dict):  # its fields are keys here, attributes of a state
+        now = {_FIELD.sub(r".\1", path, count=1): value for path, value in now.items()}
+    elif now.keys() != saved.keys():
+        return sorted(now.keys() ^ saved.keys())[0]
+    return next((path for path, value in now.items() if saved.get(path) != value), "")
 
 
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:

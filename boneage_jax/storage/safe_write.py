@@ -32,6 +32,29 @@ def writing(path: Path) -> Iterator[None]:
         raise cannot_write(path, error) from error
 
 
+@contextlib.contextmanager
+def in_one_piece(path: Path) -> Iterator[Path]:
+    """Yields `path` + '.part' to write to; it takes the place of `path` once the block succeeds.
+
+    A kill leaves the old file or the new one, never half of one.
+    """
+    part = path.with_name(path.name + ".part")
+    yield part
+    part.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file in one piece and flushes it to the disk.
+
+    Raises:
+      OSError: the file cannot be written; the old one is as it was.
+    """
+    with in_one_piece(path) as part, part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def cannot_write(path: Path, error: BaseException) -> InputError:
     """The one line about `error`, which came up while writing `path`."""
     if isinstance(error, OSError) and error.errno is not None:

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from boneage_jax.metrics import age_summary, sex_summary
-from boneage_jax.tasks.task import Arrays, Task, Tree
+from boneage_jax.tasks.task import AgeScale, Arrays, Task, Tree
 
 LOSSES = ("l1", "huber", "mse", "distribution")
 AGE_RANGE = (0.0, 240.0)  # months that the bins of a label distribution span
@@ -132,6 +133,27 @@ class BoneAge(Task):
     metric: ClassVar[str] = "mae"
     labels: ClassVar[tuple[str, ...]] = ("bone_age", "male")
     reported: ClassVar[tuple[str, ...]] = ("predicted_age", "p_male")
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, info: AgeScale, model: nn.Module) -> "BoneAge":
+        loss = config.loss
+        scale = (info.age_mean, info.age_std) if loss.standardize else (0.0, 1.0)
+        net = BoneAgeNet(
+            model,
+            sex_input=config.model.sex_input,
+            hidden=config.model.hidden,
+            dropout=float(config.model.dropout),
+            centers=bin_centers(loss.bins, *scale) if loss.age == "distribution" else (),
+        )
+        return cls(
+            net,
+            *scale,
+            loss_name=loss.age,
+            sex_weight=float(loss.sex_weight),
+            distribution_weight=float(loss.distribution_weight),
+            sigma=float(loss.sigma),
+            train_mean=info.age_mean,
+        )
 
     def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> Tree:
         images = jnp.zeros((1, *image_shape), jnp.float32)

@@ -9,9 +9,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from boneage_jax.metrics import mask_summary
-from boneage_jax.tasks.task import Arrays, Task, Tree
+from boneage_jax.tasks.task import AgeScale, Arrays, Task, Tree
 
 _SMOOTH = 1.0  # pixels added above and below in the soft Dice: empty masks stay finite
 
@@ -51,6 +52,11 @@ class HandMask(Task):
         "true_negative",
         "p_hand",
     )
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, info: AgeScale, model: nn.Module) -> "HandMask":
+        del info  # masks have no scale
+        return cls(model, float(config.loss.dice_weight))
 
     def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> Tree:
         images = jnp.zeros((1, *image_shape), jnp.float32)

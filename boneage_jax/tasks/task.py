@@ -4,24 +4,43 @@ The steps, the loop and the report are shared; a task says only what is learned.
 """
 
 import abc
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
 import clu.metrics
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 Tree = Any
 Arrays = dict[str, jax.Array]
 
 
+class AgeScale(Protocol):
+    """Mean and standard deviation of the bone ages of the training split, in months."""
+
+    @property
+    def age_mean(self) -> float: ...
+
+    @property
+    def age_std(self) -> float: ...
+
+
 class Task(abc.ABC):
     """One problem to learn. Instances are immutable and hold no arrays.
+
+    A subclass has a field `model`, a Flax module that is called as
+    `model(images, train=..., image_keys=...)`, or overrides `init` and `apply`.
 
     Attributes:
       name: the value of `config.task`.
       metrics_type: clu collection of Averages (a total and a count), merged on the device.
       metric: the name of the metric that selects checkpoints; lower is better.
       labels: the features of the data set, beside `image`, that the task learns from.
+      label_dtypes: dtypes of those labels that are neither float32 nor known to the package
+        (`bone_age`, `male`, `mask`); integers arrive as int32.
       reported: the predictions that `summarize` and the figures of a report need.
     """
 
@@ -30,12 +49,28 @@ class Task(abc.ABC):
     metric: ClassVar[str]
     labels: ClassVar[tuple[str, ...]]
     reported: ClassVar[tuple[str, ...]]
+    label_dtypes: ClassVar[Mapping[str, Any]] = {}
 
+    @classmethod
     @abc.abstractmethod
+    def from_config(cls, config: ConfigDict, info: AgeScale, model: nn.Module) -> "Task":
+        """Builds the task of a checked config.
+
+        Args:
+          config: the whole config.
+          info: of the training data.
+          model: the network of `config.model`: of bone age its backbone, images to features.
+
+        Raises:
+          InputError: a value of the config that the task does not take.
+        """
+
     def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> Tree:
-        """Fresh variables {'params', 'batch_stats'} for images [H, W, C]."""
+        """Returns fresh variables {'params', 'batch_stats'} for images [H, W, C]."""
+        model: Any = self.model  # type: ignore[attr-defined]
+        images = jnp.zeros((1, *image_shape), jnp.float32)
+        return {"batch_stats": {}} | jax.jit(lambda k: model.init(k, images))(key)
 
-    @abc.abstractmethod
     def apply(
         self, variables: Tree, batch: Arrays, *, train: bool, keys: jax.Array | None
     ) -> tuple[Arrays, Tree]:
@@ -50,6 +85,13 @@ class Task(abc.ABC):
         Returns:
           (outputs with a leading batch axis, new batch_stats).
         """
+        model: Any = self.model  # type: ignore[attr-defined]
+        if not train:
+            return model.apply(variables, batch["image"], train=False), variables["batch_stats"]
+        outputs, updated = model.apply(
+            *(variables, batch["image"]), train=True, image_keys=keys, mutable=["batch_stats"]
+        )
+        return outputs, updated.get("batch_stats", {})
 
     @abc.abstractmethod
     def loss(self, outputs: Arrays, batch: Arrays) -> tuple[jax.Array, Arrays]:

@@ -1,18 +1,71 @@
-"""Starting a run from the network of another one."""
+"""The state that a run begins with: a checkpoint, another run's network, weights, or random."""
 
 import dataclasses
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from boneage_jax.errors import InputError
+from boneage_jax.inference.load_trained import load_trained
 from boneage_jax.pretrained.load_pretrained import load_pretrained, pretrained_options
-from boneage_jax.state import TrainState
-from boneage_jax.storage.workdir import load_trained
+from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
+from boneage_jax.state import TrainState, split_flops
+from boneage_jax.storage.checkpoints import Checkpoints
+from boneage_jax.storage.layout import PRETRAIN
+from boneage_jax.storage.shared_workdir import catch_up
+from boneage_jax.training.describe import say
 from boneage_jax.training.finetune import pretraining_part
+from boneage_jax.training.run import Run
+
+Train = Callable[..., dict[str, Any]]
+
+
+def initial_state(
+    run: Run,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    batches: grain.DatasetIterator,
+    start: int | None,
+    train: Train,
+) -> TrainState:
+    """Returns the state that a run goes on from, on its devices.
+
+    Args:
+      run: the run.
+      workdir: of the run.
+      checkpoints: of the workdir.
+      batches: the training batches; moved to where the checkpoint stood.
+      start: step of the checkpoint to go on from, None for a run that begins.
+      train: `boneage_jax.train`, for a pre-training.
+
+    Raises:
+      InputError: a damaged checkpoint, or weights that do not fit the network.
+    """
+    config = run.config
+    if start is not None:
+        state = checkpoints.restore(start, run.state_shapes(), batches)
+        say(f"going on from the checkpoint of step {start}")
+        return state
+    waiting_for("the model", PATIENCE)
+    state = run.fresh_state()
+    if config.pretrain.data:
+        folder = workdir / PRETRAIN
+        say(f"pre-training on {config.pretrain.data} in {folder}")
+        train(pretraining(config), folder, devices=run.parallel.devices)
+        waiting_for("the pre-trained network", PATIENCE)
+        catch_up(workdir)
+        state = start_from(state, folder, config.task)
+    elif config.init_from:
+        state = start_from(state, config.init_from, config.task)
+    elif config.model.pretrained:
+        state = with_pretrained_backbone(state, config)
+    return run.parallel.put_state(state)
 
 
 def pretraining(config: ConfigDict) -> ConfigDict:
@@ -45,14 +98,14 @@ def start_from(state: TrainState, folder: str | os.PathLike[str], task: str) -> 
     Raises:
       InputError: no such run, another task, or a network of another shape.
     """
-    other = load_trained(folder, task=task).state
-    params = _same_shapes(other.eval_params, state.params, folder)
+    other = load_trained(folder, task=task)
+    params = _same_shapes(other.variables["params"], state.params, folder)
     return dataclasses.replace(
         state,
         params=params,
-        batch_stats=_same_shapes(other.batch_stats, state.batch_stats, folder),
+        batch_stats=_same_shapes(other.variables["batch_stats"], state.batch_stats, folder),
         ema_params=_averages(state, params),
-        flops_spent=jnp.asarray(jax.device_get(other.flops_spent)),
+        flops_spent=split_flops(other.flops_spent),
     )
 
 

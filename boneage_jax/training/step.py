@@ -1,30 +1,26 @@
-"""ONE train step and ONE eval step, pure, shared by every task.
+"""The train step, pure, shared by every task.
 
-A task hands in its model, loss and metrics (see `boneage_jax.tasks`). The steps know nothing of
-devices: `boneage_jax.runtime.parallel` runs them on one or many. `axis_name` names the device axis under
-pmap and is None under jit, where the batch is one global array.
+A task hands in its model, loss and metrics (see `boneage_jax.tasks`). The step knows nothing of
+devices: `boneage_jax.runtime.parallel` runs it on one or many. `axis_name` names the device axis
+under pmap and is None under jit, where the batch is one global array.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
-import clu.metrics
 import jax
 import jax.numpy as jnp
 import optax
 
+from boneage_jax.data.inputs import Batch, Inputs
+from boneage_jax.runtime.parallel import Metrics, mean_over_devices, sum_over_devices
 from boneage_jax.state import TrainState, Tree, add_flops, merge, select
 from boneage_jax.tasks.task import Task
 from boneage_jax.training.nonfinite import Watched, accept, all_finite, record
 
-Batch = dict[str, jax.Array]
-Metrics: TypeAlias = clu.metrics.Collection
-Inputs = Callable[[Batch, jax.Array | None], Batch]
-EvalStep = Callable[[Tree, Batch], tuple[Metrics, Batch]]
 Wanted = Callable[[tuple[str, ...]], bool]
-_VIEWS = 0  # seed of the views in evaluation
 
 
 class TrainStep(Protocol):
@@ -87,7 +83,7 @@ def make_train_step(
         per_image, parts = task.loss(outputs, batch)
         # The weighted mean over the global batch, written as a local sum whose mean over devices
         # is that global mean: uneven weights on the devices stay exact.
-        total_weight = _mean(batch["weight"].sum(), axis_name)
+        total_weight = mean_over_devices(batch["weight"].sum(), axis_name)
         loss = (per_image * batch["weight"]).sum() / jnp.maximum(total_weight, 1e-6)
         return loss, (batch_stats, task.metrics(per_image, parts, outputs, batch))
 
@@ -128,7 +124,7 @@ def make_train_step(
     ) -> Any:
         loss, grads, batch_stats, new = gradients(state, batch)
         # One reduction for all: gradients, statistics (equal already where BatchNorm is synced).
-        loss, grads, batch_stats = _mean((loss, grads, batch_stats), axis_name)
+        loss, grads, batch_stats = mean_over_devices((loss, grads, batch_stats), axis_name)
         before = part = select(state.params, trained)
         grads = merge(jax.tree.map(jnp.zeros_like, part), grads)
         # The norm is that which clips the gradients: XLA computes it once.
@@ -153,62 +149,6 @@ def make_train_step(
             opt_state=opt_state,
             flops_spent=add_flops(state.flops_spent, flops),
         )
-        return state, record(metrics, _sum(new, axis_name), good, state.step)
+        return state, record(metrics, sum_over_devices(new, axis_name), good, state.step)
 
     return train_step
-
-
-def make_eval_step(
-    task: Task,
-    inputs: Inputs,
-    *,
-    flips: bool = False,
-    views: int = 0,
-    axis_name: str | None = None,
-) -> EvalStep:
-    """Builds `(variables, batch) -> (metrics, predictions)`.
-
-    `variables` is {'params', 'batch_stats'}; predictions are arrays with a leading batch axis.
-    Images of weight 0 (the padding of the last batch) count for nothing in the metrics.
-
-    Args:
-      task: model, loss and metrics.
-      inputs: see `make_train_step`; called without keys, but for `views`.
-      flips: average the outputs over the image and its mirror image (twice the compute).
-      views: average also over so many augmented copies of each image, drawn as in training. Each
-        image meets the same draws, whichever batch it is in (1 + views times the compute).
-      axis_name: device axis to reduce the metrics over, or None.
-    """
-
-    def eval_step(variables: Tree, batch: Batch) -> tuple[Metrics, Batch]:
-        def read(batch: Batch) -> Batch:
-            outputs, _ = task.apply(variables, batch, train=False, keys=None)
-            if not flips:
-                return outputs
-            mirrored = batch | {"image": batch["image"][:, :, ::-1]}
-            others, _ = task.apply(variables, mirrored, train=False, keys=None)
-            return jax.tree.map(lambda a, b: (a + b) / 2, outputs, task.mirror(others))
-
-        def add_view(total: Batch, view: jax.Array) -> tuple[Batch, None]:
-            key = jax.random.fold_in(jax.random.key(_VIEWS), view)
-            keys = jnp.broadcast_to(key, stored["image"].shape[:1])
-            return jax.tree.map(jnp.add, total, read(inputs(stored, keys))), None
-
-        stored, batch = batch, inputs(batch, None)
-        outputs = read(batch)
-        if views:
-            total, _ = jax.lax.scan(add_view, outputs, jnp.arange(views))
-            outputs = jax.tree.map(lambda x: x / (1 + views), total)
-        per_image, parts = task.loss(outputs, batch)
-        metrics = task.metrics(per_image, parts, outputs, batch)
-        return _sum(metrics, axis_name), task.predictions(outputs, parts)
-
-    return eval_step
-
-
-def _mean(tree: Tree, axis_name: str | None) -> Tree:
-    return jax.lax.pmean(tree, axis_name) if axis_name else tree
-
-
-def _sum(metrics: Metrics, axis_name: str | None) -> Metrics:
-    return jax.lax.all_gather(metrics, axis_name).reduce() if axis_name else metrics

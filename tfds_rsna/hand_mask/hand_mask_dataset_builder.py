@@ -12,13 +12,14 @@ from boneage_jax.data.splits import parse_fractions, stratified_split
 from boneage_jax.errors import InputError
 from tfds_rsna.decode import Decoded, Item, decode_all
 from tfds_rsna.hand_mask.pairs import Pair, find_pairs, fit_mask
-from tfds_rsna.sizes import parse_config, size_configs
+from tfds_rsna.raw_builder import RawDataBuilder
+from tfds_rsna.sizes import size_configs
 
 _SIZES = ("256", "384", "512", "original", "64", "128")
 _FRACTIONS = {"train": 0.8, "validation": 0.2}
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(RawDataBuilder):
     """Grey squares with a mask of the hand (1 hand, 0 background), from PNG masks or COCO JSON.
 
     Splits are by id and happen here, so before any augmentation: no flipped or turned copy of a
@@ -57,20 +58,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         skip_unreadable: bool = False,
         **tfds_options: Any,
     ):
-        self._raw_dir = Path(raw_dir).expanduser() if raw_dir else None
         self._places = {"images": images, "masks": masks, "coco": coco, "category": category}
         self._fractions = parse_fractions(fractions) or _FRACTIONS
         try:
             self._seed = int(seed)
         except ValueError:
             raise InputError(f"seed is {seed!r}; give a whole number") from None
-        self._skip_unreadable = skip_unreadable
-        super().__init__(**{"file_format": "array_record"} | tfds_options)
-
-    @property
-    def _size(self) -> int | None:
-        assert self.builder_config is not None
-        return parse_config(self.builder_config.name)[0]
+        super().__init__(raw_dir=raw_dir, skip_unreadable=skip_unreadable, **tfds_options)
 
     def _info(self) -> tfds.core.DatasetInfo:
         pixels = tfds.features.Tensor(
@@ -90,10 +84,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        del dl_manager  # nothing is downloaded
-        if self._raw_dir is None:
+        raw_dir = self._find_raw_dir(dl_manager)
+        if raw_dir is None:
             raise InputError("hand_mask needs --raw_dir=DIR, the folder of images and masks")
-        pairs, found = find_pairs(self._raw_dir, **self._places)
+        pairs, found = find_pairs(raw_dir, **self._places)
         print("; ".join(found), file=sys.stderr)
         parts = stratified_split(
             [pair.id for pair in pairs], None, None, self._fractions, self._seed

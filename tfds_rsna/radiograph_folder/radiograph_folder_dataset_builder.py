@@ -11,10 +11,10 @@ import tensorflow_datasets as tfds
 from boneage_jax.data.masks import MODES
 from boneage_jax.data.splits import parse_fractions, stratified_split
 from boneage_jax.errors import InputError
-from boneage_jax.inference.background_removal import Background
 from tfds_rsna.decode import Item, decode_all
 from tfds_rsna.radiograph_folder.table import Columns, Radiograph, find_csv, read_table
-from tfds_rsna.sizes import open_background, parse_config, size_configs
+from tfds_rsna.raw_builder import RawDataBuilder
+from tfds_rsna.sizes import size_configs
 
 _SIZES = (
     "256",
@@ -34,7 +34,7 @@ _SIZES = (
 _FRACTIONS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(RawDataBuilder):
     """Grey squares with age in months and sex, from a CSV and a folder of images.
 
     Args (all beyond TFDS's own are needed for preparing only):
@@ -81,7 +81,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         masks: str | Path = "",
         **tfds_options: Any,
     ):
-        self._raw_dir = Path(raw_dir).expanduser() if raw_dir else None
         self._csv = csv
         self._columns = Columns(
             file=file_column,
@@ -93,15 +92,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
         self._fractions = parse_fractions(fractions) or _FRACTIONS
         self._seed = _whole_number(seed)
-        self._skip_unreadable = skip_unreadable
-        self._masks = masks
-        self.background: Background | None = None
-        super().__init__(**{"file_format": "array_record"} | tfds_options)
-
-    @property
-    def _size(self) -> int | None:
-        assert self.builder_config is not None
-        return parse_config(self.builder_config.name)[0]
+        super().__init__(
+            raw_dir=raw_dir, skip_unreadable=skip_unreadable, masks=masks, **tfds_options
+        )
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -121,13 +114,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        del dl_manager  # nothing is downloaded
-        if self._raw_dir is None:
+        raw_dir = self._find_raw_dir(dl_manager)
+        if raw_dir is None:
             raise InputError("radiograph_folder needs --raw_dir=DIR, the folder of CSV and images")
-        assert self.builder_config is not None
-        self.background = open_background(self.builder_config.name, self._masks)
-        path = find_csv(self._raw_dir, self._csv)
-        rows, columns = read_table(path, self._raw_dir, self._columns)
+        self._open_background()
+        path = find_csv(raw_dir, self._csv)
+        rows, columns = read_table(path, raw_dir, self._columns)
         print(_describe(path, rows, columns), file=sys.stderr)
         return {
             name: self._generate_examples(name, part)

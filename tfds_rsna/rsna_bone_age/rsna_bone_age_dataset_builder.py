@@ -11,20 +11,21 @@ import tensorflow_datasets as tfds
 
 from boneage_jax.data.masks import MODES
 from boneage_jax.errors import InputError
-from boneage_jax.inference.background_removal import Background
 from tfds_rsna.decode import Item, decode_all
 from tfds_rsna.download import download
+from tfds_rsna.raw_builder import RawDataBuilder
 from tfds_rsna.rsna_bone_age.layouts import Radiograph, find_splits
-from tfds_rsna.sizes import open_background, parse_config, size_configs
+from tfds_rsna.sizes import size_configs
 
 _SIZES = ("256", "384", "512", "640", "original", "128", "160", "192", "224", "320", "380")
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(RawDataBuilder):
     """Grey squares with bone age in months and sex.
 
     Args (all beyond TFDS's own are needed for preparing only):
-      raw_dir: folder with the data in any layout (see `layouts`); downloaded from RSNA if empty.
+      raw_dir: folder with the data in any layout (see `layouts`), or TFDS's `manual_dir`;
+        downloaded from RSNA if neither is given.
       skip_unreadable: leave out unreadable images instead of stopping.
       masks: of the configs without background: a folder of hand masks or a U-Net's workdir.
       base_url, checksums: where to download from, and the SHA-256 of each archive there.
@@ -60,18 +61,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         checksums: Mapping[str, str] | None = None,
         **tfds_options: Any,
     ):
-        self._raw_dir = Path(raw_dir).expanduser() if raw_dir else None
-        self._skip_unreadable = skip_unreadable
-        self._masks = masks
-        self.background: Background | None = None
         self._base_url = base_url or self.BASE_URL
         self._checksums = self.CHECKSUMS if checksums is None else checksums
-        super().__init__(**{"file_format": "array_record"} | tfds_options)
-
-    @property
-    def _size(self) -> int | None:
-        assert self.builder_config is not None
-        return parse_config(self.builder_config.name)[0]
+        super().__init__(
+            raw_dir=raw_dir, skip_unreadable=skip_unreadable, masks=masks, **tfds_options
+        )
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -100,11 +94,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             super()._download_and_prepare(*args, **kwargs)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        raw_dir = self._raw_dir or self._download(Path(dl_manager.download_dir, self.name))
-        if not raw_dir.is_dir():
-            raise InputError(f"raw_dir={raw_dir}: no such folder")
-        assert self.builder_config is not None
-        self.background = open_background(self.builder_config.name, self._masks)
+        raw_dir = self._find_raw_dir(dl_manager)
+        if raw_dir is None:
+            raw_dir = self._download(Path(dl_manager.download_dir, self.name))
+        self._open_background()
         splits = find_splits(raw_dir, self._scratch)
         return {name: self._generate_examples(found, name) for name, found in splits.items()}
 

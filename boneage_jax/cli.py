@@ -1,0 +1,256 @@
+"""What the commands share: their parsers, recipes by name or file, errors in one line.
+
+Importing this file does not load JAX, so that `run_door` can set up the process before.
+"""
+
+import argparse
+import ast
+import contextlib
+import difflib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+import boneage_jax
+from boneage_jax.errors import InputError, Stopped
+from boneage_jax.extensions import load_extensions
+from boneage_jax.runtime.cpu_memory import use_huge_pages
+from boneage_jax.runtime.xla_flags import choose_for_cpu
+
+Main = Callable[[Sequence[str]], int | None]
+_FREE_SECTIONS = ("data.options", "model.options")  # their keys are those of a builder or model
+
+
+def run_door(main: Main, *, computes: bool = True, in_a_job: bool = False) -> NoReturn:
+    """Runs a command and ends the process with its status.
+
+    Args:
+      main: takes the arguments and returns the status.
+      computes: sets up memory and compiler for JAX on CPUs; must come before JAX is loaded.
+      in_a_job: the command may be one process of several, which end together.
+    """
+    if computes:
+        choose_for_cpu()
+        use_huge_pages()
+    with contextlib.ExitStack() as stack:
+        if in_a_job:
+            from boneage_jax.runtime.distributed import parting
+
+            stack.enter_context(parting())
+        sys.exit(exit_status(main, sys.argv[1:]))
+
+
+def exit_status(main: Main, argv: Sequence[str] = ()) -> int:
+    """Runs `main`; an `InputError` becomes one line on standard error and status 2.
+
+    `Stopped` becomes one line as well, and status 75; Ctrl-C status 130.
+    """
+    try:
+        return main(argv) or 0
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(stopped.message, file=sys.stderr)
+        return os.EX_TEMPFAIL
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever reads our output has seen enough, e.g. head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of a command, made of its docstring.
+
+    The docstring begins with a summary; a paragraph `usage: python -m MODULE ...` follows, shown
+    with the command as it was typed: so, or as a console script.
+    """
+
+    def __init__(self, doc: str | None, *, extensions: bool = False):
+        """Makes the parser.
+
+        Args:
+          doc: docstring of the command's module.
+          extensions: add --extensions=FILE.py, executed while arguments are parsed.
+        """
+        summary, usage, *rest = (doc or "").strip().split("\n\n")
+        words = usage.removeprefix("usage: ")
+        command = " ".join(words.split()[:3])  # python -m MODULE
+        typed = Path(sys.argv[0]).name if "boneage-" in sys.argv[0] else command
+        lines = words.removeprefix(command).splitlines()
+        indent = "\n" + " " * len(f"usage: {typed} ")
+        super().__init__(
+            prog=typed,
+            usage=typed + indent.join([lines[0], *(line.strip() for line in lines[1:])]),
+            description="\n\n".join([summary, *rest]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        version = f"boneage_jax {boneage_jax.__version__}"
+        self.add_argument("--version", action="version", version=version)
+        if extensions:
+            text = "Python file that registers models, tasks or data sets (docs/extending.md)"
+            self.add_argument("--extensions", action=_Extensions, metavar="FILE.py", help=text)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError in place of a usage message of many lines."""
+        raise InputError(f"command line: {message}; see {self.prog} --help")
+
+
+class _Extensions(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        load_extensions(values)
+
+
+def prepare_jax(*, compile_cache: bool = True) -> None:
+    """Turns on the compilation cache and what else a command asks of JAX; loads JAX."""
+    from boneage_jax.runtime.compile_cache import use_compile_cache
+    from boneage_jax.runtime.cpu_memory import tidy_heap
+    from boneage_jax.runtime.xla_flags import hide_latency
+
+    if compile_cache:
+        use_compile_cache()
+    hide_latency()
+    tidy_heap()
+
+
+def parse_config(argv: Sequence[str]) -> tuple[ConfigDict, Path, list[str]]:
+    """Reads `--config`, the recipe, and `--config.KEY=VALUE`, changes of it.
+
+    Args:
+      argv: `--config=RECIPE[:PRESET]` or `--config RECIPE[:PRESET]`, where RECIPE is a file or the
+        name of a shipped recipe; `--workdir=DIR`; `--config.KEY=VALUE` ...
+
+    Returns:
+      (config with its changes, workdir, the keys that were changed).
+
+    Raises:
+      InputError: no such recipe or preset, unknown key, or a value of the wrong type.
+    """
+    argv = _with_equal_signs(argv, ("--config", "--workdir"))
+    given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+    if not given:
+        raise InputError("--config=RECIPE[:PRESET] is needed, e.g. --config=cls (or a recipe file)")
+    file, _, preset = given[-1].partition(":")
+    config = load_recipe(given[-1])
+    argv = [a for a in argv if not a.startswith("--config=")]
+    argv = _take_options(config, argv)
+    values = flags.FlagValues()
+    typed = [sys.argv[0], *argv]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=typed)
+        flags.DEFINE_string("workdir", "", "folder of the run", flag_values=values)
+        rest = values([sys.argv[0], *argv])[1:]
+    except (AttributeError, KeyError) as error:
+        # ml_collections quotes the key, and quotes that again; its hint follows on a second line.
+        key = str(error.args[0]).encode().decode("unicode_escape").replace("\n", " - ")
+        key = key.strip('"').replace("'", "")
+        section = any(argument.startswith("--config.bench.") for argument in argv)
+        place = "benchmarking/settings.py" if section else "config.py"
+        raise InputError(
+            f"command line: unknown config key: {key}; see boneage_jax/{place} for all keys"
+        ) from error
+    except (flags.Error, TypeError, ValueError) as error:
+        raise InputError(f"command line: {str(error).strip().splitlines()[0]}") from error
+    if rest:
+        raise InputError(f"command line: unexpected argument {rest[0]!r}; see --help")
+    keys = [a.split("=")[0].removeprefix("--config.") for a in argv if a.startswith("--config.")]
+    name = f"{Path(file).stem}-{preset}" if preset else Path(file).stem
+    return config, Path(values.workdir or f"runs/{name}"), keys
+
+
+def load_recipe(recipe: str) -> ConfigDict:
+    """Returns the config of a recipe.
+
+    Args:
+      recipe: NAME or NAME:PRESET of a shipped recipe (cls, seg, bench), or FILE.py[:PRESET] of any
+        Python file with `get_config()`, which is executed.
+
+    Raises:
+      InputError: no such recipe or preset, or the file fails.
+    """
+    name, _, preset = recipe.partition(":")
+    module = load_extensions(_find_recipe(name))
+    make = getattr(module, "get_config", None)
+    if not callable(make):
+        raise InputError(f"--config={name} has no function get_config(), so it is no recipe")
+    if preset and not inspect.signature(make).parameters:
+        raise InputError(f"--config={recipe}: {name} has no presets")
+    try:
+        config = make(preset) if preset else make()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"--config={recipe}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"--config={recipe}: get_config() must return a ConfigDict")
+    return config
+
+
+def _find_recipe(name: str) -> Path:
+    """The file of a recipe: the file called so, or that of a shipped recipe."""
+    path = Path(name).expanduser()
+    if path.suffix == ".py" or os.sep in name:
+        if not path.is_file():
+            raise InputError(f"--config={name}: there is no such recipe file")
+        return path
+    folder = recipe_folder()
+    names = sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(
+            f"--config={name}: there is no such recipe; {hint}shipped are {', '.join(names)}; a "
+            "file needs its suffix .py"
+        )
+    return folder / f"{name}.py"
+
+
+def recipe_folder() -> Path:
+    """Returns the folder of the shipped recipes: in a wheel boneage_jax/recipes, else configs/."""
+    with contextlib.suppress(ImportError):
+        spec = importlib.util.find_spec("boneage_jax.recipes")
+        if spec is not None and spec.origin:
+            return Path(spec.origin).parent
+    return Path(boneage_jax.__file__).parent.parent / "configs"
+
+
+def _with_equal_signs(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """`--name VALUE` as `--name=VALUE`, for the given names and all `--config.KEY`."""
+    joined: list[str] = []
+    pending = False
+    for argument in argv:
+        if pending and not argument.startswith("--"):
+            joined[-1] += f"={argument}"
+            pending = False
+            continue
+        joined.append(argument)
+        pending = argument in names or (argument.startswith("--config.") and "=" not in argument)
+    return joined
+
+
+def _take_options(config: ConfigDict, argv: Sequence[str]) -> list[str]:
+    """Sets keys of the sections that have no fixed keys; returns the other arguments."""
+    rest = []
+    for argument in argv:
+        key, equals, text = argument.removeprefix("--config.").partition("=")
+        section, _, name = key.rpartition(".")
+        if not (argument.startswith("--config.") and equals and section in _FREE_SECTIONS):
+            rest.append(argument)
+            continue
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        outer, inner = section.split(".")
+        config[outer][inner][name] = value
+    return rest

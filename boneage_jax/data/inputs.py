@@ -1,0 +1,125 @@
+"""From stored batches to what a network reads, on the device: augment, normalise, mix."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from boneage_jax.data.augment import AugmentConfig, augment, unaugmented
+from boneage_jax.data.mix import MixConfig, mix
+from boneage_jax.data.normalize import normalize
+from boneage_jax.data.resample import shrink
+from boneage_jax.errors import InputError
+from boneage_jax.extensions import AUGMENTATIONS
+
+Batch = dict[str, jax.Array]
+Inputs = Callable[[Batch, jax.Array | None], Batch]
+_EXTRA_KEYS = 20_000  # folded into the keys of registered augmentations, beyond all other draws
+
+
+class Labelled(Protocol):
+    """What a batch must hold beside its images; a `Task`."""
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    @property
+    def label_dtypes(self) -> Mapping[str, Any]: ...
+
+
+def make_inputs(config: ConfigDict, *, mixed: bool = False, size: int = 0) -> Inputs:
+    """Builds the function that turns a stored batch (uint8) into what the model reads.
+
+    Args:
+      config: a checked config.
+      mixed: mix images as `config.mix` says, wherever keys are given: for training only.
+      size: pixels that images are shrunk to before they are augmented, 0 for as they are.
+
+    Raises:
+      InputError: a value of `config.augment`, `config.mix` or `config.normalize` that is wrong.
+    """
+    settings = AugmentConfig.from_dict(config.augment.to_dict())
+    mixing = MixConfig.from_dict(config.mix.to_dict())
+    method = config.normalize
+    extra = [_registered(name) for name in settings.extra.split(",") if settings.extra]
+
+    def inputs(batch: Batch, keys: jax.Array | None) -> Batch:
+        if size:
+            small = {key: shrink(batch[key], size) for key in ("image", "mask") if key in batch}
+            batch = batch | small
+        if keys is None:
+            batch = batch | {"image": unaugmented(batch["image"], settings)}
+        elif "mask" in batch:
+            images, mask = augment(batch["image"], keys, settings, batch["mask"])
+            batch = batch | {"image": images, "mask": mask}
+        else:
+            batch = batch | {"image": augment(batch["image"], keys, settings)}
+        if keys is not None:
+            for number, change in enumerate(extra):
+                own = jax.vmap(jax.random.fold_in, (0, None))(keys, _EXTRA_KEYS + number)
+                batch = change(batch, own, config)
+        batch = batch | {"image": normalize(batch["image"], method)}
+        return mix(batch, keys, mixing) if mixed and keys is not None else batch
+
+    return inputs
+
+
+def _registered(name: str) -> Any:
+    if name.strip() not in AUGMENTATIONS:
+        raise AUGMENTATIONS.unknown(name.strip())
+    return AUGMENTATIONS[name.strip()]
+
+
+def batch_shapes(size: int, side: int, task: Labelled) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes and dtypes of a global batch.
+
+    Args:
+      size: number of images.
+      side: height and width of the images in pixels.
+      task: names the labels.
+    """
+    shapes = {
+        "image": jax.ShapeDtypeStruct((size, side, side, 1), np.uint8),
+        "weight": jax.ShapeDtypeStruct((size,), np.float32),
+        "draw": jax.ShapeDtypeStruct((size,), np.uint32),
+    }
+    known = {
+        "male": jax.ShapeDtypeStruct((size,), np.int32),
+        "mask": jax.ShapeDtypeStruct((size, side, side, 1), np.uint8),
+    }
+    return shapes | {
+        key: known.get(key)
+        or jax.ShapeDtypeStruct((size,), jnp.dtype(task.label_dtypes.get(key, np.float32)))
+        for key in task.labels
+    }
+
+
+def padded_batch(
+    size: int, images: list[np.ndarray], task: Labelled, labels: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Builds a host batch of `size` images for reading; what is missing has weight 0.
+
+    Args:
+      size: images of the batch.
+      images: at most `size` arrays, uint8 [S, S] each, at least one.
+      task: names the labels that its step expects.
+      labels: known labels, one value per image; others are 0, `male` is -1 (unknown).
+
+    Raises:
+      InputError: more images than `size`.
+    """
+    if not 0 < len(images) <= size:
+        raise InputError(f"{len(images)} images do not fit into a batch of {size}")
+    shapes = batch_shapes(size, images[0].shape[0], task)
+    batch = {key: np.zeros(shape.shape, shape.dtype) for key, shape in shapes.items()}
+    batch["image"][: len(images), ..., 0] = np.stack(images)
+    batch["draw"] = np.arange(size, dtype=np.uint32)
+    if "male" in batch:
+        batch["male"][:] = -1
+    for key, values in labels.items():
+        if key in batch:
+            batch[key][: len(images)] = values
+    return batch

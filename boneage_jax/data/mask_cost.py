@@ -1,0 +1,45 @@
+"""What the hand masks of a prepared data set cost, as noted beside its records."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from boneage_jax.errors import InputError
+
+NOTE = "background.json"  # in the folder background/ of a data set or workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskCost:
+    """FLOPs of the masks of a data set, each counted once.
+
+    Attributes:
+      images: number of radiographs that were segmented.
+      flops_per_mask: FLOPs of the U-Net per radiograph; 0 for masks of unknown origin.
+      train_flops: FLOPs spent on training the U-Net.
+    """
+
+    images: int = 0
+    flops_per_mask: int = 0
+    train_flops: int = 0
+
+    @property
+    def total(self) -> int:
+        """FLOPs of training the U-Net and segmenting all images."""
+        return self.train_flops + self.images * self.flops_per_mask
+
+
+def read_note(folder: Path) -> tuple[str, MaskCost] | None:
+    """Reads mask mode and cost from a `background/` folder; None where there is no note.
+
+    Raises:
+      InputError: the note is damaged.
+    """
+    path = folder / NOTE
+    if not path.exists():
+        return None
+    try:
+        note = json.loads(path.read_text())
+        return str(note["mode"]), MaskCost(**{k: int(v) for k, v in note["cost"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error}); prepare the data again") from error

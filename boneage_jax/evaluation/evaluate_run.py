@@ -1,0 +1,67 @@
+"""Evaluates the run of a workdir on a split of its data set."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from boneage_jax.datasets import open_dataset
+from boneage_jax.evaluation.evaluate_split import corrected
+from boneage_jax.evaluation.members import average_beside_labels, predict_split, report_members
+from boneage_jax.evaluation.split_lock import TEST, check_unlocked, note_opening
+from boneage_jax.inference.calibration import Calibration
+from boneage_jax.inference.load_trained import load_members
+from boneage_jax.report.run_report import write_report
+from boneage_jax.storage.bucket import open_workdir, push
+from boneage_jax.storage.layout import CALIBRATION
+
+
+def evaluate(
+    workdir: str | Path,
+    split: str = "validation",
+    *,
+    unlock_test: bool = False,
+    raw_dir: str = "",
+    data_dir: str = "",
+) -> dict[str, Any]:
+    """Evaluates the selected checkpoint of a run and writes WORKDIR/evaluation/SPLIT/.
+
+    Args:
+      workdir: of a finished or running training.
+      split: a split of the data set that the run was trained on.
+      unlock_test: must be True where `split` is test; recorded in the workdir.
+      raw_dir, data_dir: where the data lies now, if not where it lay in training.
+
+    Returns:
+      The content of the written report.json.
+
+    Raises:
+      InputError: no run, no checkpoint, no such split, the test split without `unlock_test`, or the
+        data cannot be opened.
+    """
+    check_unlocked(split, unlock_test)
+    workdir = open_workdir(workdir)
+    members = load_members(workdir)
+    network = members[0].network
+    config = network.config
+    data = ConfigDict(config.data.to_dict())
+    data.raw_dir = raw_dir or data.raw_dir
+    data.data_dir = data_dir or data.data_dir
+    dataset = open_dataset(data)
+    part = dataset.split(split)
+    rows = average_beside_labels(predict_split(members, part), part, network.task)
+    if config.bias_correction != "none":
+        own = split == config.data.eval_split
+        fitted = None if own else Calibration.load(workdir / CALIBRATION).correction
+        rows = corrected(rows, config, fitted)
+    if split == TEST:
+        ages = {"predicted_age", "true_age"} <= rows.keys()
+        found = {"mae": float(abs(rows["predicted_age"] - rows["true_age"]).mean())} if ages else {}
+        note_opening(workdir, members[0].step, found)
+    report = report_members(members, dataset, split, rows, workdir)
+    folder = workdir / "evaluation" / split
+    folder.mkdir(parents=True, exist_ok=True)
+    title = f"{config.model.name} on {dataset.name}, {split} split"
+    write_report(folder, report, rows, title, part)
+    push(workdir)
+    return report

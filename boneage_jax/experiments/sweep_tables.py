@@ -1,0 +1,160 @@
+"""The tables of a sweep: one row per run, one per arm and budget, and the best recipes."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boneage_jax.errors import InputError
+from boneage_jax.experiments.bootstrap import Predictions, align, compare, read_predictions
+from boneage_jax.experiments.sweep_figure import draw_sweep
+from boneage_jax.storage.safe_write import write_text
+
+RUN_COLUMNS = (
+    *("arm", "overrides", "budget", "seed", "mae", "mae_low", "mae_high", "bias", "rmse"),
+    *("baseline_mae", "sex_accuracy", "train_flops", "mask_flops", "eval_flops"),
+    *("flops_per_prediction", "steps", "seconds", "images_per_second", "error"),
+)
+SUMMARY_COLUMNS = (
+    *("arm", "budget", "runs", "mae", "sd", "low", "high", "train_flops", "baseline_mae"),
+    *("difference", "difference_low", "difference_high", "p"),
+)
+# Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom.
+_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def run_folder(output: Path, arm: str, budget: float, seed: int) -> Path:
+    """Returns the workdir of one run of the sweep in `output`."""
+    return output / "runs" / f"{arm}-{budget:g}-{seed}"
+
+
+def read_point(folder: Path) -> dict[str, Any]:
+    """The columns of a finished run from its report.json.
+
+    Raises:
+      InputError: the report is damaged.
+    """
+    path = folder / "report.json"
+    try:
+        report = json.loads(path.read_text())
+        age, compute = report["age"], report["compute"]
+        row = {key: age[key] for key in RUN_COLUMNS if key in age}
+        row |= {key: compute[key] for key in RUN_COLUMNS if key in compute}
+        row["steps"] = report["curve"][-1]["step"]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(f"{path} is damaged ({error}); remove the run and start again") from error
+    if "sex" in report:
+        row["sex_accuracy"] = report["sex"]["accuracy"]
+    return row
+
+
+def summarize(rows: Sequence[Mapping[str, Any]], output: Path) -> list[dict[str, Any]]:
+    """Summarizes runs: one row per arm and budget, in the order of `rows`.
+
+    The mean over seeds with its 95 % interval (Student's t; absent for one seed), and the
+    difference from the first arm at the same budget, see
+    `boneage_jax.experiments.bootstrap.compare`.
+    """
+    done = [row for row in rows if not row.get("error")]
+    groups: dict[tuple[float, str], list[Mapping[str, Any]]] = {}
+    for row in done:
+        groups.setdefault((float(row["budget"]), str(row["arm"])), []).append(row)
+    first = {budget: arm for budget, arm in reversed(list(groups))}
+    predictions = {key: _predictions(group, output) for key, group in groups.items()}
+    summary = []
+    for (budget, arm), group in groups.items():
+        errors = np.array([float(row["mae"]) for row in group])
+        found: dict[str, Any] = {"arm": arm, "budget": budget, "runs": len(errors)}
+        found |= {"mae": errors.mean()} | _interval(errors)
+        for key in ("train_flops", "baseline_mae"):
+            found[key] = float(np.mean([float(row[key]) for row in group]))
+        if arm != first[budget]:
+            a, b = predictions[budget, first[budget]], predictions[budget, arm]
+            names = (first[budget], arm)
+            compared = compare(a, align(b, a.ids, a.true, names))
+            found |= {key: compared[key] for key in SUMMARY_COLUMNS if key in compared}
+        summary.append(found)
+    return summary
+
+
+def _interval(errors: np.ndarray) -> dict[str, float]:
+    n = len(errors)
+    if n < 2:
+        return {}
+    sd = float(errors.std(ddof=1))
+    half = (_T95[n - 2] if n - 1 <= len(_T95) else 1.96) * sd / n**0.5
+    return {"sd": sd, "low": errors.mean() - half, "high": errors.mean() + half}
+
+
+def _predictions(group: Sequence[Mapping[str, Any]], output: Path) -> Predictions:
+    runs = [(str(row["arm"]), float(row["budget"]), int(row["seed"])) for row in group]
+    return read_predictions([run_folder(output, *run) for run in runs])
+
+
+def write_table(
+    path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], digits: int = 6
+) -> None:
+    """Writes a CSV in one piece; fractions with so many significant digits, counts in full."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: _cell(value, digits) for key, value in row.items()})
+    write_text(path, text.getvalue())
+
+
+def _cell(value: Any, digits: int) -> Any:
+    return f"{value:.{digits}g}" if isinstance(value, float | np.floating) else value
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Reads what `write_table` wrote.
+
+    Raises:
+      InputError: no such file.
+    """
+    try:
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def best_recipes(summary: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table: the best arm at each budget and what its FLOPs bought.
+
+    Months per PFLOP are the months of error that a run removes, beginning from predicting the mean
+    age of the training split, over the PFLOP it trains for. The marginal value is the same from one
+    budget to the next: what further FLOPs would buy.
+    """
+    lines = [
+        "| TFLOP trained | best recipe | error (months) | 95 % interval | months per PFLOP | from "
+        "the budget before |",
+        "|---|---|---|---|---|---|",
+    ]
+    before: tuple[float, float] | None = None
+    for budget in sorted({row["budget"] for row in summary}):
+        row = min((r for r in summary if r["budget"] == budget), key=lambda r: r["mae"])
+        flops, error = row["train_flops"] / 1e15, row["mae"]
+        interval = f"{row['low']:.2f} – {row['high']:.2f}" if "low" in row else "one seed"
+        gained = f"{(row['baseline_mae'] - error) / flops:,.0f}"
+        more = f"{(before[1] - error) / (flops - before[0]):,.1f}" if before else ""
+        lines.append(
+            f"| {flops * 1e3:.3g} | {row['arm']} | {error:.2f} | {interval} | {gained} | {more} |"
+        )
+        before = flops, error
+    return "\n".join(lines) + "\n"
+
+
+def write_summary(output: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the tables and the figure of all runs so far."""
+    write_table(output / "runs.csv", rows, RUN_COLUMNS, digits=12)
+    summary = summarize(rows, output)
+    write_table(output / "summary.csv", summary, SUMMARY_COLUMNS)
+    if summary:
+        (output / "best.md").write_text(best_recipes(summary))
+        draw_sweep(output / "mae_vs_flops.png", summary)

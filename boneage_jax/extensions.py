@@ -1,0 +1,187 @@
+"""Models, tasks, data sets, augmentations and config keys of the user's own.
+
+A recipe file of the user's registers them when it is executed: by `--config=MY/FILE.py`, by
+`--extensions=MY/FILE.py` of the other commands, or by `load_extensions`. Nothing of a workdir is
+ever executed, so a run that uses registered names is read back only where its file is given again.
+docs/extending.md has an example of each.
+"""
+
+import difflib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from boneage_jax.errors import InputError
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, Any]):
+    """Values by name, added by the user; those of the package are `reserved`.
+
+    Args:
+      kind: what the values are, for messages: model, task ...
+      reserved: names that cannot be registered.
+    """
+
+    def __init__(self, kind: str, reserved: Iterable[str] = ()):
+        self.kind, self._reserved = kind, frozenset(reserved)
+        self._values: dict[str, Any] = {}
+
+    def reserve(self, names: Iterable[str]) -> None:
+        """Keeps further names from being registered."""
+        self._reserved |= frozenset(names)
+
+    def add(self, name: str, value: Any) -> None:
+        """Registers `value`; the same name again replaces it, as when a file is executed twice.
+
+        Raises:
+          InputError: no Python identifier, or a name of the package's own.
+        """
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise InputError(f"{self.kind} {name!r} needs a name of letters, digits and _")
+        if name in self._reserved:
+            raise InputError(f"{self.kind} {name!r} is one of boneage_jax; choose another name")
+        self._values[name] = value
+
+    def unknown(self, name: str, known: Iterable[str] = ()) -> InputError:
+        """Returns the error for a name that is neither registered nor among `known`."""
+        names = [*known, *self._values]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return InputError(
+            f"unknown {self.kind} {name!r}: {hint}known are {', '.join(names) or 'none'}; one of "
+            "your own is known once its file is given, --extensions=FILE.py"
+        )
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+MODELS = Registry("model")
+TASKS = Registry("task", ("bone_age", "hand_mask"))
+DATASETS = Registry("data set")
+AUGMENTATIONS = Registry("augmentation")
+CONFIG_SECTIONS = Registry("config section")
+
+
+def register_model(name: str) -> Callable[[T], T]:
+    """Registers a Flax module class (or function) under `name`, for `config.model.name`.
+
+    The result of `make(**options)` maps images float32 [B, H, W, C] to features [B, F] (bone age)
+    or to logits [B, H, W, 1] (hand masks): `__call__(images, *, train, image_keys=None)`, with
+    `image_keys` [B] for random draws in training. Of the options `dtype`, `bn_momentum`,
+    `bn_epsilon`, `bn_axis_name`, `drop_path_rate`, `padding`, `depthwise`, `remat` and `frozen`
+    it gets those that it declares, and everything in `config.model.options`.
+
+    Raises:
+      InputError: see `Registry.add`.
+    """
+    return _registering(MODELS, name)
+
+
+def register_task(name: str) -> Callable[[T], T]:
+    """Registers a subclass of `boneage_jax.tasks.task.Task` under `name`, for `config.task`.
+
+    Raises:
+      InputError: see `Registry.add`.
+    """
+    return _registering(TASKS, name)
+
+
+def register_dataset(name: str) -> Callable[[T], T]:
+    """Registers a TFDS builder class under `name`, for `config.data.name` and `prepare`.
+
+    Records need `image`, uint8 [S, S, 1], `id` (text) and the labels of the task. A builder that
+    has a `raw_dir` argument gets `config.data.raw_dir`; another gets it as TFDS's `manual_dir`.
+
+    Raises:
+      InputError: see `Registry.add`.
+    """
+    return _registering(DATASETS, name)
+
+
+def register_augmentation(name: str) -> Callable[[T], T]:
+    """Registers `augment(batch, keys, config) -> batch` under `name`, for `config.augment.extra`.
+
+    It runs on the device, in training only, after the package's own augmentations. `batch` holds
+    `image` float32 [B, H, W, 1] in [0, 1] and the labels; `keys` one typed random key per image.
+
+    Raises:
+      InputError: see `Registry.add`.
+    """
+    return _registering(AUGMENTATIONS, name)
+
+
+def register_config(
+    section: str, defaults: Mapping[str, Any], check: Callable[[Any], None] | None = None
+) -> None:
+    """Adds `config.SECTION` with its keys to every config.
+
+    Args:
+      section: name of the section.
+      defaults: key to default value: a bool, int, float or str, which is also the type.
+      check: called with the section of each config that is checked; raises `InputError`.
+
+    Raises:
+      InputError: see `Registry.add`; also a default of another type.
+    """
+    for key, value in defaults.items():
+        if not _NAME.fullmatch(key) or not isinstance(value, bool | int | float | str):
+            raise InputError(f"config.{section}.{key}={value!r} must be a bool, int, float or str")
+    CONFIG_SECTIONS.add(section, (dict(defaults), check))
+
+
+def _registering(registry: Registry, name: str) -> Callable[[T], T]:
+    def register(value: T) -> T:
+        if not callable(value):
+            raise InputError(f"{registry.kind} {name!r} must be a class or function")
+        registry.add(name, value)
+        return value
+
+    return register
+
+
+_loaded: dict[Path, ModuleType] = {}
+
+
+def load_extensions(file: str | Path) -> ModuleType:
+    """Executes a Python file of the user's, which registers what it adds; once per process.
+
+    Returns:
+      The module.
+
+    Raises:
+      InputError: no such file, or it fails.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise InputError(f"--extensions={file}: there is no such Python file")
+    path = path.resolve()
+    if path in _loaded:
+        return _loaded[path]
+    name = f"boneage_jax_extensions.{path.stem}_{len(_loaded)}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{file} must be a Python file, NAME.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and TFDS look a class's module up there
+    try:
+        spec.loader.exec_module(module)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{file}: {type(error).__name__}: {error}") from error
+    _loaded[path] = module
+    return module

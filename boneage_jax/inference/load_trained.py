@@ -1,0 +1,124 @@
+"""Trained networks read back from the workdirs of runs; no optimizer is built or restored."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from boneage_jax.config import check_config, load_config
+from boneage_jax.errors import InputError
+from boneage_jax.inference.network import Network, Rows, build_network
+from boneage_jax.state import Tree, flops_of
+from boneage_jax.storage.bucket import checkpoint_folder, open_workdir
+from boneage_jax.storage.checkpoints import Checkpoints
+from boneage_jax.storage.layout import CONFIG, MEMBERS, member_folder
+from boneage_jax.storage.workdir import load_info
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained network.
+
+    Attributes:
+      network: reads images.
+      variables: {'params', 'batch_stats'}; averaged parameters where the run kept them.
+      flops_spent: FLOPs of its training.
+      step: optimizer updates of its checkpoint.
+      folder: its workdir.
+    """
+
+    network: Network
+    variables: Tree
+    flops_spent: int
+    step: int
+    folder: Path
+
+
+def load_trained(
+    folder: str | os.PathLike[str],
+    *,
+    task: str = "",
+    eval_batch_size: int = 0,
+    devices: Sequence[jax.Device] | None = None,
+) -> Trained:
+    """Reads the network that a run selected.
+
+    Args:
+      folder: the workdir of a training.
+      task: if given, a run of another task is refused.
+      eval_batch_size: images per eval step instead of the config's, if not 0.
+      devices: to run on, all by default.
+
+    Raises:
+      InputError: no run there, another task, no checkpoint, or a damaged one.
+    """
+    folder = open_workdir(folder)
+    config = check_config(load_config(folder / CONFIG))
+    if task and config.task != task:
+        raise InputError(f"{folder} holds a run of task {config.task!r}, not {task!r}")
+    if eval_batch_size:
+        config = changed(config, eval_batch_size=eval_batch_size)
+    info = load_info(folder)
+    if (folder / MEMBERS).is_dir():
+        raise InputError(f"{folder} holds an ensemble; name one of it: {folder}/{MEMBERS}/0")
+    if not checkpoint_folder(folder).is_dir():
+        raise InputError(f"{folder} holds no checkpoints; train first or name its workdir")
+    network = build_network(config, info, devices)
+    checkpoints = Checkpoints(folder, network.task.metric, read_only=True)
+    try:
+        step = checkpoints.step_to_use(config.select)
+        variables, spent = checkpoints.restore_network(step, network.variable_shapes())
+    finally:
+        checkpoints.close()
+    return Trained(network, variables, flops_of(jax.device_get(spent)), step, folder)
+
+
+def load_members(folder: str | os.PathLike[str], **options: Any) -> list[Trained]:
+    """Reads the networks of a workdir: the members of an ensemble, or the one of a single run.
+
+    Args:
+      folder: workdir of a training.
+      **options: see `load_trained`.
+
+    Raises:
+      InputError: as `load_trained`; also where the members differ in network or data.
+    """
+    folder = open_workdir(folder)
+    count = member_count(check_config(load_config(folder / CONFIG)))
+    if count == 1:
+        return [load_trained(folder, **options)]
+    first, *others = (load_trained(member_folder(folder, k), **options) for k in range(count))
+    wanted = first.network
+    for member in others:
+        # One compiled step reads them all.
+        models = [one.config.model.to_dict() for one in (wanted, member.network)]
+        if models[0] != models[1] or member.network.info != wanted.info:
+            raise InputError(f"{member.folder} differs from {first.folder}; train both again")
+    return [first, *others]
+
+
+def member_count(config: ConfigDict) -> int:
+    """Returns the number of networks that a run trains.
+
+    `config.members`, or where `member_flops` is given `budget_flops // member_flops`, at least 1.
+    """
+    if not (config.member_flops and config.budget_flops):
+        return int(config.members)
+    return max(int(config.budget_flops // config.member_flops), 1)
+
+
+def changed(config: ConfigDict, **values: Any) -> ConfigDict:
+    """Returns a checked copy of a config with some of its top-level values changed."""
+    copy = ConfigDict(config.to_dict())
+    copy.update(values)
+    return check_config(copy)
+
+
+def average(parts: Sequence[Rows]) -> Rows:
+    """Averages each array over the members; all hold the same keys in the same order."""
+    return {key: np.mean([part[key] for part in parts], axis=0) for key in parts[0]}

@@ -1,0 +1,146 @@
+"""What reads images: a task on its devices, with its compiled eval step. Nothing of a training."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from boneage_jax.data.info import DataInfo
+from boneage_jax.data.inputs import batch_shapes, make_inputs, padded_batch
+from boneage_jax.errors import InputError
+from boneage_jax.flops import count_flops
+from boneage_jax.inference.eval_step import make_eval_step
+from boneage_jax.runtime.parallel import Parallel
+from boneage_jax.state import Tree
+from boneage_jax.tasks.registry import make_task
+from boneage_jax.tasks.task import Task
+
+Rows = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A config made into something that reads images; compiled on first use.
+
+    Attributes:
+      config: checked.
+      info: of the training data.
+      parallel: the devices.
+      task: model, loss and metrics.
+    """
+
+    config: ConfigDict
+    info: DataInfo
+    parallel: Parallel
+    task: Task
+
+    @property
+    def batch_size(self) -> int:
+        """Images per eval step."""
+        return int(self.config.eval_batch_size)
+
+    @functools.cached_property
+    def eval_flops(self) -> int:
+        """FLOPs of one eval step on all devices, counted from its jaxpr."""
+        task = make_task(self.config, self.info, None)
+        side = self.info.image_size
+        return count_flops(
+            make_eval_step(task, make_inputs(self.config), **_options(self.config)),
+            jax.eval_shape(lambda: task.init(jax.random.key(0), (side, side, 1))),
+            batch_shapes(self.batch_size, side, task),
+        )
+
+    @functools.cached_property
+    def eval_step(self) -> Any:
+        """The eval step on the devices, see `boneage_jax.inference.eval_step`."""
+        return self.parallel.eval_step(
+            make_eval_step(
+                self.task,
+                make_inputs(self.config),
+                **_options(self.config),
+                axis_name=self.parallel.axis_name,
+            )
+        )
+
+    def variable_shapes(self) -> Tree:
+        """Returns shapes, dtypes and placement of {'params', 'batch_stats'}."""
+        side = self.info.image_size
+        return self.parallel.state_shapes(
+            lambda: self.task.init(jax.random.key(0), (side, side, 1))
+        )
+
+    def read(
+        self,
+        members: Sequence[Tree],
+        images: Sequence[np.ndarray],
+        labels: Mapping[str, np.ndarray] | None = None,
+        keys: tuple[str, ...] = (),
+    ) -> list[Rows]:
+        """Reads one batch of images with each of several networks of the same shape.
+
+        Args:
+          members: {'params', 'batch_stats'} each.
+          images: uint8 [S, S] each, 1 to `batch_size` of them.
+          labels: inputs of the task by name, one value per image, e.g. `male`.
+          keys: the predictions to return, `task.reported` if empty.
+
+        Returns:
+          For each member its predictions by name, [n, ...] each.
+
+        Raises:
+          InputError: more images than `batch_size`, or none.
+        """
+        count, keys = len(images), keys or self.task.reported
+        batch = padded_batch(self.batch_size, list(images), self.task, labels or {})
+        placed = self.parallel.put_batch(batch)
+        outputs = [self.eval_step(variables, placed)[1] for variables in members]
+        fetched = [self.parallel.fetch({key: each[key] for key in keys}) for each in outputs]
+        return [{key: values[:count] for key, values in rows.items()} for rows in fetched]
+
+
+def build_network(
+    config: ConfigDict, info: DataInfo, devices: Sequence[jax.Device] | None = None
+) -> Network:
+    """Builds the network of a config; nothing is compiled or initialised.
+
+    Args:
+      config: a checked config.
+      info: of the training data.
+      devices: the devices to run on, all by default.
+
+    Raises:
+      InputError: a config value that the parts do not accept.
+    """
+    parallel = Parallel(config.parallel, devices)
+    parallel.check_batch("eval_batch_size", config.eval_batch_size)
+    make_inputs(config)  # raises on a wrong value
+    return Network(config, info, parallel, make_task(config, info, parallel.axis_name))
+
+
+def check_image(image: np.ndarray, number: int) -> np.ndarray:
+    """Returns a radiograph as uint8 [H, W].
+
+    Args:
+      image: uint8 [H, W] or [H, W, 1], not empty.
+      number: of the image, for the message.
+
+    Raises:
+      InputError: another shape or dtype.
+    """
+    image = np.asarray(image)
+    if image.ndim == 3 and image.shape[-1] == 1:
+        image = image[..., 0]
+    if image.ndim != 2 or image.dtype != np.uint8 or not image.size:
+        raise InputError(
+            f"image {number} must be uint8 [H, W], got {image.dtype} {list(image.shape)}; "
+            "read files with boneage_jax.data.files.read_grey"
+        )
+    return image
+
+
+def _options(config: ConfigDict) -> dict[str, Any]:
+    return {"flips": config.test_flips, "views": config.test_views}

@@ -1,0 +1,46 @@
+"""Decoding in threads ahead of the network, in bounded memory."""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from boneage_jax.errors import InputError
+
+T = TypeVar("T")
+
+
+def read_ahead(
+    files: Sequence[Path], decode: Callable[[Path], T], batch_size: int, pool: Executor
+) -> Iterator[list[tuple[Path, T | InputError]]]:
+    """Yields batches of (file, decoded or the error), in the order of `files`.
+
+    Two batches are decoded ahead: memory stays flat however many files there are.
+
+    Args:
+      files: image files.
+      decode: called in threads; its `InputError` is yielded in place of a result.
+      batch_size: files per batch; the last one may be shorter.
+      pool: the threads.
+    """
+
+    def attempt(file: Path) -> T | InputError:
+        try:
+            return decode(file)
+        except InputError as error:
+            return error
+
+    sources = iter(files)
+    ahead = [(f, pool.submit(attempt, f)) for f in itertools.islice(sources, 2 * batch_size)]
+    while ahead:
+        now, ahead = ahead[:batch_size], ahead[batch_size:]
+        results = [(file, future.result()) for file, future in now]
+        ahead += [(f, pool.submit(attempt, f)) for f in itertools.islice(sources, len(now))]
+        yield results
+
+
+def decoding_threads() -> ThreadPoolExecutor:
+    """Returns a pool of one thread per core; OpenCV decodes without Python's lock."""
+    return ThreadPoolExecutor(os.cpu_count())

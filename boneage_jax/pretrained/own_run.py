@@ -1,0 +1,53 @@
+"""The backbone of a bone-age run of this library, as pretrained weights."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boneage_jax.config import check_config, load_config
+from boneage_jax.errors import InputError
+from boneage_jax.inference.load_trained import load_trained
+from boneage_jax.pretrained.weight import Tree, Weight, read_tree
+from boneage_jax.storage.layout import CONFIG
+
+
+def own_config(name: str, folder: Path) -> Any:
+    """Returns the config of the run in `folder`, which must be of network `name`.
+
+    Raises:
+      InputError: it is of another network; the message does not name the folder.
+    """
+    config = check_config(load_config(folder / CONFIG))
+    trained = config.model.name
+    if trained != name:
+        raise InputError(f"is a run of {trained}, not of {name}; name the same network")
+    return config
+
+
+def own_variables(name: str, folder: Path, like: Any, classes: int) -> dict[str, Any]:
+    """Returns {'params', 'batch_stats'} of the backbone of the run in `folder`, float32 NumPy.
+
+    Args:
+      name: of the network.
+      folder: workdir of a bone-age run.
+      like: the shapes that are wanted.
+      classes: of the classifier that is wanted; a run keeps none, so 0.
+
+    Raises:
+      InputError: another network or shape, or a classifier is wanted.
+    """
+    if classes:
+        raise InputError(f"keeps no classifier, num_classes={classes}; leave num_classes out")
+    own_config(name, folder)
+    found: Tree = {}
+    for collection, tree in load_trained(folder, task="bone_age").variables.items():
+        found[collection] = {
+            layer: {key: _in_memory(value) for key, value in variables.items()}
+            for layer, variables in tree["backbone"].items()
+        }
+    return read_tree(found, like)
+
+
+def _in_memory(value: Any) -> Weight:
+    return Weight(tuple(value.shape), lambda: np.asarray(value))

@@ -1,0 +1,63 @@
+"""The end of a training: calibration and report, for single networks and ensembles alike."""
+
+from pathlib import Path
+from typing import Any
+
+from boneage_jax.data.source import Dataset
+from boneage_jax.evaluation.evaluate_split import corrected
+from boneage_jax.evaluation.members import report_members
+from boneage_jax.evaluation.split_lock import openings
+from boneage_jax.evaluation.summary import make_report
+from boneage_jax.inference.calibration import Calibration
+from boneage_jax.inference.load_trained import Trained
+from boneage_jax.inference.network import Rows
+from boneage_jax.report.metric_writer import read_metrics
+from boneage_jax.report.run_report import write_report
+from boneage_jax.runtime.parallel import is_first_process
+from boneage_jax.runtime.watchdog import waiting_for_nothing
+from boneage_jax.storage.layout import CALIBRATION
+from boneage_jax.storage.safe_write import writing
+
+
+def final_report(
+    members: list[Trained], dataset: Dataset, rows: Rows, workdir: Path
+) -> dict[str, Any]:
+    """Writes calibration, predictions, figures, report.html and report.json of a workdir.
+
+    Args:
+      members: the networks, one or those of an ensemble.
+      dataset: of the run.
+      rows: uncorrected predictions on the validation split beside their labels; averages over the
+        members.
+      workdir: of the run or the ensemble.
+
+    Returns:
+      The content of report.json.
+
+    Raises:
+      InputError: a file cannot be written, or a result is not finite.
+    """
+    waiting_for_nothing()  # nothing here waits for others; figures may take their time
+    config = members[0].network.config
+    split = dataset.split(config.data.eval_split)
+    fitted_on, rows = rows, corrected(rows, config)
+    if len(members) == 1:  # the whole history, whichever checkpoint was selected
+        history, opened = read_metrics(workdir), len(openings(workdir))
+        report = make_report(
+            *(members[0], dataset, config.data.eval_split, rows, history), test_opened=opened
+        )
+    else:
+        report = report_members(members, dataset, config.data.eval_split, rows, workdir)
+    if not is_first_process():
+        return report
+    if config.task == "bone_age":
+        calibration = Calibration.fit(
+            *(fitted_on["predicted_age"], fitted_on["true_age"]),
+            *(split.images(), config.bias_correction),
+        )
+        with writing(workdir / CALIBRATION):
+            calibration.save(workdir / CALIBRATION)
+    count = f"{len(members)} x " if len(members) > 1 else ""
+    title = f"{count}{config.model.name} on {dataset.name}"
+    write_report(workdir, report, rows, title, split)
+    return report

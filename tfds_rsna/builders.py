@@ -1,0 +1,369 @@
+"""Builders by name, and the preparation of their data sets: once, and never half."""
+
+import contextlib
+import importlib
+import inspect
+import io
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+from absl import logging
+
+from boneage_jax.data.file_lock import locked
+from boneage_jax.errors import InputError
+from boneage_jax.extensions import DATASETS
+from tfds_rsna.fingerprint import (
+    Fingerprint,
+    fingerprint,
+    read_fingerprint,
+    stat_digest,
+    write_fingerprint,
+)
+from tfds_rsna.sizes import name_config, parse_config
+from tfds_rsna.sources import (
+    default_root,
+    load_digests,
+    prepared_sets,
+    save_digests,
+    source_root,
+)
+
+NAMES = ("hand_mask", "hand_phantom", "radiograph_folder", "rsna_bone_age")
+DATASETS.reserve(NAMES)
+
+BuilderClass = type[tfds.core.GeneratorBasedBuilder]
+
+
+class _Place(NamedTuple):
+    """Where a data set is to lie: its data folder, and below that NAME/CONFIG/VERSION."""
+
+    root: Path
+    below: Path
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.below
+
+
+def prepare(
+    name: str,
+    raw_dir: str | os.PathLike[str] = "",
+    data_dir: str | os.PathLike[str] = "",
+    *,
+    skip_unreadable: bool = False,
+    overwrite: bool = False,
+    download: bool = False,
+    masks: str | os.PathLike[str] = "",
+    mask_mode: str = "",
+    **options: Any,
+) -> tfds.core.DatasetBuilder:
+    """Prepares a data set unless that is done; progress goes to standard error.
+
+    The new data replaces the old only when it is whole; an interrupted call leaves the old. Of
+    several processes with one `data_dir` one prepares, and the others wait for it.
+
+    Args:
+      name: of the builder, or `name/config`.
+      raw_dir: folder of the raw data; may be empty once prepared.
+      data_dir: where prepared data lies; `TFDS_DATA_DIR` or TFDS's default if empty.
+      skip_unreadable: leave out unreadable images instead of raising.
+      overwrite: prepare again in any case.
+      download: fetch the raw data from its publisher where `raw_dir` is empty and it is needed.
+      masks: a folder of hand masks, or the workdir of a U-Net: the radiographs are stored without
+        background, as the config SIZE-MODE.
+      mask_mode: crop (the default), upright or multiply, see
+        `boneage_jax.data.masks.remove_background`.
+      **options: of the builder, see its `OPTIONS`; empty strings and None count as not given.
+
+    Returns:
+      The builder of the prepared data; its `as_data_source(split)` reads the records.
+
+    Raises:
+      InputError: unknown name, config or option, raw data missing or damaged (see the builder),
+        no place to write.
+    """
+    cls, config = find_builder(name)
+    if "masks" in getattr(cls, "OPTIONS", {}):  # there, masks are what is learned
+        options, masks = options | {"masks": masks}, ""
+    takes_masks = "masks" in inspect.signature(cls.__init__).parameters
+    if mask_mode and not masks:
+        raise InputError(f"mask_mode={mask_mode} needs masks, a folder or the workdir of a U-Net")
+    if masks and not takes_masks:
+        raise InputError(f"{cls.name} takes no masks; leave --masks out")
+    if masks:
+        config = name_config(config, mask_mode or parse_config(config)[1] or "crop")
+        name = f"{cls.name}/{config}"
+    root = default_root(data_dir)
+    settings = _check_options(cls, options)
+    if masks:
+        settings["masks"] = str(Path(masks).expanduser().resolve())
+    if "skip_unreadable" in inspect.signature(cls.__init__).parameters:
+        settings["skip_unreadable"] = bool(skip_unreadable)
+    raw = _check_raw_dir(cls, raw_dir)
+    below = Path(cls.name, config, str(cls.VERSION))
+    label = f"{cls.name}/{config}" if config else cls.name
+    try:
+        place, wanted = _find_place(root, below, raw, settings)
+        found = read_fingerprint(place.path)
+        gone = masks and not Path(settings["masks"]).exists()
+        if gone and found and found.settings.get("masks") == settings["masks"]:
+            print(f"{masks} is gone; {label} keeps what it was made with", file=sys.stderr)
+            return _make(cls, config, place.root, None, {})
+        outdated = _outdated(root, below, wanted, place)
+        reason = "--overwrite" if overwrite else _why_prepare(place, wanted, cls, outdated)
+        if reason and needs_raw_data(cls) and not raw:
+            _check_can_download(cls, label, root, reason, download)
+        if reason:
+            root.mkdir(parents=True, exist_ok=True)
+            note = f"another process prepares {label} in {root}; waiting for it"
+            with locked(
+                root / f".{label.replace('/', '-')}.lock", lambda: print(note, file=sys.stderr)
+            ):
+                if not overwrite:  # another process may have prepared it since
+                    place, wanted = _find_place(root, below, raw, settings)
+                    outdated = _outdated(root, below, wanted, place)
+                    reason = _why_prepare(place, wanted, cls, outdated)
+                if reason:
+                    print(f"preparing {label} in {place.path} ({reason})", file=sys.stderr)
+                    _build(cls, config, root, place, wanted, raw, settings)
+                    for old in outdated:
+                        shutil.rmtree(old, ignore_errors=True)
+        if not reason:
+            print(f"{label} is prepared in {place.path}", file=sys.stderr)
+        return _make(cls, config, place.root, raw, settings)
+    except OSError as error:
+        raise InputError(
+            f"{label} cannot be prepared in {root}: {error.strerror or error}"
+            + (f" ({error.filename})" if error.filename else "")
+        ) from error
+
+
+def _check_raw_dir(cls: BuilderClass, raw_dir: str | os.PathLike[str]) -> Path | None:
+    if not raw_dir:
+        return None
+    if not needs_raw_data(cls):
+        raise InputError(f"{cls.name} makes its own images; leave raw_dir out")
+    raw = Path(raw_dir).expanduser()
+    if not raw.is_dir():
+        raise InputError(f"raw_dir={raw}: no such folder")
+    return raw
+
+
+def _find_place(
+    root: Path, below: Path, raw: Path | None, settings: Mapping[str, Any]
+) -> tuple[_Place, Fingerprint]:
+    """Where the data of a raw folder lies or will lie, and its fingerprint.
+
+    Without a raw folder the newest of the prepared sets is taken, whatever it was made from.
+    """
+    if raw is None:
+        wanted = fingerprint(None, settings)
+        found = prepared_sets(root, below)
+        fitting = [one for one in found if _settings_fit(one.made_from, wanted)]
+        return _Place(fitting[0].root if fitting else root, below), wanted
+    old = read_fingerprint(root / below)
+    if old is not None and old.raw == stat_digest(raw, root):  # of an older version
+        wanted = fingerprint(None, settings)
+        return _Place(root, below), wanted._replace(raw=old.raw)
+    known = load_digests(root)
+    before = dict(known)
+    wanted = fingerprint(raw, settings, exclude=root, known=known)
+    if known != before:
+        with contextlib.suppress(OSError):  # a folder that is only read from
+            save_digests(root, known)
+    return _Place(source_root(root, raw, wanted.raw), below), wanted
+
+
+def _outdated(root: Path, below: Path, wanted: Fingerprint, place: _Place) -> list[Path]:
+    """Sets made from the same raw folder when it had another content: they will be replaced."""
+    return [
+        one.root / below
+        for one in prepared_sets(root, below)
+        if one.root not in (root, place.root)
+        and one.made_from is not None
+        and wanted.folder
+        and one.made_from.folder == wanted.folder
+    ]
+
+
+def _settings_fit(found: Fingerprint | None, wanted: Fingerprint) -> bool:
+    """Whether a prepared set has the options that a reader without raw data asks for."""
+    asked = {k: v for k, v in wanted.settings.items() if k != "skip_unreadable"}
+    have = found.settings if found else {}
+    return all(have.get(key) == value for key, value in asked.items())
+
+
+def is_prepared(name: str, data_dir: str | os.PathLike[str] = "") -> bool:
+    """Returns whether `prepare` would find data of `name/config`, of whatever raw folder.
+
+    Raises:
+      InputError: unknown name or config.
+    """
+    cls, config = find_builder(name)
+    below = Path(cls.name, config, str(cls.VERSION))
+    return needs_raw_data(cls) and bool(prepared_sets(default_root(data_dir), below))
+
+
+def needs_raw_data(cls: BuilderClass) -> bool:
+    """Returns whether a builder reads raw data, or makes its images itself."""
+    has_argument = "raw_dir" in inspect.signature(cls.__init__).parameters
+    return has_argument or bool(cls.MANUAL_DOWNLOAD_INSTRUCTIONS)
+
+
+def find_builder(name: str) -> tuple[BuilderClass, str]:
+    """Returns class and config of `name` or `name/config`, the first config by default.
+
+    Raises:
+      InputError: unknown name or config.
+    """
+    base, _, config = name.partition("/")
+    if base in DATASETS:
+        cls = DATASETS[base]
+    elif base in NAMES:
+        cls = importlib.import_module(f"tfds_rsna.{base}.{base}_dataset_builder").Builder
+    else:
+        raise DATASETS.unknown(base, NAMES)
+    configs = list(cls.builder_configs)
+    if config and config not in configs:
+        raise InputError(f"{base} has no config {config!r}; it has {', '.join(configs) or 'none'}")
+    return cls, config or (configs[0] if configs else "")
+
+
+def _check_options(cls: BuilderClass, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that differ from the default; numbers parsed where the default is a number."""
+    known = getattr(cls, "OPTIONS", {})
+    parameters = inspect.signature(cls.__init__).parameters
+    given: dict[str, Any] = {}
+    for key, value in options.items():
+        if value is None or value == "":
+            continue
+        if key not in known:
+            raise InputError(
+                f"{cls.name} has no option {key!r}; it has {', '.join(known) or 'none'}"
+            )
+        default = parameters[key].default if key in parameters else None
+        kind: Any = type(default)
+        if isinstance(value, str) and kind in (int, float):
+            try:
+                value = kind(value)
+            except ValueError:
+                raise InputError(f"{key}={value!r} must be a number like {default}") from None
+        if value != default:
+            given[key] = value
+    return given
+
+
+def _why_prepare(
+    place: _Place, wanted: Fingerprint, cls: BuilderClass, outdated: Sequence[Path]
+) -> str:
+    """Why the data must be prepared; empty if the prepared set will do."""
+    path = place.path
+    if not path.is_dir():
+        return "the raw folder has changed" if outdated else "not prepared yet"
+    try:
+        with _quiet():
+            prepared = tfds.builder_from_directory(path)
+        files = [file for split in prepared.info.splits.values() for file in split.filepaths]
+    except Exception:  # TFDS raises many kinds on damaged metadata
+        return "the existing data is damaged"
+    if not files or not all(os.path.exists(file) for file in files):
+        return "the existing data is incomplete"
+    found = read_fingerprint(path)
+    if not wanted.raw and needs_raw_data(cls):  # somebody who only reads takes what is prepared
+        return "" if _settings_fit(found, wanted) else "the options have changed"
+    if found is None:
+        return "the existing data has no fingerprint"
+    if found.raw != wanted.raw:
+        return "the raw folder has changed"
+    if found.settings != wanted.settings:
+        return "the options have changed"
+    return "the files of its options have changed" if found.files != wanted.files else ""
+
+
+def _check_can_download(
+    cls: BuilderClass, label: str, root: Path, reason: str, download: bool
+) -> None:
+    can = getattr(cls, "CAN_DOWNLOAD", False)
+    if download and can:
+        return
+    extra = "; without --raw_dir it is downloaded" if can else ""
+    raise InputError(
+        f"{label} must be prepared in {root} ({reason}); name the raw data: "
+        f"python -m tfds_rsna.prepare {label} --raw_dir=DIR --data_dir={root}{extra}"
+    )
+
+
+def _make(
+    cls: BuilderClass, config: str, root: Path, raw: Path | None, settings: Mapping[str, Any]
+) -> tfds.core.GeneratorBasedBuilder:
+    known = inspect.signature(cls.__init__).parameters
+    own = {"raw_dir": raw} if raw and "raw_dir" in known else {}
+    with _quiet():
+        builder = cls(
+            data_dir=root, config=config or None, file_format="array_record", **own, **settings
+        )
+    return builder
+
+
+def _build(
+    cls: BuilderClass,
+    config: str,
+    root: Path,
+    place: _Place,
+    wanted: Fingerprint,
+    raw: Path | None,
+    settings: Mapping[str, Any],
+) -> None:
+    """Builds in a folder beside, then swaps: the old data stays until the new is whole."""
+    started = time.perf_counter()
+    path = place.path
+    with tempfile.TemporaryDirectory(prefix="incomplete.", dir=root) as beside:
+        builder = _make(cls, config, Path(beside), raw, settings)
+        downloads = tfds.download.DownloadConfig(manual_dir=raw)
+        with _quiet():
+            builder.download_and_prepare(download_dir=root / "downloads", download_config=downloads)
+        write_fingerprint(builder.data_dir, wanted)
+        if (background := getattr(builder, "background", None)) is not None:
+            background.save(Path(builder.data_dir, "background"))
+            _report_doubts(background.empty, background.doubtful)
+        common = Path(beside, cls.name, ".config")  # TFDS notes the default config there
+        if common.is_dir():
+            shutil.copytree(common, place.root / cls.name / ".config", dirs_exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            path.replace(Path(beside, "replaced"))
+        Path(builder.data_dir).replace(path)
+    splits = ", ".join(f"{key} {split.num_examples}" for key, split in builder.info.splits.items())
+    seconds = time.perf_counter() - started
+    print(f"prepared {path}: {splits} ({seconds:.1f} s)", file=sys.stderr)
+
+
+def _report_doubts(empty: Sequence[str], doubtful: Collection[str]) -> None:
+    for stems, what in (
+        (empty, "radiographs keep their background, for their mask shows no hand"),
+        (doubtful, "masks look doubtful, see background/background.json"),
+    ):
+        if stems:
+            more = " ..." if len(stems) > 10 else ""
+            print(f"{len(stems)} {what}: {', '.join(sorted(stems)[:10])}{more}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without TFDS's own reports: its bars count records, ours count images with a rate."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+        logging.set_verbosity(verbosity)

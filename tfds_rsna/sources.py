@@ -1,0 +1,77 @@
+"""Where prepared data lies: a folder per raw folder, so that none overwrites another.
+
+DATA_DIR/sources/NAME-DIGEST/ is a data folder of TFDS of its own; NAME is that of the raw folder,
+DIGEST begins that of its content. What is drawn or downloaded, and what older versions prepared,
+lies in DATA_DIR itself.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorflow_datasets as tfds
+
+from boneage_jax.storage.safe_write import write_text
+from tfds_rsna.fingerprint import Fingerprint, read_fingerprint
+
+_FOLDER, _SEEN = "sources", "seen.json"
+_DIGITS = 12  # of the digest, in the name of a folder
+
+
+class Prepared(NamedTuple):
+    """A prepared data set: the data folder it lies in, what it was made from, and when."""
+
+    root: Path
+    made_from: Fingerprint | None
+    time: float
+
+
+def default_root(data_dir: str | os.PathLike[str] | None = "") -> Path:
+    """Returns the folder of prepared data: `data_dir`, else TFDS_DATA_DIR, else TFDS's default."""
+    root = data_dir or os.environ.get("TFDS_DATA_DIR", "") or tfds.core.constants.DATA_DIR
+    return Path(root).expanduser()
+
+
+def source_root(root: Path, raw_dir: Path, digest: str) -> Path:
+    """Returns the data folder of a raw folder with a certain content, which need not exist."""
+    known = sorted((root / _FOLDER).glob(f"*-{digest[:_DIGITS]}"))
+    name = re.sub(r"[^A-Za-z0-9_.]+", "-", raw_dir.absolute().name)[:40].strip("-.") or "raw"
+    return known[0] if known else root / _FOLDER / f"{name}-{digest[:_DIGITS]}"
+
+
+def prepared_sets(root: Path, below: Path) -> list[Prepared]:
+    """Lists the prepared data sets of one builder, config and version, the newest first.
+
+    Args:
+      root: folder of prepared data.
+      below: NAME/CONFIG/VERSION.
+    """
+    found = []
+    for place in (root, *(root / _FOLDER).glob("*")):
+        try:
+            time = (place / below / "dataset_info.json").stat().st_mtime
+        except OSError:
+            continue
+        found.append(Prepared(place, read_fingerprint(place / below), time))
+    return sorted(found, key=lambda one: one.time, reverse=True)
+
+
+def load_digests(root: Path) -> dict[str, str]:
+    """Reads the digests of raw folders seen before, see `fingerprint`; none where damaged."""
+    try:
+        seen = json.loads((root / _FOLDER / _SEEN).read_text())
+    except (OSError, ValueError):
+        return {}
+    return {str(k): str(v) for k, v in seen.items()} if isinstance(seen, dict) else {}
+
+
+def save_digests(root: Path, digests: dict[str, str]) -> None:
+    """Writes the digests of raw folders seen so far.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    (root / _FOLDER).mkdir(parents=True, exist_ok=True)
+    write_text(root / _FOLDER / _SEEN, json.dumps(digests, indent=0) + "\n")
