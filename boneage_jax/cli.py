@@ -179,7 +179,7 @@ def load_recipe(recipe: str) -> ConfigDict:
       InputError: no such recipe or preset, or the file fails.
     """
     name, _, preset = recipe.partition(":")
-    module = load_extensions(_find_recipe(name))
+    module = load_extensions(_find(name, recipe_folder(), "--config"))
     make = getattr(module, "get_config", None)
     if not callable(make):
         raise InputError(f"--config={name} has no function get_config(), so it is no recipe")
@@ -196,21 +196,29 @@ def load_recipe(recipe: str) -> ConfigDict:
     return config
 
 
-def _find_recipe(name: str) -> Path:
-    """The file of a recipe: the file called so, or that of a shipped recipe."""
+def find_arms(name: str) -> Path:
+    """Returns the file of the arms of a sweep: FILE.py, or the name of a shipped one, e.g. levers.
+
+    Raises:
+      InputError: no such file or name.
+    """
+    return _find(name, recipe_folder() / "sweeps", "--arms")
+
+
+def _find(name: str, folder: Path, flag: str) -> Path:
+    """The Python file called so, or one of those in `folder`."""
     path = Path(name).expanduser()
     if path.suffix == ".py" or os.sep in name:
         if not path.is_file():
-            raise InputError(f"--config={name}: there is no such recipe file")
+            raise InputError(f"{flag}={name}: there is no such file")
         return path
-    folder = recipe_folder()
     names = sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(
-            f"--config={name}: there is no such recipe; {hint}shipped are {', '.join(names)}; a "
-            "file needs its suffix .py"
+            f"{flag}={name} is not shipped; {hint}shipped are {', '.join(names)}; a file needs its "
+            "suffix .py"
         )
     return folder / f"{name}.py"
 

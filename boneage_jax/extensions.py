@@ -171,7 +171,7 @@ def load_extensions(file: str | Path) -> ModuleType:
     path = path.resolve()
     if path in _loaded:
         return _loaded[path]
-    name = f"boneage_jax_extensions.{path.stem}_{len(_loaded)}"
+    name = f"boneage_jax_extension_{len(_loaded)}_{path.stem}"  # no dot: of no package for TFDS
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise InputError(f"{file} must be a Python file, NAME.py")

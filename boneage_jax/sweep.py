@@ -1,20 +1,20 @@
 """Runs a grid of recipes over budgets and seeds.
 
-usage: python -m boneage_jax.sweep --config=RECIPE[:PRESET] --arms=FILE.py --output=FOLDER
+usage: python -m boneage_jax.sweep --config=RECIPE[:PRESET] --arms=ARMS --output=FOLDER
                                    [--seeds=3] [--budgets=5e12,10e12] [--only=ARM,ARM]
                                    [--config.KEY=VALUE ...] [--dry_run] [--redraw]
 
-ARMS is a Python file with get_arms(), which returns {"base": {}, "huber": {"loss.age": "huber"}};
-the first arm is the one that the others are compared with. --seeds is a number of seeds or a list
-such as 3,4 (one alone: 3,). Writes FOLDER/runs.csv, summary.csv, best.md, mae_vs_flops.png and
-hardware.json; started again, it goes on with what is not done, and adds other arms, seeds or
-budgets to those of before. --redraw only makes the tables and the figure again.
+ARMS is a Python file with get_arms(), or the name of a shipped one (levers, transfer, budgets). It
+returns {"base": {}, "huber": {"loss.age": "huber"}}; the first arm is the one that the others are
+compared with. --seeds is a number of seeds or a list such as 3,4 (one alone: 3,). Writes
+FOLDER/runs.csv, summary.csv, best.md, mae_vs_flops.png and hardware.json; started again, it goes on
+with what is not done, and adds other arms, seeds or budgets. --redraw only makes tables and figure.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from boneage_jax.cli import Parser, parse_config, run_door
+from boneage_jax.cli import Parser, find_arms, parse_config, run_door
 from boneage_jax.errors import InputError
 from boneage_jax.experiments.sweep_tables import read_table, write_summary
 from boneage_jax.experiments.sweeps import (
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the sweep that `argv` describes; returns the exit status."""
     parser = Parser(__doc__)
     parser.add_argument("--output", required=True, type=Path, help="folder of the sweep")
-    parser.add_argument("--arms", type=Path, help="Python file with get_arms()")
+    parser.add_argument("--arms", help="Python file with get_arms(), or levers, transfer, budgets")
     parser.add_argument("--seeds", default="3", help="how many, or which")
     parser.add_argument("--budgets", default="0", help="FLOPs; 0 is the recipe's own length")
     parser.add_argument("--only", default="", help="these arms alone")
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     if not args.arms:
         raise InputError("--arms=FILE.py is needed; see --help")
     recipe, _, _ = parse_config(rest)
-    arms = load_arms(args.arms)
+    arms = load_arms(find_arms(args.arms))
     points = make_points(
         recipe,
         choose_arms(arms, args.only, args.arms),

@@ -4,7 +4,7 @@
 # usage: launch/gpu_node.sh --workdir=DIR [OPTION ...] [-- --config.KEY=VALUE ...]
 #
 #   --workdir=DIR      where the run lives, on the machine that trains, or gs://BUCKET/PATH
-#   --config=FILE      recipe (default: configs/cls.py:rsna)
+#   --config=RECIPE      recipe, a file or e.g. cls:rsna (default: configs/cls.py:rsna)
 #   --data=DIR         raw images, on the machine that trains (default: none)
 #   --venv=DIR         virtual environment, made where it is missing (default: .venv)
 #   --extra=EXTRA      what to install: cuda (default), or none to train on the CPU
@@ -55,7 +55,7 @@ while (($#)); do
 done
 [[ -n $workdir ]] || die "--workdir=DIR is needed, e.g. --workdir=runs/rsna"
 [[ $extra == cuda || $extra == none ]] || die "--extra=$extra is unknown; choose cuda or none"
-[[ -f $root/${config%%:*} ]] || die "--config=$config: there is no ${config%%:*} in this checkout"
+[[ ${config%%:*} != *.py || -f $root/${config%%:*} ]] || die "--config=$config: there is no ${config%%:*} in this checkout"
 
 if [[ -n $host ]]; then
   $dry_run || command -v ssh > /dev/null || die "ssh is not on PATH"

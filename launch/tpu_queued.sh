@@ -15,7 +15,7 @@
 #   --workdir=DIR       gs://BUCKET/PATH: the disk of a preempted VM is lost
 #   --accelerator=TYPE  e.g. v5litepod-8 (default), v6e-8, v5p-8, v4-8
 #   --runtime=VERSION   TPU software version (default: the one for TYPE)
-#   --config=FILE       recipe (default: configs/cls.py:rsna)
+#   --config=RECIPE       recipe, a file or e.g. cls:rsna (default: configs/cls.py:rsna)
 #   --data=DIR          raw images: gs://BUCKET/PATH, or a path on the workers (default: none)
 #   --project=ID        Google Cloud project (default: that of gcloud)
 #   --on-demand         not spot: waits in the queue, but is not preempted

@@ -18,7 +18,7 @@
 # OPTIONS
 #   --accelerator=TYPE  e.g. v5litepod-8 (default), v6e-8, v5p-8, v4-8
 #   --runtime=VERSION   TPU software version (default: the one for TYPE)
-#   --config=FILE       recipe (default: configs/cls.py:rsna)
+#   --config=RECIPE       recipe, a file or e.g. cls:rsna (default: configs/cls.py:rsna)
 #   --workdir=DIR       gs://BUCKET/PATH, or a path on the VM (default: runs/NAME); where TYPE has
 #                       several hosts: gs://BUCKET/PATH, or the absolute path of a folder they share
 #   --data=DIR          raw images: gs://BUCKET/PATH, or a path on the workers (default: none)
@@ -80,7 +80,7 @@ esac
 [[ $name =~ ^[a-z][-a-z0-9]*$ ]] || die "--name=NAME is needed: small letters, digits, '-'; got '$name'"
 [[ -n $zone ]] || die "--zone=ZONE is needed, e.g. --zone=us-west4-a"
 [[ $poll =~ ^[0-9.]+$ ]] || die "--poll=$poll is no number of seconds"
-[[ -f $root/${config%%:*} ]] || die "--config=$config: there is no ${config%%:*} in this checkout"
+[[ ${config%%:*} != *.py || -f $root/${config%%:*} ]] || die "--config=$config: there is no ${config%%:*} in this checkout"
 if [[ -z $runtime ]]; then # https://cloud.google.com/tpu/docs/runtimes
   case $accelerator in
     v6e-*) runtime=v2-alpha-tpuv6e ;;

@@ -18,7 +18,7 @@
 #   --num-slices=N       TPU slices (default: 1)
 #   --device-type=TYPE   GPU nodes instead, e.g. h100-80gb-8, a100-40gb-8
 #   --num-nodes=N        GPU nodes (default: 1)
-#   --config=FILE        recipe (default: configs/cls.py:rsna)
+#   --config=RECIPE        recipe, a file or e.g. cls:rsna (default: configs/cls.py:rsna)
 #   --workdir=DIR        gs://BUCKET/PATH, or the absolute path of a folder in a mounted --storage
 #   --data=DIR           raw images, likewise (default: none)
 #   --storage=NAME       mount a storage made with `xpk storage attach`; may be repeated
@@ -101,7 +101,7 @@ build() {
 
 submit() {
   [[ -n $workdir ]] || die "--workdir=DIR is needed: gs://BUCKET/PATH, or a folder of a --storage"
-  [[ -f $root/${config%%:*} ]] || die "--config=$config: there is no ${config%%:*} in this checkout"
+  [[ ${config%%:*} != *.py || -f $root/${config%%:*} ]] || die "--config=$config: there is no ${config%%:*} in this checkout"
   local create=("--workload=$workload") command image_flags
   if [[ -n $tpu_type && -z $device_type ]]; then
     create+=("--tpu-type=$tpu_type" "--num-slices=$slices")

@@ -53,7 +53,7 @@ def test_a_recipe_of_the_users_own_from_anywhere(tmp_path, monkeypatch):
     ("recipe", "says"),
     [
         ("clss", "did you mean cls? shipped are bench, cls, seg"),
-        ("none.py", "there is no such recipe file"),
+        ("none.py", "there is no such file"),
         ("cls:mnist", "choose one of"),
         ("seg:mnist", "choose subset or all"),
     ],

@@ -44,7 +44,7 @@ def fill(folder):
 WRITES = {
     "metrics": ("boneage_jax.report.metric_writer.MetricWriter.write", "metrics.jsonl"),
     "checkpoint": ("boneage_jax.storage.checkpoints.Checkpoints.save", "checkpoints"),
-    "report": ("boneage_jax.training.train.write_report", "predictions.csv"),
+    "report": ("boneage_jax.training.final_report.write_report", "predictions.csv"),
 }
 
 

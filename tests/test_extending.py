@@ -9,6 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tensorflow_datasets.core import registered
+from tiny_backbone import TinyBackbone
 
 from boneage_jax import evaluate, extensions, main, predict
 from boneage_jax.cli import exit_status
@@ -27,6 +29,7 @@ COMMANDS_OF = {
     "tfds_rsna.prepare": prepare,
 }
 SHORT = ["--config.steps=2", "--config.batch_size=8", "--config.eval_batch_size=12"]
+TINY = [*SHORT, "--config.model.name=tiny"]
 
 
 @pytest.fixture
@@ -37,8 +40,10 @@ def forgotten():
 
     def forget():
         extensions._loaded.clear()
+        registered._DATASET_REGISTRY.pop("clinic", None)
         for registry in registries:
             registry._values.clear()
+        register_model("tiny")(TinyBackbone)  # in place of a network that takes long to compile
 
     forget()
     yield forget
@@ -94,13 +99,14 @@ def test_a_backbone_of_the_users_own(here, forgotten, capsys):
     assert "unknown model 'plain_cnn'" in line and "--extensions=FILE.py" in line
     assert "\n" not in line
     # An option that the module does not have, and one of the package's that it did not ask for.
-    assert run(train, *small, "--config.model.options.depth=3") == 2
+    other = [*small, "--workdir=runs/other", "--config.model.options.depth=3"]
+    assert run(train, *other) == 2
     assert "unknown option 'depth' of plain_cnn; known are" in capsys.readouterr().err
 
 
 def test_an_augmentation_and_config_keys_of_the_users_own(here, forgotten, capsys):
     (train,) = commands("noise.py")
-    small = [*SHORT, "--config.data.config=64-small", "--config.model.name=efficientnet_lite0"]
+    small = [*TINY, "--config.data.config=64-small"]
     assert run(train, *small, "--config.noise.sigma=0.9") == 2
     assert "config.noise.sigma=0.9 must lie in 0..0.5" in capsys.readouterr().err
     assert run(train, *small, "--config.noise.tau=1") == 2
@@ -133,7 +139,7 @@ def test_a_task_and_a_data_set_of_the_users_own(here, forgotten, capsys):
     make, train, look, read = commands("stages.py")
     assert run(make) == 0
     assert "clinic/64/1.0.0 train: 24 images" in capsys.readouterr().out
-    assert run(train, *SHORT) == 0
+    assert run(train, *TINY) == 0
     assert "stage: accuracy" in capsys.readouterr().out
     forgotten()
     assert run(look) == 0

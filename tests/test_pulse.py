@@ -34,7 +34,7 @@ def until(condition, seconds=10.0):
 
 def test_a_process_that_falls_silent_is_named():
     store, said = Store(), []
-    store.values["boneage_jax/pulse/3"] = "7"
+    store.values["boneage_jax/heartbeat/3"] = "7"
     with Heartbeat(0.4, said.append, store):
         assert until(lambda: said)
     assert "no sign of life from process 3" in said[0] and said[0].startswith("process 0:")
@@ -42,14 +42,14 @@ def test_a_process_that_falls_silent_is_named():
 
 def test_those_that_live_or_have_left_are_not_missed():
     store, said = Store(), []
-    store.values["boneage_jax/pulse/1"] = "left"
+    store.values["boneage_jax/heartbeat/1"] = "left"
     with Heartbeat(0.4, said.append, store):
         for beat in range(20):
-            store.values["boneage_jax/pulse/2"] = str(beat)
+            store.values["boneage_jax/heartbeat/2"] = str(beat)
             time.sleep(0.05)
-        assert int(store.values["boneage_jax/pulse/0"]) >= 0
+        assert int(store.values["boneage_jax/heartbeat/0"]) >= 0
     assert not said
-    assert store.values["boneage_jax/pulse/0"] == "left"
+    assert store.values["boneage_jax/heartbeat/0"] == "left"
 
 
 def test_one_that_never_began_is_missed_where_it_is_expected():
@@ -68,8 +68,8 @@ def test_a_training_within_another_leaves_with_that():
         assert until(lambda: store.values)
         with Heartbeat(9.0, print, store):
             pass
-        assert store.values["boneage_jax/pulse/0"] != "left"
-    assert store.values["boneage_jax/pulse/0"] == "left"
+        assert store.values["boneage_jax/heartbeat/0"] != "left"
+    assert store.values["boneage_jax/heartbeat/0"] == "left"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_only_a_process_that_ends_in_good_order_says_that_it_left(error, left):
     with pytest.raises(type(error)), Heartbeat(9.0, print, store):
         assert until(lambda: store.values)
         raise error
-    assert (store.values["boneage_jax/pulse/0"] == "left") is left
+    assert (store.values["boneage_jax/heartbeat/0"] == "left") is left
 
 
 def test_a_coordinator_that_does_not_answer():

@@ -81,7 +81,7 @@ def test_a_budget_needs_pretraining_at_the_same_size():
             "pretrain.data and config.init_from exclude",
         ),
         ({"model__pretrained": "lite0"}, "is for bone_age"),
-        ({"task": "chest"}, "task='chest' must be one of"),
+        ({"task": "chest"}, "unknown task 'chest': known are bone_age, hand_mask"),
         ({"data__mask_mode": "cut"}, "mask_mode='cut' must be one of"),
         ({"loss__dice_weight": -1.0}, "dice_weight=-1.0 must be 0 or more"),
     ],

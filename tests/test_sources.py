@@ -82,6 +82,7 @@ def test_a_changed_folder_takes_the_place_of_what_was_made_from_it(tmp_path, out
     record = next(r for r in builder.as_data_source("train") if r["id"] == 1)
     assert set(np.unique(record["image"])) != {1}
     assert len(prepared_sets(out, BELOW)) == 2 and ids(prepare(NAME, other)) == [7, 8]
+    assert len(list((out / "sources").glob("raw-*"))) == 1
 
 
 def test_a_reader_without_raw_dir_gets_the_newest_and_is_told(tmp_path, out, capsys):
@@ -138,6 +139,20 @@ def test_tfds_manual_dir_stands_for_raw_dir(tmp_path, out):
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=raw))
     assert ids(builder) == [1, 2, 3]
     assert ids(prepare(NAME)) == [1, 2, 3]
+
+
+def test_a_manual_dir_of_other_data_is_refused(tmp_path, out):
+    raw, other = write(tmp_path / "raw"), write(tmp_path / "other", ids=(7, 8))
+    prepare(NAME, raw)
+    for folder in (raw, other):
+        config = tfds.download.DownloadConfig(manual_dir=folder)
+        builder = tfds.builder(NAME, data_dir=out)
+        if folder == raw:
+            builder.download_and_prepare(download_config=config)  # is done
+            continue
+        with pytest.raises(InputError, match=r"--raw_dir=.*other"):
+            builder.download_and_prepare(download_config=config)
+    assert ids(tfds.builder(NAME, data_dir=out)) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("name", [NAME, "radiograph_folder/256", "hand_mask/256"])

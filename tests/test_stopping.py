@@ -53,7 +53,7 @@ def test_in_another_thread_only_the_clock_counts():
 
 
 def test_a_stopped_run_ends_with_the_status_that_schedulers_requeue(capsys):
-    def main():
+    def main(argv):
         try:
             raise Stopped("SIGTERM: saved at step 3 of 8")
         except Exception:  # as libraries in between may have it

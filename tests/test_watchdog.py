@@ -9,7 +9,12 @@ from pathlib import Path
 
 from tiny_run import arguments
 
-from boneage_jax.runtime.watchdog import NO_LIMIT, Watchdog
+from boneage_jax.runtime.watchdog import (
+    NO_LIMIT,
+    Watchdog,
+    waiting_for,
+    waiting_for_nothing,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,7 +65,7 @@ def test_switched_off_there_is_no_thread():
 def test_each_batch_of_the_last_evaluation_is_a_sign_of_life(tiny_train, monkeypatch):
     """Of each member, 32 images in batches of 12, and of the ensemble, all members' images again.
 
-    Otherwise one that takes longer than the limit would end in each start anew.
+    Otherwise one that takes longer than the limit would end every start the same way.
     """
     said, waits_for = {}, Watchdog.waits_for
 
@@ -70,11 +75,24 @@ def test_each_batch_of_the_last_evaluation_is_a_sign_of_life(tiny_train, monkeyp
 
     monkeypatch.setattr(Watchdog, "waits_for", note)
     tiny_train(members=2, steps=2)
-    ensemble, *members = said.values()
-    assert [words.count("the report") for words in members] == [1 + 3, 1 + 3]
-    assert ensemble.count("the report") == 1 + 2 * 3
+    (words,) = said.values()  # members share the watch of their ensemble
+    evaluations = 2 * 2 + 2  # of each member at its last step and for its report; of the ensemble
+    assert words.count("the evaluation") == evaluations * (1 + 3)
     # What comes before the first step is watched as well.
-    assert members[0].index("the data") < members[0].index("the step and its compilation")
+    first, step = words.index("the data"), words.index("the step and its compilation")
+    assert words.index("the workdir") < first < step
+    assert words.count("the step and its compilation") == 2
+
+
+def test_waiting_is_noted_from_anywhere_while_a_watch_is_on():
+    said = []
+    waiting_for("nobody listens")
+    with Watchdog(0.3, said.append), Watchdog(0.01, said.append):  # the inner one does nothing
+        waiting_for("the next batch")
+        assert until(lambda: said)
+        waiting_for_nothing()
+    assert len(said) == 1 and "waited 0 s for the next batch" in said[0]
+    waiting_for("nobody listens")
 
 
 def test_a_stalled_pipeline_ends_with_the_status_that_schedulers_requeue(phantoms, tmp_path):

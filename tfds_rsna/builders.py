@@ -134,7 +134,7 @@ def prepare(
                     print(f"preparing {label} in {place.path} ({reason})", file=sys.stderr)
                     _build(cls, config, root, place, wanted, raw, settings)
                     for old in outdated:
-                        shutil.rmtree(old, ignore_errors=True)
+                        _remove(old, root)
         if not reason:
             print(f"{label} is prepared in {place.path}", file=sys.stderr)
         return _make(cls, config, place.root, raw, settings)
@@ -191,6 +191,15 @@ def _outdated(root: Path, below: Path, wanted: Fingerprint, place: _Place) -> li
         and wanted.folder
         and one.made_from.folder == wanted.folder
     ]
+
+
+def _remove(folder: Path, root: Path) -> None:
+    """Removes a folder, and those above it below `root` that then hold nothing but .config."""
+    while folder != root and root in folder.parents:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder = folder.parent
+        if any(path.name != ".config" for path in folder.iterdir()):
+            return
 
 
 def _settings_fit(found: Fingerprint | None, wanted: Fingerprint) -> bool:

@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 
 from boneage_jax.errors import InputError
 from boneage_jax.inference.background_removal import Background
+from tfds_rsna.fingerprint import fingerprint, read_fingerprint
 from tfds_rsna.sizes import open_background, parse_config
 from tfds_rsna.sources import default_root, prepared_sets
 
@@ -60,6 +61,25 @@ class RawDataBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
     def _size(self) -> int | None:
         assert self.builder_config is not None
         return parse_config(self.builder_config.name)[0]
+
+    def download_and_prepare(
+        self, *, download_config: tfds.download.DownloadConfig | None = None, **options: Any
+    ) -> None:
+        """Prepares as TFDS does, unless that is done; `manual_dir` stands for `raw_dir`.
+
+        Raises:
+          InputError: the prepared data was made from another folder than `manual_dir`.
+        """
+        manual = str(download_config.manual_dir or "") if download_config else ""
+        found = read_fingerprint(self.data_path) if manual and self._raw_dir is None else None
+        if found is not None:
+            raw = fingerprint(Path(manual).expanduser(), {}, exclude=Path(self._data_dir_root)).raw
+            if raw != found.raw:
+                raise InputError(
+                    f"manual_dir={manual} is not what {self.data_path} was made from; prepare it "
+                    f"by python -m tfds_rsna.prepare {self.name} --raw_dir={manual}"
+                )
+        super().download_and_prepare(download_config=download_config, **options)
 
     def _find_raw_dir(self, dl_manager: tfds.download.DownloadManager) -> Path | None:
         """The folder of the raw data; None where neither raw_dir nor manual_dir was given.

@@ -60,7 +60,8 @@ def input_cases(
     }
     samples = [taken / settings.block for taken in seconds]
     yield Result(
-        *("input", "records to device"),
+        case="input",
+        name="records to device",
         **labels_of(run),
         samples=samples,
         images=recipe.batch_size,
@@ -109,7 +110,8 @@ def loop_cases(
     for name, seconds in times.items():
         note = {} if name == "bare step" else {"ratio_to_bare_step": ratio.median}
         yield Result(
-            *("loop", name),
+            case="loop",
+            name=name,
             **labels_of(run),
             samples=[taken / settings.block for taken in seconds],
             images=recipe.batch_size,
@@ -121,7 +123,10 @@ def loop_cases(
 def _batches(run: Run, settings: Bench, folder: Path) -> Any:
     config = run.config
     split = synthetic_split(
-        *(folder, settings.records, run.info.image_size), uncompressed=config.data.uncompressed
+        folder,
+        settings.records,
+        run.info.image_size,
+        uncompressed=config.data.uncompressed,
     )
     return train_batches(
         split,

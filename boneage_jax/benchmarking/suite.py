@@ -125,8 +125,15 @@ def _loop(bed: Bed) -> Iterator[Result]:
 def _started(bed: Bed, case: str, name: str, samples: list[float], **fields: Any) -> Result:
     config = bed.recipe
     return Result(
-        *(case, name, config.model.name, bed.info.image_size, config.batch_size),
-        *(config.model.dtype, config.parallel, jax.device_count(), samples),
+        case=case,
+        name=name,
+        model=config.model.name,
+        image_size=bed.info.image_size,
+        batch_size=config.batch_size,
+        dtype=config.model.dtype,
+        parallel=config.parallel,
+        devices=jax.device_count(),
+        samples=samples,
         **fields,
     )
 
@@ -152,11 +159,8 @@ def _memory(bed: Bed) -> Iterator[Result]:
     planned = found[0]["planned"]
     if planned:
         total = planned["argument"] + planned["output"] + planned["temp"] - planned["alias"]
-        yield _started(
-            *(bed, "memory", "planned by XLA per device", [float(total)]),
-            unit="bytes",
-            note=planned,
-        )
+        name = "planned by XLA per device"
+        yield _started(bed, "memory", name, [float(total)], unit="bytes", note=planned)
 
 
 def _parallel(bed: Bed) -> Iterator[Result]:

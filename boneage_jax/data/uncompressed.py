@@ -82,7 +82,7 @@ class Uncompressed:
 
     def __del__(self) -> None:
         for pixels in getattr(self, "_pixels", {}).values():
-            with contextlib.suppress(OSError):
+            if os is not None and os.close is not None:  # at exit modules may be gone
                 os.close(pixels.file)
 
     def __len__(self) -> int:

@@ -50,13 +50,16 @@ def report_members(
     reports = []
     for member in members:
         history = [row for row in read_metrics(member.folder) if row["step"] <= member.step]
-        reports.append(
-            make_report(
-                *(member, dataset, split, rows, history),
-                members=len(members),
-                test_opened=len(openings(workdir)),
-            )
+        report = make_report(
+            member,
+            dataset,
+            split,
+            rows,
+            history,
+            members=len(members),
+            test_opened=len(openings(workdir)),
         )
+        reports.append(report)
     report = reports[0]
     if len(members) == 1:
         return report

@@ -175,7 +175,7 @@ def _row(point: Point) -> dict[str, Any]:
     return {"arm": point.arm, "overrides": overrides, "budget": point.budget, "seed": point.seed}
 
 
-def choose_arms(arms: Arms, only: str, file: Path) -> Arms:
+def choose_arms(arms: Arms, only: str, file: str | Path) -> Arms:
     """Returns the arms named in a list with commas, all for an empty one.
 
     Raises:

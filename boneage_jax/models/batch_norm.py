@@ -46,8 +46,8 @@ class BatchNorm(nn.Module):
         channels = (x.shape[-1],)
         moving_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         moving_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-        scale = self.param("scale", self.scale_init, channels)
-        bias = self.param("bias", nn.initializers.zeros, channels)
+        scale = self.param("scale", self.scale_init, channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         if self.use_running_average:
             mean, var = moving_mean.value, moving_var.value
         else:

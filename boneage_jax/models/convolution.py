@@ -174,7 +174,10 @@ def swapped_weight_gradient(
 def _weight_gradient(x: Array, gradient: Array, padding: Padding, precision: Any) -> Array:
     """The same as lax has it."""
     return jax.lax.conv_general_dilated(
-        *(x, gradient, (1, 1), padding),
+        x,
+        gradient,
+        (1, 1),
+        padding,
         dimension_numbers=("CHWN", "IHWO", "HWNC"),
         precision=precision,
     )

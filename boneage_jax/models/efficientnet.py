@@ -145,7 +145,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        weights = self.param("kernel", _conv_init, shape).astype(self.dtype)
+        weights = self.param("kernel", _conv_init, shape, jnp.float32).astype(self.dtype)
         x = x.astype(self.dtype)
         if self.kernel == 1 and self.stride == 1 and self.flat:
             # Flattened to [B*H*W, C]: from the four-dimensional product XLA's CPU backend copies a
@@ -160,7 +160,9 @@ class Conv(nn.Module):
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
         if self.use_bias:
-            x += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            x += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(
+                self.dtype
+            )
         return x
 
 
@@ -177,7 +179,7 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x: Array, norm: tuple[Array, Array] | None = None, act: Any = None) -> Array:
         """[B, H, W, C], normalised before by `act(x * a + b)` where `norm` gives a, b [C]."""
         shape = (self.kernel, self.kernel, 1, x.shape[-1])
-        weights = self.param("kernel", _depthwise_init, shape).astype(self.dtype)
+        weights = self.param("kernel", _depthwise_init, shape, jnp.float32).astype(self.dtype)
         x, padding = x.astype(self.dtype), pads(self.padding, self.kernel)
         if norm is not None:
             return fused_depthwise(x, *norm, weights, act=act, stride=self.stride, padding=padding)

@@ -20,7 +20,7 @@ from boneage_jax.errors import Stopped
 from boneage_jax.runtime.distributed import place, store
 from boneage_jax.runtime.watchdog import end_process
 
-GONE_AFTER = 40.0  # seconds; below HEARTBEAT_SECONDS of cluster.py
+GONE_AFTER = 40.0  # seconds; below HEARTBEAT_SECONDS of distributed.py
 _EVERY = 4.0
 _FOLDER = "boneage_jax/heartbeat"
 _LEFT = "left"

@@ -1,6 +1,5 @@
 """The machine under a run: processor, devices, versions of packages that results depend on."""
 
-import functools
 import importlib.metadata
 import os
 import platform
@@ -13,7 +12,6 @@ _VERSIONS = (
 _CPUINFO = Path("/proc/cpuinfo")  # of Linux
 
 
-@functools.cache
 def cpuinfo() -> dict[str, str]:
     """Returns the fields of the first processor in /proc/cpuinfo; {} where there is no such file.
 

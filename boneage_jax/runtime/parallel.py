@@ -1,4 +1,4 @@
-"""How a step meets devices: pmap, or jit over a mesh. The only file that knows of them.
+"""How a step meets devices: pmap, or jit over a mesh.
 
 Both run the same program on the same global batch and give the same result within float
 tolerance, on one device or many:

@@ -88,8 +88,9 @@ class Task(abc.ABC):
         model: Any = self.model  # type: ignore[attr-defined]
         if not train:
             return model.apply(variables, batch["image"], train=False), variables["batch_stats"]
+        images = batch["image"]
         outputs, updated = model.apply(
-            *(variables, batch["image"]), train=True, image_keys=keys, mutable=["batch_stats"]
+            variables, images, train=True, image_keys=keys, mutable=["batch_stats"]
         )
         return outputs, updated.get("batch_stats", {})
 

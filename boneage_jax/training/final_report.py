@@ -43,17 +43,19 @@ def final_report(
     fitted_on, rows = rows, corrected(rows, config)
     if len(members) == 1:  # the whole history, whichever checkpoint was selected
         history, opened = read_metrics(workdir), len(openings(workdir))
-        report = make_report(
-            *(members[0], dataset, config.data.eval_split, rows, history), test_opened=opened
-        )
+        (trained,) = members
+        split_name = config.data.eval_split
+        report = make_report(trained, dataset, split_name, rows, history, test_opened=opened)
     else:
         report = report_members(members, dataset, config.data.eval_split, rows, workdir)
     if not is_first_process():
         return report
     if config.task == "bone_age":
         calibration = Calibration.fit(
-            *(fitted_on["predicted_age"], fitted_on["true_age"]),
-            *(split.images(), config.bias_correction),
+            fitted_on["predicted_age"],
+            fitted_on["true_age"],
+            split.images(),
+            config.bias_correction,
         )
         with writing(workdir / CALIBRATION):
             calibration.save(workdir / CALIBRATION)

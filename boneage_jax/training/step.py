@@ -133,7 +133,8 @@ def make_train_step(
         part = optax.apply_updates(part, updates)
         ema = state.ema_params
         if ema_decay:
-            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            step = state.step.astype(jnp.float32)
+            decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
             ema = optax.incremental_update(part, ema, 1.0 - decay)
         part, batch_stats, ema, opt_state = accept(
             good,
