@@ -19,7 +19,7 @@ from boneage_jax.cli import Parser, parse_config, prepare_jax, run_door
 
 def main(argv: Sequence[str]) -> int:
     """Measures as `argv` says and prints a table; returns the exit status."""
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, extensions=True)
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="for the results")
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="earlier results")
     parser.add_argument("--report", type=Path, metavar="REPORT.json", help="of a training")
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
 
     from boneage_jax.benchmarking.suite import benchmark
 
-    prepare_jax(compile_cache=False)
+    prepare_jax(compile_cache=False, trains=True)
     lines, slower = benchmark(
         config,
         args.output or default,

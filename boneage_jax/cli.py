@@ -7,9 +7,11 @@ import argparse
 import ast
 import contextlib
 import difflib
+import gc
 import importlib.util
 import inspect
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +38,7 @@ def run_door(main: Main, *, computes: bool = True, in_a_job: bool = False) -> No
       computes: sets up memory and compiler for JAX on CPUs; must come before JAX is loaded.
       in_a_job: the command may be one process of several, which end together.
     """
+    gc.set_threshold(50_000, 20, 50)  # importing and tracing make few cycles and many objects
     if computes:
         choose_for_cpu()
         use_huge_pages()
@@ -44,7 +47,9 @@ def run_door(main: Main, *, computes: bool = True, in_a_job: bool = False) -> No
             from boneage_jax.runtime.distributed import parting
 
             stack.enter_context(parting())
-        sys.exit(exit_status(main, sys.argv[1:]))
+        status = exit_status(main, sys.argv[1:])
+        gc.freeze()  # at the end Python would look through all objects once more: 0.4 s
+        sys.exit(status)
 
 
 def exit_status(main: Main, argv: Sequence[str] = ()) -> int:
@@ -63,9 +68,19 @@ def exit_status(main: Main, argv: Sequence[str] = ()) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever reads our output has seen enough, e.g. head
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise  # of another pipe or connection
+        # Whoever reads our output has seen enough, e.g. head.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _output_is_closed() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,10 +97,12 @@ class Parser(argparse.ArgumentParser):
           doc: docstring of the command's module.
           extensions: add --extensions=FILE.py, executed while arguments are parsed.
         """
-        summary, usage, *rest = (doc or "").strip().split("\n\n")
+        doc = doc or "A command.\n\nusage: python -m boneage_jax [OPTIONS]"  # none under -OO
+        summary, usage, *rest = doc.strip().split("\n\n")
         words = usage.removeprefix("usage: ")
         command = " ".join(words.split()[:3])  # python -m MODULE
-        typed = Path(sys.argv[0]).name if "boneage-" in sys.argv[0] else command
+        script = Path(sys.argv[0]).name
+        typed = script if script.startswith("boneage-") else command
         lines = words.removeprefix(command).splitlines()
         indent = "\n" + " " * len(f"usage: {typed} ")
         super().__init__(
@@ -107,19 +124,28 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Extensions(argparse.Action):
+    """Executes a file at once, and keeps its name for child processes."""
+
     def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
         load_extensions(values)
+        namespace.extensions = [*(getattr(namespace, "extensions", None) or []), str(values)]
 
 
-def prepare_jax(*, compile_cache: bool = True) -> None:
-    """Turns on the compilation cache and what else a command asks of JAX; loads JAX."""
+def prepare_jax(*, compile_cache: bool = True, trains: bool = False) -> None:
+    """Sets up JAX for a command: the compilation cache, the heap; loads JAX.
+
+    Args:
+      compile_cache: keep compiled programs between starts.
+      trains: train steps will run, whose collectives shall overlap with arithmetic.
+    """
     from boneage_jax.runtime.compile_cache import use_compile_cache
     from boneage_jax.runtime.cpu_memory import tidy_heap
     from boneage_jax.runtime.xla_flags import hide_latency
 
     if compile_cache:
         use_compile_cache()
-    hide_latency()
+    if trains:
+        hide_latency()
     tidy_heap()
 
 
@@ -143,14 +169,14 @@ def parse_config(argv: Sequence[str]) -> tuple[ConfigDict, Path, list[str]]:
     file, _, preset = given[-1].partition(":")
     config = load_recipe(given[-1])
     argv = [a for a in argv if not a.startswith("--config=")]
-    argv = _take_options(config, argv)
     values = flags.FlagValues()
-    typed = [sys.argv[0], *argv]
     try:
+        argv = _take_options(config, argv)
+        typed = [sys.argv[0], *argv]
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=typed)
         flags.DEFINE_string("workdir", "", "folder of the run", flag_values=values)
         rest = values([sys.argv[0], *argv])[1:]
-    except (AttributeError, KeyError) as error:
+    except (AttributeError, LookupError) as error:
         # ml_collections quotes the key, and quotes that again; its hint follows on a second line.
         key = str(error.args[0]).encode().decode("unicode_escape").replace("\n", " - ")
         key = key.strip('"').replace("'", "")
@@ -210,7 +236,9 @@ def _find(name: str, folder: Path, flag: str) -> Path:
     path = Path(name).expanduser()
     if path.suffix == ".py" or os.sep in name:
         if not path.is_file():
-            raise InputError(f"{flag}={name}: there is no such file")
+            shipped = (folder / f"{path.stem}.py").is_file()
+            hint = f"; {flag}={path.stem} names the shipped one" if shipped else ""
+            raise InputError(f"{flag}={name}: there is no such file{hint}")
         return path
     names = sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")
     if name not in names:
@@ -255,10 +283,11 @@ def _take_options(config: ConfigDict, argv: Sequence[str]) -> list[str]:
         if not (argument.startswith("--config.") and equals and section in _FREE_SECTIONS):
             rest.append(argument)
             continue
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
+        value: Any = text
+        if section == "model.options":  # those of a builder are text, which it parses itself
+            with contextlib.suppress(ValueError, SyntaxError):
+                value = ast.literal_eval(text)
         outer, inner = section.split(".")
-        config[outer][inner][name] = value
+        with config[outer][inner].unlocked(), config[outer][inner].ignore_type():
+            config[outer][inner][name] = value
     return rest

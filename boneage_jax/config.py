@@ -155,6 +155,8 @@ def base_config() -> ConfigDict:
     config.optimizer.beta2 = 0.999  # decay of the mean square
 
     for section, (defaults, _) in CONFIG_SECTIONS.items():
+        if section in config:
+            raise InputError(f"config section {section!r} is one of boneage_jax; name another")
         config[section] = ConfigDict(defaults)
     return config
 
@@ -240,7 +242,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
     if len(starts) > 1:
         raise InputError(f"config.{starts[0]} and config.{starts[1]} exclude each other")
     if given["task"] != "bone_age":
-        for key in ("test_views", "mix.mixup", "mix.cutmix", "model.remat"):
+        for key in ("test_views", "mix.mixup", "mix.cutmix", "model.remat", "member_flops"):
             _require(not given[key], key, given[key], f"off for config.task={given['task']}")
         _require(given["members"] == 1, "members", given["members"], "1 for hand masks")
     if given["model.pretrained"] and given["task"] != "bone_age":
@@ -248,7 +250,18 @@ def check_config(config: ConfigDict) -> ConfigDict:
     for section, (_, check) in CONFIG_SECTIONS.items():
         if check is not None:
             check(config[section])
-    return ConfigDict(config.to_dict()).lock()
+    values = config.to_dict()
+    for outer in ("data", "model"):
+        values[outer]["options"] = _as_json(f"{outer}.options", values[outer]["options"])
+    return ConfigDict(values).lock()
+
+
+def _as_json(key: str, value: Any) -> Any:
+    """The value as config.json gives it back, so that a restart finds the same."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"config.{key}={value!r} cannot be stored as JSON: {error}") from error
 
 
 def save_config(path: Path, config: ConfigDict) -> None:

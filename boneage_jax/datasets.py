@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from boneage_jax.data.source import Dataset, Split, cut_split, open_split, read_labels
 from boneage_jax.errors import InputError
-from boneage_jax.runtime.watchdog import NO_LIMIT, PATIENCE, waiting_for
+from boneage_jax.runtime.watchdog import PATIENCE, waiting_for, waiting_without_limit
 from boneage_jax.tasks.registry import task_class
 from tfds_rsna.builders import prepare
 
@@ -50,20 +50,30 @@ def open_dataset(config: ConfigDict) -> Dataset:
       InputError: unknown data set, raw data missing or damaged, not prepared and no raw data.
     """
     options = {"masks": config.masks, "mask_mode": config.mask_mode}
-    waiting_for("the preparation of the data", NO_LIMIT)
-    builder = prepare(
-        f"{config.name}/{config.config}",
-        raw_dir=config.raw_dir,
-        data_dir=config.data_dir,
-        **options | dict(config.get("options", {})),
-    )
-    names = [name for name, split in builder.info.splits.items() if split.num_examples]
-    sources = {name: open_split(builder, name, config.uncompressed) for name in names}
+    for key in config.get("options", {}):
+        if key in ("name", "raw_dir", "data_dir", "overwrite", "download", "skip_unreadable"):
+            raise InputError(f"config.data.options.{key} is no option of {config.name}")
+    with waiting_without_limit("the preparation of the data"):
+        builder = prepare(
+            f"{config.name}/{config.config}",
+            raw_dir=config.raw_dir,
+            data_dir=config.data_dir,
+            **options | dict(config.get("options", {})),
+        )
+        missing = [key for key in ("image", "id") if key not in builder.info.features]
+        if missing:
+            raise InputError(f"records of {config.name} lack {' and '.join(missing)}")
+        names = [name for name, split in builder.info.splits.items() if split.num_examples]
+        sources = {name: open_split(builder, name, config.uncompressed) for name in names}
     waiting_for("the data", PATIENCE)
     splits = {
         name: Split(name, source, np.arange(len(source)), read_labels(source))
         for name, source in sources.items()
     }
+    if "train" not in splits:
+        raise InputError(
+            f"{config.name}/{config.config} has no split train; it has {', '.join(splits)}"
+        )
     if not config.official_splits:
         splits = {"train": splits["train"]}
     for name in ("test", "validation"):

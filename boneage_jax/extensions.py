@@ -18,36 +18,38 @@ from typing import Any, TypeVar
 from boneage_jax.errors import InputError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OF_A_TASK = ("name", "metrics_type", "metric", "labels", "reported", "from_config")
 T = TypeVar("T")
 
 
 class Registry(Mapping[str, Any]):
-    """Values by name, added by the user; those of the package are `reserved`.
+    """Values by name, added by the user."""
 
-    Args:
-      kind: what the values are, for messages: model, task ...
-      reserved: names that cannot be registered.
-    """
+    def __init__(self, kind: str, reserved: str = ""):
+        """Makes an empty registry.
 
-    def __init__(self, kind: str, reserved: Iterable[str] = ()):
-        self.kind, self._reserved = kind, frozenset(reserved)
+        Args:
+          kind: what the values are, for messages: model, task ...
+          reserved: regular expression of the package's own names, which cannot be registered.
+        """
+        self.kind, self._reserved = kind, re.compile(reserved or "(?!)")
         self._values: dict[str, Any] = {}
-
-    def reserve(self, names: Iterable[str]) -> None:
-        """Keeps further names from being registered."""
-        self._reserved |= frozenset(names)
 
     def add(self, name: str, value: Any) -> None:
         """Registers `value`; the same name again replaces it, as when a file is executed twice.
 
         Raises:
-          InputError: no Python identifier, or a name of the package's own.
+          InputError: see `check`.
         """
+        self.check(name)
+        self._values[name] = value
+
+    def check(self, name: str) -> None:
+        """Raises InputError for no Python identifier, or a name of the package's own."""
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InputError(f"{self.kind} {name!r} needs a name of letters, digits and _")
-        if name in self._reserved:
+        if self._reserved.fullmatch(name):
             raise InputError(f"{self.kind} {name!r} is one of boneage_jax; choose another name")
-        self._values[name] = value
 
     def unknown(self, name: str, known: Iterable[str] = ()) -> InputError:
         """Returns the error for a name that is neither registered nor among `known`."""
@@ -69,11 +71,11 @@ class Registry(Mapping[str, Any]):
         return len(self._values)
 
 
-MODELS = Registry("model")
-TASKS = Registry("task", ("bone_age", "hand_mask"))
-DATASETS = Registry("data set")
+MODELS = Registry("model", r"efficientnet_(b|lite)\d|unet(_wide|_10)?")
+TASKS = Registry("task", "bone_age|hand_mask")
+DATASETS = Registry("data set", "hand_mask|hand_phantom|radiograph_folder|rsna_bone_age")
 AUGMENTATIONS = Registry("augmentation")
-CONFIG_SECTIONS = Registry("config section")
+CONFIG_SECTIONS = Registry("config section", "bench")
 
 
 def register_model(name: str) -> Callable[[T], T]:
@@ -95,9 +97,22 @@ def register_task(name: str) -> Callable[[T], T]:
     """Registers a subclass of `boneage_jax.tasks.task.Task` under `name`, for `config.task`.
 
     Raises:
-      InputError: see `Registry.add`.
+      InputError: see `Registry.add`; also a class that lacks what a task must have.
     """
-    return _registering(TASKS, name)
+
+    TASKS.check(name)
+
+    def register(task: T) -> T:
+        lacks = [key for key in _OF_A_TASK if not hasattr(task, key)]
+        lacks += sorted(getattr(task, "__abstractmethods__", ()))
+        if lacks or not isinstance(task, type):
+            raise InputError(f"task {name!r} must be a subclass of Task with {', '.join(lacks)}")
+        if task.name != name:  # type: ignore[attr-defined]
+            raise InputError(f"task {name!r} must have name = {name!r}, not {task.name!r}")  # type: ignore[attr-defined]
+        TASKS.add(name, task)
+        return task
+
+    return register
 
 
 def register_dataset(name: str) -> Callable[[T], T]:
@@ -181,7 +196,12 @@ def load_extensions(file: str | Path) -> ModuleType:
         spec.loader.exec_module(module)
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{file}: {type(error).__name__}: {error}") from error
     _loaded[path] = module
     return module
+
+
+def loaded_files() -> list[str]:
+    """Returns the files that `load_extensions` has executed, for child processes."""
+    return [str(path) for path in _loaded]

@@ -19,7 +19,7 @@ from boneage_jax.cli import Parser, parse_config, prepare_jax, run_door
 
 def main(argv: Sequence[str]) -> int:
     """Trains as `argv` says and prints the result; returns the exit status."""
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, extensions=True)
     parser.add_argument("--show_config", action="store_true", help="print the config and exit")
     parser.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0")
     parser.add_argument("--processes", type=int, default=0, metavar="N", help="of the job")
@@ -47,7 +47,7 @@ def _train(argv: Sequence[str]) -> int:
     from boneage_jax.storage.bucket import address_of
     from boneage_jax.training.train import train
 
-    prepare_jax(compile_cache=config.get("compile_cache", True))
+    prepare_jax(compile_cache=config.get("compile_cache", True), trains=True)
     report = train(config, workdir)
     print(*summary_lines(report), f"report: {address_of(workdir)}/report.html", sep="\n")
     return 0

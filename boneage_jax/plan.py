@@ -6,7 +6,7 @@ usage: python -m boneage_jax.plan --config=RECIPE[:PRESET] --topology=TOPOLOGY
   --config      a recipe, as for boneage_jax.main, e.g. cls:rsna; its data is not needed
   --topology    TPUs as libtpu names them (v5e:2x4, v6e:4x4, v5p:2x2x2, v4:2x2x2, v5e:16x16), whose
                 compiler is asked: pip install 'boneage_jax[plan]'; or a number of GPUs (gpu:8 or
-                h100:8, a100:8), for which only what needs no compiler is told
+                h100:8, a100:8), for which only what needs no compiler is reported
 
 The real train step is compiled, never run. Minutes for EfficientNet-B4 at 512 px.
 """
@@ -21,7 +21,7 @@ from boneage_jax.errors import InputError
 
 def main(argv: Sequence[str]) -> int:
     """Plans as `argv` says and prints counts and bounds; returns the exit status."""
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, extensions=True)
     parser.add_argument("--topology", default="", help="see above")
     parser.add_argument("--output", default="", help="also write everything as JSON")
     parser.add_argument("--train_images", type=int, default=0, help="if unknown without the data")

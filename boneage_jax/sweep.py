@@ -30,7 +30,7 @@ from boneage_jax.experiments.sweeps import (
 
 def main(argv: Sequence[str]) -> int:
     """Runs the sweep that `argv` describes; returns the exit status."""
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, extensions=True)
     parser.add_argument("--output", required=True, type=Path, help="folder of the sweep")
     parser.add_argument("--arms", help="Python file with get_arms(), or levers, transfer, budgets")
     parser.add_argument("--seeds", default="3", help="how many, or which")
@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     if not args.arms:
         raise InputError("--arms=FILE.py is needed; see --help")
     recipe, _, _ = parse_config(rest)
+    rest += [f"--extensions={file}" for file in args.extensions or ()]
     arms = load_arms(find_arms(args.arms))
     points = make_points(
         recipe,

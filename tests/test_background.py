@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tiny_backbone  # noqa: F401  (registers the network)
 from unet_run import call
 
 import boneage_jax
@@ -120,7 +121,7 @@ def aged(shared, radiographs, tmp_path_factory):
             "--config.data.config=64",
             f"--config.data.raw_dir={radiographs}",
             f"--config.data.masks={shared / 'unet'}",
-            "--config.model.name=efficientnet_lite0",
+            "--config.model.name=tiny",
             "--config.batch_size=4",
             "--config.eval_batch_size=4",
             "--config.steps=3",

@@ -1,6 +1,7 @@
 """What evaluation restores of a checkpoint: the network, with averages where they were kept."""
 
 import logging
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from boneage_jax.data.loader import train_batches
 from boneage_jax.errors import InputError
 from boneage_jax.runtime.parallel import Parallel
 from boneage_jax.state import TrainState, flops_of, split_flops
-from boneage_jax.storage.checkpoints import Checkpoints
+from boneage_jax.storage.checkpoints import Checkpoints, _without_late_reads
 
 
 def tree(scale):
@@ -60,14 +61,16 @@ def test_averages_stand_for_the_parameters_they_are_of(tmp_path, one_device, ave
     assert flops_of(spent) == 12_345_678_901
 
 
-@pytest.mark.parametrize("change", ["shape", "missing"])
+@pytest.mark.parametrize("change", ["shape", "missing", "more"])
 def test_another_network_is_refused_by_name(tmp_path, one_device, change):
     state = saved(tmp_path, {})
     params = tree(0.0)
     if change == "shape":
         params["age"]["kernel"] = jnp.zeros((2, 5))
-    else:
+    elif change == "missing":
         params["age"]["bias"] = jnp.zeros(1)
+    else:
+        del params["backbone"]["top"]
     checkpoints = Checkpoints(tmp_path, "mae", read_only=True)
     with pytest.raises(InputError, match=r"3 cannot be restored: .*another model") as error:
         checkpoints.restore_network(
@@ -84,3 +87,12 @@ def test_absl_logging_of_others_is_left_alone(tmp_path, caplog):
     checkpoints.close()
     assert [record.getMessage() for record in caplog.records] == ["of another library"]
     assert logger.filters == []
+
+
+def test_restores_side_by_side_leave_the_hook_as_it_was():
+    hook = sys.unraisablehook
+    with _without_late_reads:
+        with _without_late_reads:
+            assert sys.unraisablehook is not hook
+        assert sys.unraisablehook is not hook
+    assert sys.unraisablehook is hook

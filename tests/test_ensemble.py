@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import tiny_backbone  # noqa: F401  (registers the network)
 
 import boneage_jax
 from boneage_jax.config import base_config, check_config
@@ -21,7 +22,7 @@ def small_config():
     config.members = 2
     config.seed = 3
     config.data.config = "64-small"
-    config.model.name = "efficientnet_lite0"
+    config.model.name = "tiny"
     config.batch_size = config.eval_batch_size = 8
     config.steps = 3
     config.evaluate_every = 1e3

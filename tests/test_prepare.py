@@ -135,7 +135,7 @@ def test_damaged_prepared_data_is_made_again(raw, tmp_path, capsys, damage):
         next(path.glob("*.array_record*")).unlink()
     else:
         (path / "dataset_info.json").write_text("{")
-    with pytest.raises(InputError, match=r"must be prepared .*--raw_dir=DIR"):
+    with pytest.raises(InputError, match=r"was made from a raw folder \(.*--raw_dir=.*raw"):
         prepare(NAME, data_dir=tmp_path / "out")
     assert ids(prepare(NAME, raw, tmp_path / "out")) == [1, 2, 3]
     assert "the existing data is" in capsys.readouterr().err

@@ -15,7 +15,7 @@ import tfds_rsna  # noqa: F401  (makes the data sets known to TFDS)
 from boneage_jax.errors import InputError
 from tfds_rsna.builders import prepare
 from tfds_rsna.fingerprint import read_fingerprint
-from tfds_rsna.sources import prepared_sets, source_root
+from tfds_rsna.sources import place_of, prepared_sets
 
 NAME = "rsna_bone_age/256"
 BELOW = Path(NAME, "1.0.0")
@@ -68,21 +68,66 @@ def test_contents_are_read_once_for_each_state_of_the_folder(tmp_path, out, monk
     assert ids(prepare(NAME, raw)) == [1, 2, 3]
 
 
-def test_a_changed_folder_takes_the_place_of_what_was_made_from_it(tmp_path, out, capsys):
+def test_a_changed_folder_is_noticed_and_what_was_made_before_stays(tmp_path, out, capsys):
     raw, other = write(tmp_path / "raw"), write(tmp_path / "other", ids=(7, 8))
     prepare(NAME, other)
-    prepare(NAME, raw)
+    before = prepare(NAME, raw)
     # The same names, sizes and number of files: only the content differs.
     image = np.full((9, 9), 1, np.uint8)
     image[0, 0] = 2
     cv2.imwrite(str(raw / "train/1.png"), image)
     capsys.readouterr()
     builder = prepare(NAME, raw)
-    assert "(the raw folder has changed)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "(the raw folder has changed)" in said
+    assert f"{before.data_dir} holds what the folder held before; remove it" in said
     record = next(r for r in builder.as_data_source("train") if r["id"] == 1)
     assert set(np.unique(record["image"])) != {1}
-    assert len(prepared_sets(out, BELOW)) == 2 and ids(prepare(NAME, other)) == [7, 8]
-    assert len(list((out / "sources").glob("raw-*"))) == 1
+    assert len(prepared_sets(out, BELOW)) == 3 and ids(prepare(NAME, other)) == [7, 8]
+    assert ids(before) == [1, 2, 3]  # a training may be reading it
+
+
+def test_equal_names_sizes_and_times_are_not_equal_content(tmp_path, out):
+    one, other = write(tmp_path / "one"), tmp_path / "other"
+    shutil.copytree(one, other)
+    image = np.full((9, 9), 3, np.uint8)
+    image[4, 4] = 1
+    data = (other / "train/3.png").read_bytes()
+    cv2.imwrite(str(other / "train/3.png"), image)
+    padding = len(data) - (other / "train/3.png").stat().st_size
+    if padding > 0:
+        with (other / "train/3.png").open("ab") as file:
+            file.write(b"\0" * padding)
+    for folder in (one, other):
+        for path in folder.rglob("*.*"):
+            os.utime(path, ns=(1, 1))
+    assert prepare(NAME, one).data_dir != prepare(NAME, other).data_dir
+
+
+def test_raw_dir_through_tfds_finds_the_same_places(tmp_path, out):
+    one, other = write(tmp_path / "one"), write(tmp_path / "other", ids=(7, 8))
+    prepare(NAME, one)
+    for raw, wanted in ((one, [1, 2, 3]), (other, [7, 8]), (one, [1, 2, 3])):
+        options = {"builder_kwargs": {"raw_dir": raw}}
+        source = tfds.data_source(NAME, split="train", data_dir=out, **options)
+        assert sorted(int(record["id"]) for record in source) == wanted
+    assert len(prepared_sets(out, BELOW)) == 2
+
+
+def test_a_damaged_set_is_not_replaced_by_a_download(tmp_path, out):
+    raw = write(tmp_path / "raw")
+    made = Path(prepare(NAME, raw).data_dir)
+    next(made.glob("*.array_record*")).unlink()
+    with pytest.raises(InputError, match=rf"was made from a raw folder .*--raw_dir={raw}"):
+        prepare(NAME, download=True)
+    with pytest.raises(InputError, match=r"\(--overwrite\); name it"):
+        prepare(NAME, download=True, overwrite=True)
+
+
+def test_raw_data_does_not_lie_in_the_folder_of_prepared_data(tmp_path):
+    raw = write(tmp_path / "raw")
+    with pytest.raises(InputError, match="also the folder of prepared data"):
+        prepare(NAME, raw, raw)
 
 
 def test_a_reader_without_raw_dir_gets_the_newest_and_is_told(tmp_path, out, capsys):
@@ -141,18 +186,16 @@ def test_tfds_manual_dir_stands_for_raw_dir(tmp_path, out):
     assert ids(prepare(NAME)) == [1, 2, 3]
 
 
-def test_a_manual_dir_of_other_data_is_refused(tmp_path, out):
+def test_each_manual_dir_is_read_from_its_own_place(tmp_path, out):
     raw, other = write(tmp_path / "raw"), write(tmp_path / "other", ids=(7, 8))
     prepare(NAME, raw)
-    for folder in (raw, other):
+    for folder, wanted in ((raw, [1, 2, 3]), (other, [7, 8]), (raw, [1, 2, 3])):
         config = tfds.download.DownloadConfig(manual_dir=folder)
         builder = tfds.builder(NAME, data_dir=out)
-        if folder == raw:
-            builder.download_and_prepare(download_config=config)  # is done
-            continue
-        with pytest.raises(InputError, match=r"--raw_dir=.*other"):
-            builder.download_and_prepare(download_config=config)
-    assert ids(tfds.builder(NAME, data_dir=out)) == [1, 2, 3]
+        builder.download_and_prepare(download_config=config)
+        assert ids(builder) == wanted
+    assert len(prepared_sets(out, BELOW)) == 2  # each prepared once, by whichever way
+    assert "is prepared" and ids(prepare(NAME, other)) == [7, 8]
 
 
 @pytest.mark.parametrize("name", [NAME, "radiograph_folder/256", "hand_mask/256"])
@@ -165,9 +208,9 @@ def test_a_manual_dir_that_is_not_there_is_refused_before_any_download(name, tmp
 
 
 def test_names_of_source_folders(tmp_path):
-    found = source_root(tmp_path, Path("/data/RSNA: bone age (2017)/"), "0123456789abcdef")
+    found = place_of(tmp_path, Path("/data/RSNA: bone age (2017)/"), "0123456789abcdef")
     assert found == tmp_path / "sources" / "RSNA-bone-age-2017-0123456789ab"
     (tmp_path / "sources" / "first-0123456789ab").mkdir(parents=True)
-    found = source_root(tmp_path, Path("/elsewhere/copy"), "0123456789abcdef")
+    found = place_of(tmp_path, Path("/elsewhere/copy"), "0123456789abcdef")
     assert found.name == "first-0123456789ab"  # by content, not by name
     assert read_fingerprint(tmp_path) is None

@@ -14,6 +14,7 @@ from boneage_jax.runtime.watchdog import (
     Watchdog,
     waiting_for,
     waiting_for_nothing,
+    waiting_without_limit,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -93,6 +94,19 @@ def test_waiting_is_noted_from_anywhere_while_a_watch_is_on():
         waiting_for_nothing()
     assert len(said) == 1 and "waited 0 s for the next batch" in said[0]
     waiting_for("nobody listens")
+
+
+def test_what_may_take_hours_has_no_limit_whatever_its_parts_say():
+    """Preparing data with the masks of a U-Net restores a checkpoint on the way."""
+    said = []
+    with Watchdog(0.1, said.append):
+        with waiting_without_limit("the preparation of the data"):
+            waiting_for("the checkpoint", 3.0)
+            time.sleep(0.8)
+        assert not said
+        waiting_for("the data")
+        assert until(lambda: said)
+    assert "for the data" in said[0]
 
 
 def test_a_stalled_pipeline_ends_with_the_status_that_schedulers_requeue(phantoms, tmp_path):

@@ -26,17 +26,17 @@ from tfds_rsna.fingerprint import (
     stat_digest,
     write_fingerprint,
 )
+from tfds_rsna.raw_builder import data_dir_as_given
 from tfds_rsna.sizes import name_config, parse_config
 from tfds_rsna.sources import (
     default_root,
     load_digests,
+    place_of,
     prepared_sets,
     save_digests,
-    source_root,
 )
 
 NAMES = ("hand_mask", "hand_phantom", "radiograph_folder", "rsna_bone_age")
-DATASETS.reserve(NAMES)
 
 BuilderClass = type[tfds.core.GeneratorBasedBuilder]
 
@@ -106,7 +106,7 @@ def prepare(
         settings["masks"] = str(Path(masks).expanduser().resolve())
     if "skip_unreadable" in inspect.signature(cls.__init__).parameters:
         settings["skip_unreadable"] = bool(skip_unreadable)
-    raw = _check_raw_dir(cls, raw_dir)
+    raw = _check_raw_dir(cls, raw_dir, root)
     below = Path(cls.name, config, str(cls.VERSION))
     label = f"{cls.name}/{config}" if config else cls.name
     try:
@@ -116,9 +116,15 @@ def prepare(
         if gone and found and found.settings.get("masks") == settings["masks"]:
             print(f"{masks} is gone; {label} keeps what it was made with", file=sys.stderr)
             return _make(cls, config, place.root, None, {})
-        outdated = _outdated(root, below, wanted, place)
-        reason = "--overwrite" if overwrite else _why_prepare(place, wanted, cls, outdated)
+        earlier = _earlier(root, below, wanted)
+        reason = "--overwrite" if overwrite else _why_prepare(place, wanted, cls, earlier)
         if reason and needs_raw_data(cls) and not raw:
+            if place.root != root:  # what somebody made from a folder is not replaced by a download
+                folder = found.folder if found and found.folder else "DIR"
+                raise InputError(
+                    f"{label} in {place.path} was made from a raw folder ({reason}); name it: "
+                    f"--raw_dir={folder}"
+                )
             _check_can_download(cls, label, root, reason, download)
         if reason:
             root.mkdir(parents=True, exist_ok=True)
@@ -128,13 +134,15 @@ def prepare(
             ):
                 if not overwrite:  # another process may have prepared it since
                     place, wanted = _find_place(root, below, raw, settings)
-                    outdated = _outdated(root, below, wanted, place)
-                    reason = _why_prepare(place, wanted, cls, outdated)
+                    reason = _why_prepare(place, wanted, cls, earlier)
                 if reason:
                     print(f"preparing {label} in {place.path} ({reason})", file=sys.stderr)
                     _build(cls, config, root, place, wanted, raw, settings)
-                    for old in outdated:
-                        _remove(old, root)
+                    for old in earlier if place.path not in earlier else ():
+                        print(
+                            f"{old} holds what the folder held before; remove it to save space",
+                            file=sys.stderr,
+                        )
         if not reason:
             print(f"{label} is prepared in {place.path}", file=sys.stderr)
         return _make(cls, config, place.root, raw, settings)
@@ -145,7 +153,7 @@ def prepare(
         ) from error
 
 
-def _check_raw_dir(cls: BuilderClass, raw_dir: str | os.PathLike[str]) -> Path | None:
+def _check_raw_dir(cls: BuilderClass, raw_dir: str | os.PathLike[str], root: Path) -> Path | None:
     if not raw_dir:
         return None
     if not needs_raw_data(cls):
@@ -153,6 +161,12 @@ def _check_raw_dir(cls: BuilderClass, raw_dir: str | os.PathLike[str]) -> Path |
     raw = Path(raw_dir).expanduser()
     if not raw.is_dir():
         raise InputError(f"raw_dir={raw}: no such folder")
+    if next(raw.iterdir(), None) is None:
+        raise InputError(f"raw_dir={raw} is empty")
+    if os.path.realpath(raw) == os.path.realpath(root):
+        raise InputError(
+            f"raw_dir={raw} is also the folder of prepared data; name another data_dir"
+        )
     return raw
 
 
@@ -178,28 +192,19 @@ def _find_place(
     if known != before:
         with contextlib.suppress(OSError):  # a folder that is only read from
             save_digests(root, known)
-    return _Place(source_root(root, raw, wanted.raw), below), wanted
+    return _Place(place_of(root, raw, wanted.raw), below), wanted
 
 
-def _outdated(root: Path, below: Path, wanted: Fingerprint, place: _Place) -> list[Path]:
-    """Sets made from the same raw folder when it had another content: they will be replaced."""
+def _earlier(root: Path, below: Path, wanted: Fingerprint) -> list[Path]:
+    """Sets made from the same raw folder when it had another content."""
     return [
         one.root / below
         for one in prepared_sets(root, below)
-        if one.root not in (root, place.root)
-        and one.made_from is not None
+        if one.made_from is not None
         and wanted.folder
         and one.made_from.folder == wanted.folder
+        and one.made_from.raw != wanted.raw
     ]
-
-
-def _remove(folder: Path, root: Path) -> None:
-    """Removes a folder, and those above it below `root` that then hold nothing but .config."""
-    while folder != root and root in folder.parents:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder = folder.parent
-        if any(path.name != ".config" for path in folder.iterdir()):
-            return
 
 
 def _settings_fit(found: Fingerprint | None, wanted: Fingerprint) -> bool:
@@ -270,12 +275,12 @@ def _check_options(cls: BuilderClass, options: Mapping[str, Any]) -> dict[str, A
 
 
 def _why_prepare(
-    place: _Place, wanted: Fingerprint, cls: BuilderClass, outdated: Sequence[Path]
+    place: _Place, wanted: Fingerprint, cls: BuilderClass, earlier: Sequence[Path]
 ) -> str:
     """Why the data must be prepared; empty if the prepared set will do."""
     path = place.path
     if not path.is_dir():
-        return "the raw folder has changed" if outdated else "not prepared yet"
+        return "the raw folder has changed" if earlier else "not prepared yet"
     try:
         with _quiet():
             prepared = tfds.builder_from_directory(path)
@@ -314,11 +319,10 @@ def _make(
 ) -> tfds.core.GeneratorBasedBuilder:
     known = inspect.signature(cls.__init__).parameters
     own = {"raw_dir": raw} if raw and "raw_dir" in known else {}
-    with _quiet():
-        builder = cls(
+    with _quiet(), data_dir_as_given():
+        return cls(
             data_dir=root, config=config or None, file_format="array_record", **own, **settings
         )
-    return builder
 
 
 def _build(

@@ -89,7 +89,9 @@ def read_fingerprint(prepared: str | os.PathLike[str]) -> Fingerprint | None:
 
 
 def _digest(files: list[tuple[str, Path]], known: dict[str, str]) -> str:
-    stat = _of_lines(_stat_lines(files))
+    # Where the files lie counts as well: exports may give all files one size and one time.
+    places = [f"{os.path.realpath(path)} {path.stat().st_ctime_ns}" for _, path in files]
+    stat = _of_lines(_stat_lines(files) + places)
     if stat not in known:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             contents = pool.map(_of_content, (path for _, path in files))

@@ -1,6 +1,9 @@
 """What the builders that read a folder of raw radiographs have in common."""
 
+import contextlib
+import contextvars
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +11,37 @@ import tensorflow_datasets as tfds
 
 from boneage_jax.errors import InputError
 from boneage_jax.inference.background_removal import Background
-from tfds_rsna.fingerprint import fingerprint, read_fingerprint
+from tfds_rsna.fingerprint import fingerprint, read_fingerprint, write_fingerprint
 from tfds_rsna.sizes import open_background, parse_config
-from tfds_rsna.sources import default_root, prepared_sets
+from tfds_rsna.sources import (
+    default_root,
+    load_digests,
+    place_of,
+    prepared_sets,
+    save_digests,
+)
+
+_as_given: contextvars.ContextVar[bool] = contextvars.ContextVar("as_given", default=False)
+
+
+@contextlib.contextmanager
+def data_dir_as_given() -> Iterator[None]:
+    """Within, builders read and write the `data_dir` that they are given, and no place below it."""
+    token = _as_given.set(True)
+    try:
+        yield
+    finally:
+        _as_given.reset(token)
 
 
 class RawDataBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Prepares from a raw folder, and reads what was prepared.
 
+    Each raw folder has a place of its own below `data_dir`, see `tfds_rsna.sources`.
+
     Args (all beyond TFDS's own are needed for preparing only):
       raw_dir: folder of the raw data; TFDS's `DownloadConfig(manual_dir=...)` stands in for it.
-        Without either the data prepared last is read, whatever folder it was made from.
+        Without either the set prepared last is read, whatever folder it was made from.
       skip_unreadable: leave out unreadable images instead of stopping.
       masks: of the configs without background: a folder of hand masks or a U-Net's workdir.
     """
@@ -37,25 +60,29 @@ class RawDataBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         self._skip_unreadable = skip_unreadable
         self._masks = masks
         self.background: Background | None = None
-        if self._raw_dir is None:
-            tfds_options["data_dir"] = self._newest(tfds_options)
+        self._root: Path | None = None  # where places are found; None: the data_dir is one
+        if not _as_given.get():
+            self._root = default_root(tfds_options.get("data_dir"))
+            if self._raw_dir is not None:
+                tfds_options["data_dir"] = _find_place(self._root, self._raw_dir)
+            elif newest := self._newest(tfds_options.get("config")):
+                tfds_options["data_dir"] = newest
         super().__init__(**{"file_format": "array_record"} | tfds_options)
 
-    @classmethod
-    def _newest(cls, options: dict[str, Any]) -> Path:
-        """The data folder of the set prepared last; the one asked for where there is none."""
-        root = default_root(options.get("data_dir"))
-        config = options.get("config") or next(iter(cls.builder_configs), "")
+    def _newest(self, config: Any) -> Path | None:
+        """The data folder of the set prepared last, None where there is none."""
+        assert self._root is not None
+        config = config or next(iter(self.builder_configs), "")
         name = config if isinstance(config, str) else config.name
-        found = prepared_sets(root, Path(cls.name, name, str(cls.VERSION)))
+        found = prepared_sets(self._root, Path(self.name, name, str(self.VERSION)))
         if len(found) > 1:
             folder = found[0].made_from.folder if found[0].made_from else ""
             print(
-                f"{cls.name}/{name}: reading the newest of {len(found)} prepared sets, "
+                f"{self.name}/{name}: reading the newest of {len(found)} prepared sets, "
                 f"{found[0].root}{f' made from {folder}' if folder else ''}; raw_dir names another",
                 file=sys.stderr,
             )
-        return found[0].root if found else root
+        return found[0].root if found else None
 
     @property
     def _size(self) -> int | None:
@@ -63,23 +90,35 @@ class RawDataBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         return parse_config(self.builder_config.name)[0]
 
     def download_and_prepare(
-        self, *, download_config: tfds.download.DownloadConfig | None = None, **options: Any
+        self,
+        *,
+        download_dir: Any = None,
+        download_config: tfds.download.DownloadConfig | None = None,
+        **options: Any,
     ) -> None:
         """Prepares as TFDS does, unless that is done; `manual_dir` stands for `raw_dir`.
 
         Raises:
-          InputError: the prepared data was made from another folder than `manual_dir`.
+          InputError: there is no such folder, or it cannot be read, see the builder.
         """
         manual = str(download_config.manual_dir or "") if download_config else ""
-        found = read_fingerprint(self.data_path) if manual and self._raw_dir is None else None
-        if found is not None:
-            raw = fingerprint(Path(manual).expanduser(), {}, exclude=Path(self._data_dir_root)).raw
-            if raw != found.raw:
-                raise InputError(
-                    f"manual_dir={manual} is not what {self.data_path} was made from; prepare it "
-                    f"by python -m tfds_rsna.prepare {self.name} --raw_dir={manual}"
-                )
-        super().download_and_prepare(download_config=download_config, **options)
+        if manual and self._raw_dir is None and self._root is not None:
+            self._raw_dir = _existing(Path(manual).expanduser())
+            self._move_to(_find_place(self._root, self._raw_dir))
+        super().download_and_prepare(
+            download_dir=download_dir, download_config=download_config, **options
+        )
+        if self._root is not None and read_fingerprint(self.data_dir) is None:
+            settings = {"skip_unreadable": self._skip_unreadable}
+            known = load_digests(self._root)
+            found = fingerprint(self._raw_dir, settings, exclude=self._root, known=known)
+            write_fingerprint(self.data_dir, found)
+
+    def _move_to(self, root: Path) -> None:
+        """Makes `root` the data folder of this builder, whose info is read again."""
+        self._data_dir_root, self._data_dir = self._build_data_dir(str(root))
+        if (self.data_path / "dataset_info.json").exists():
+            self.info.read_from_directory(self._data_dir)
 
     def _find_raw_dir(self, dl_manager: tfds.download.DownloadManager) -> Path | None:
         """The folder of the raw data; None where neither raw_dir nor manual_dir was given.
@@ -87,17 +126,32 @@ class RawDataBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         Raises:
           InputError: there is no such folder, or it is empty.
         """
-        given = self._raw_dir
-        if given is None:
-            manual = dl_manager._manual_dir  # the public name fails where there is none
-            if manual is None or Path(manual) == Path(dl_manager.download_dir, "manual"):
-                return None
-            given = Path(manual)
-        if not given.is_dir() or next(given.iterdir(), None) is None:
-            raise InputError(f"raw_dir={given}: no such folder, or it is empty")
-        return given
+        if self._raw_dir is not None:
+            return _existing(self._raw_dir)
+        manual = dl_manager._manual_dir  # the public name fails where there is none
+        if manual is None:
+            return None
+        conventional = Path(manual) == Path(dl_manager.download_dir, "manual")
+        return None if conventional and not Path(manual).is_dir() else _existing(Path(manual))
 
     def _open_background(self) -> None:
         """Sets `background`, what removes it from each image; None for whole radiographs."""
         assert self.builder_config is not None
         self.background = open_background(self.builder_config.name, self._masks)
+
+
+def _find_place(root: Path, raw_dir: Path) -> Path:
+    """The data folder of a raw folder with its content of now."""
+    known = load_digests(root)
+    before = dict(known)
+    digest = fingerprint(_existing(raw_dir), {}, exclude=root, known=known).raw
+    if known != before:
+        with contextlib.suppress(OSError):  # a folder that is only read from
+            save_digests(root, known)
+    return place_of(root, raw_dir, digest)
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir() or next(folder.iterdir(), None) is None:
+        raise InputError(f"raw_dir={folder}: no such folder, or it is empty")
+    return folder

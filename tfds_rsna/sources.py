@@ -34,7 +34,7 @@ def default_root(data_dir: str | os.PathLike[str] | None = "") -> Path:
     return Path(root).expanduser()
 
 
-def source_root(root: Path, raw_dir: Path, digest: str) -> Path:
+def place_of(root: Path, raw_dir: Path, digest: str) -> Path:
     """Returns the data folder of a raw folder with a certain content, which need not exist."""
     known = sorted((root / _FOLDER).glob(f"*-{digest[:_DIGITS]}"))
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", raw_dir.absolute().name)[:40].strip("-.") or "raw"

@@ -93,7 +93,7 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) ->
 def comparison_lines(
     old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float
 ) -> tuple[list[str], bool]:
-    """What a user is told of a comparison, and whether anything has become slower."""
+    """Describes a comparison for a user; also returns whether a case has become slower."""
     changes = compare(old, new, tolerance)
     lines = [f"against the benchmark of {old.get('date', 'an unknown date')}:"]
     for name in ("flops_per_second", "bytes_per_second"):

@@ -18,8 +18,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from boneage_jax.errors import InputError
+from boneage_jax.extensions import load_extensions, loaded_files
 
-_MORE_STEPS = 3  # behind the first, for the memory of stepping alone
+_MORE_STEPS = 3  # after the first, for the memory of stepping alone
 
 
 def measure_start(recipe: ConfigDict, image_size: int, folder: Path) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def measure_start(recipe: ConfigDict, image_size: int, folder: Path) -> dict[str
       `import_seconds`, `compile_seconds` (building and tracing with it) and `step_seconds`;
       `cache_files`, how many the cache holds then; `process_bytes`, the peak of resident memory
       over all, and `stepping_bytes`, that of further steps (absent where the system does not tell);
-      `device_bytes`, the peak on the first device (absent where it is not told); `planned`, see
+      `device_bytes`, the peak on the first device (absent where it is not reported); `planned`, see
       `Prepared.memory`.
 
     Raises:
@@ -52,6 +53,7 @@ def measure_start(recipe: ConfigDict, image_size: int, folder: Path) -> dict[str
             {
                 "recipe": recipe.to_dict(),
                 "image_size": image_size,
+                "extensions": loaded_files(),
                 "output": str(found),
                 # A clock of the whole machine, so that the child can count from here.
                 "began": time.monotonic(),
@@ -70,6 +72,8 @@ def measure_start(recipe: ConfigDict, image_size: int, folder: Path) -> dict[str
 def main(path: Path) -> None:
     """The process."""
     settings = json.loads(path.read_text())
+    for file in settings["extensions"]:
+        load_extensions(file)
     import jax
 
     from boneage_jax.benchmarking.settings import synthetic_info

@@ -55,7 +55,7 @@ class Bench:
 def bench_config() -> ConfigDict:
     """The config that presets of `configs/bench.py` start from."""
     config = base_config()
-    config.steps = 100_000  # of the learning-rate schedule; so many are never taken
+    config.steps = 100_000  # of the learning-rate schedule; never reached
     config.augment.rotate = 20.0
     config.augment.translate = 0.1
     config.augment.zoom = 0.2

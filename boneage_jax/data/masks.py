@@ -12,7 +12,7 @@ MODES = ("crop", "upright", "multiply")
 
 _MARGIN = 0.03  # of the longer side of the hand's box, kept around it
 _PART = 0.05  # of the largest part's area: smaller parts are specks
-_DARKEST = 24  # grey level of the darkest part of a stretched hand: told from the background
+_DARKEST = 24  # grey level of the darkest part of a stretched hand, above the background
 _UPRIGHT_MIN = 1.15  # elongation below which the long axis says nothing of the hand's direction
 
 # What the mask of a whole hand looks like; outside it a person should look. docs/masks.md tells how
@@ -67,7 +67,7 @@ def clean_mask(mask: np.ndarray, *, largest: bool = True, fill: bool = True) -> 
 
 
 def check_mask(p_hand: np.ndarray) -> MaskCheck:
-    """Judges a mask by its shape and by the probabilities behind it.
+    """Judges a mask by its shape and by the probabilities it was made from.
 
     The confidence is the Dice to be expected if every pixel were drawn with its probability:
     2 sum(p m) / (sum(p) + sum(m)) for the thresholded mask m.

@@ -5,7 +5,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from boneage_jax.data.info import DataInfo
 from boneage_jax.datasets import open_dataset
+from boneage_jax.errors import InputError
 from boneage_jax.evaluation.evaluate_split import corrected
 from boneage_jax.evaluation.members import average_beside_labels, predict_split, report_members
 from boneage_jax.evaluation.split_lock import TEST, check_unlocked, note_opening
@@ -48,6 +50,13 @@ def evaluate(
     data.raw_dir = raw_dir or data.raw_dir
     data.data_dir = data_dir or data.data_dir
     dataset = open_dataset(data)
+    if not raw_dir and "train" in dataset.splits:
+        info = DataInfo.of(dataset, dataset.split(data.train_split))
+        if info != network.info:
+            raise InputError(
+                f"{dataset.name}/{dataset.config} is not the data of the run in {workdir} ({info} "
+                f"now, {network.info} then); name its folder: --raw_dir=DIR or --data_dir=DIR"
+            )
     part = dataset.split(split)
     rows = average_beside_labels(predict_split(members, part), part, network.task)
     if config.bias_correction != "none":

@@ -53,7 +53,7 @@ def evaluate_split(
         metrics, predictions = network.eval_step(variables, batch)
         total = total.merge(metrics)
         waiting.append({key: predictions[key] for key in keys} | {"draw": batch["draw"]})
-        if len(waiting) > 1:  # one batch behind, so that the device always has work
+        if len(waiting) > 1:  # one batch late, so that the device always has work
             fetch()
     while waiting:
         fetch()
@@ -75,7 +75,7 @@ def with_labels(rows: Rows, split: Split, labels: tuple[str, ...] = ()) -> Rows:
     """
     known = split.labels
     rows = {"id": known["id"]} | rows | {key: known[key] for key in labels if key in known}
-    if "predicted_age" not in rows:
+    if "predicted_age" not in rows or "bone_age" not in known:
         return rows
     unknown = np.full(len(split), -1, np.int64)
     male = known.get("male", unknown).astype(np.int64)

@@ -16,7 +16,7 @@ from boneage_jax.storage.layout import CONFIG
 from boneage_jax.tasks.task import Task
 
 _SUMMED = ("train_flops", "eval_flops", "parameters", "seconds")
-_NAMED_OTHERWISE = ("bone_age", "male", "mask")
+_OWN_TASKS = ("bone_age", "hand_mask")  # which name their labels themselves
 
 
 def predict_split(members: Sequence[Trained], split: Split) -> list[Rows]:
@@ -28,7 +28,7 @@ def predict_split(members: Sequence[Trained], split: Split) -> list[Rows]:
 
 def average_beside_labels(parts: Sequence[Rows], split: Split, task: Task) -> Rows:
     """Averages the predictions of the members and puts the labels of the split beside them."""
-    own = tuple(label for label in task.labels if label not in _NAMED_OTHERWISE)
+    own = task.labels if task.name not in _OWN_TASKS else ()
     return with_labels(average(parts), split, own)
 
 

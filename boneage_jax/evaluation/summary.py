@@ -7,6 +7,7 @@ import numpy as np
 
 from boneage_jax.data.mask_cost import read_note
 from boneage_jax.data.source import Dataset
+from boneage_jax.errors import InputError
 from boneage_jax.inference.load_trained import Trained
 from boneage_jax.runtime.machine import hardware, versions
 
@@ -63,6 +64,11 @@ def make_report(
     }
     if speeds:
         compute["images_per_second"] = float(np.median(speeds))
+    groups = task.summarize(rows)
+    if taken := groups.keys() & {"dataset", "compute", "curve", "config"}:
+        raise InputError(
+            f"task {task.name}: summarize returns {min(taken)!r}, a group of the report"
+        )
     return {
         "dataset": {
             "name": dataset.name,
@@ -73,7 +79,7 @@ def make_report(
             "test_unlocked": test_opened > 0,
             "test_openings": test_opened,
         },
-        **task.summarize(rows),
+        **groups,
         "compute": compute,
         "curve": curve,
         "config": config.to_dict(),

@@ -2,7 +2,7 @@
 
 Two results on the same images share the difficulty of those images, so it is the differences image
 by image that are compared. Where a recipe was run from several seeds, images and seeds are both
-drawn anew (crossed bootstrap, Owen 2007, doi 10.1214/07-AOAS134: each factor is resampled by
+drawn again (crossed bootstrap, Owen 2007, doi 10.1214/07-AOAS134: each factor is resampled by
 itself; slightly conservative).
 """
 

@@ -98,7 +98,7 @@ def _predictions(group: Sequence[Mapping[str, Any]], output: Path) -> Prediction
 def write_table(
     path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], digits: int = 6
 ) -> None:
-    """Writes a CSV in one piece; fractions with so many significant digits, counts in full."""
+    """Writes a CSV in one piece; fractions with `digits` significant digits, counts in full."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

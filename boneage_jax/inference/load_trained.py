@@ -121,4 +121,6 @@ def changed(config: ConfigDict, **values: Any) -> ConfigDict:
 
 def average(parts: Sequence[Rows]) -> Rows:
     """Averages each array over the members; all hold the same keys in the same order."""
+    if len(parts) == 1:
+        return parts[0]
     return {key: np.mean([part[key] for part in parts], axis=0) for key in parts[0]}

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -16,7 +16,6 @@ from boneage_jax.storage.safe_write import in_one_piece
 if TYPE_CHECKING:
     from boneage_jax.inference.predictor import Predictor
 
-COLUMNS = ("file", "bone_age_months", "low_months", "high_months", "p_male", "accepted", "error")
 _SEXES = {"1": 1, "true": 1, "m": 1, "male": 1, "0": 0, "false": 0, "f": 0, "female": 0, "": -1}
 
 
@@ -117,7 +116,9 @@ def write_predictions(
     return failed, rejected
 
 
-def _cell(value: np.generic) -> str:
+def _cell(value: Any) -> str:
+    if np.ndim(value):  # a vector of a task of the user's own
+        return " ".join(_cell(part) for part in np.ravel(value))
     if isinstance(value, np.bool_):
         return str(bool(value))
     return f"{value:.4g}" if np.issubdtype(value.dtype, np.floating) else str(value)

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from boneage_jax.config import load_config
 from boneage_jax.data.files import fit_square
 from boneage_jax.errors import InputError
 from boneage_jax.inference.background_removal import load_background
@@ -15,7 +16,7 @@ from boneage_jax.inference.load_trained import Trained, average, load_members
 from boneage_jax.inference.network import Rows, check_image
 from boneage_jax.runtime.parallel import round_up
 from boneage_jax.storage.bucket import open_workdir
-from boneage_jax.storage.layout import BACKGROUND, CALIBRATION
+from boneage_jax.storage.layout import BACKGROUND, CALIBRATION, CONFIG
 
 _BATCH = 16
 _AGE_COLUMNS = ("bone_age_months", "low_months", "high_months", "p_male", "accepted")
@@ -145,9 +146,9 @@ def load_predictor(
     """
     rounded = round_up(batch_size, jax.device_count())
     folder = open_workdir(workdir)
-    members = load_members(folder, eval_batch_size=rounded)
-    if members[0].network.task.name == "hand_mask":
+    if load_config(folder / CONFIG).task == "hand_mask":
         raise InputError(
             f"{folder} holds a run of task 'hand_mask', not 'bone_age'; segment reads it"
         )
+    members = load_members(folder, eval_batch_size=rounded)
     return Predictor(members, folder, masks)

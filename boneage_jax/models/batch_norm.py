@@ -16,7 +16,7 @@ class BatchNorm(nn.Module):
     The same function, parameters and statistics as `flax.linen.BatchNorm` followed by `act`; only
     the arithmetic is arranged otherwise, since these layers are bound by memory traffic. One
     multiply-add per value, x * a + b with a, b [C], so the gradient needs `x` alone, not the
-    centred `x` too; and the activation is computed anew in the backward pass, not stored.
+    centred `x` too; and the activation is recomputed in the backward pass, not stored.
     Statistics and arithmetic are float32 whatever the dtype of `x`.
 
     Attributes:
@@ -26,7 +26,7 @@ class BatchNorm(nn.Module):
       axis_name: device axis over which batch statistics are averaged, or None.
       act: activation of the normalised values, or None.
       scale_init: initialiser of the scale.
-      recompute: compute the activation anew in the backward pass. XLA's TPU compiler does by itself
+      recompute: recompute the activation in the backward pass. XLA's TPU compiler does by itself
         where that pays, and fuses more when it is left alone.
       fold: return (a, b) instead of normalised values, for an operation that applies them itself.
     """

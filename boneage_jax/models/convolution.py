@@ -1,6 +1,6 @@
 """Convolutions of few channels, as XLA's CPU backend is fast at them.
 
-It runs a convolution as a matrix product behind a copy: a patch of window x channels per pixel, by
+It runs a convolution as a matrix product after a copy: a patch of window x channels per pixel, by
 as many columns as there are channels in the result. Few columns leave most of a vector register
 empty, and the copy costs more than the product. So here
 
@@ -108,7 +108,7 @@ _convolve.defvjp(_forward, _backward)
 def packed_conv(
     x: Array, kernel: Array, padding: Padding, pixels: int, precision: Any = None
 ) -> Array:
-    """A convolution of stride 1 that computes so many pixels of a row as one.
+    """A convolution of stride 1 that computes several pixels of a row as one.
 
     An infinity in `x` also makes pixels of its group non-finite that do not read it: zero times
     infinity is NaN.

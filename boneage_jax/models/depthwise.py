@@ -84,7 +84,7 @@ def fused_depthwise(
 
     The compiler computes the normalisation and the activation inside the convolution, forward and
     in the gradients of input and kernel, so that act(x * a + b) is never written to memory: it
-    does so where the convolution is the only reader, hence the derivative rule computes it anew
+    does so where the convolution is the only reader, hence the derivative rule recomputes it
     from `x` instead of keeping it.
 
     Args:

@@ -97,7 +97,7 @@ def layer_names(variant: str) -> dict[str, list[str]]:
     """The layers of each block, both from the input to the output.
 
     A layer is a convolution and has its name less `_conv`, e.g. stem, block2a_expand,
-    block2a_dwconv, block2a_se_reduce, block2a_project, top; the BatchNorm behind a convolution
+    block2a_dwconv, block2a_se_reduce, block2a_project, top; the BatchNorm after a convolution
     belongs to it. Blocks are stem, block1a ... and top.
 
     Args:
@@ -121,7 +121,7 @@ def layer_of(module: str) -> str:
     if not module.endswith("_bn"):
         return module  # depthwise, squeeze-and-excite
     name = module.removesuffix("_bn")
-    # The BatchNorm behind a depthwise convolution is called after its block alone.
+    # The BatchNorm after a depthwise convolution is called after its block alone.
     return name if name in ("stem", "top") or "_" in name else f"{name}_dwconv"
 
 
@@ -215,7 +215,7 @@ class EfficientNet(nn.Module):
       constant_channel: append a channel of ones to the images, zero in the padding as they are.
         A stem folded from colour channels of unequal means is then exact at the border too, see
         `boneage_jax.pretrained.stem`.
-      remat: compute the activations of a block anew in the backward pass instead of keeping them:
+      remat: recompute the activations of a block in the backward pass instead of keeping them:
         larger batches fit, for about a third more FLOPs (Chen et al. 2016, arXiv:1604.06174).
       frozen: layers (see `layer_names`) that are not trained: their BatchNorm keeps to the moving
         statistics in training too, and a block whose layers are all frozen is never dropped.

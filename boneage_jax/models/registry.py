@@ -16,7 +16,6 @@ _FAMILIES: dict[type[nn.Module], tuple[str, ...]] = {
 }
 NAMES = tuple(name for names in _FAMILIES.values() for name in names)
 UNET_NAMES = tuple(unet.VARIANTS)
-MODELS.reserve(NAMES)
 
 
 def create_model(name: str, **options: Any) -> nn.Module:

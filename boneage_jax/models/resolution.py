@@ -154,7 +154,7 @@ def by_product(x: Array, kernel: Array) -> Array:
 
 
 def by_phases(x: Array, kernel: Array) -> Array:
-    """`conv_transpose` as a plain convolution for each of the 2 x 2 pixels behind a pixel.
+    """`conv_transpose` as a plain convolution for each of the 2 x 2 pixels that a pixel becomes.
 
     Of as many products: an output in an even row reads other rows of the kernel than one in an odd
     row, and so with columns.

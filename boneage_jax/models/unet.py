@@ -23,7 +23,7 @@ class _Variant(NamedTuple):
     widths: tuple[int, ...]  # channels of each level, the last one the bottom
     convs: int  # 3x3 convolutions per level and side
     block: int  # pixels per side that the stem reads as one
-    norm: bool  # BatchNorm behind each 3x3 convolution
+    norm: bool  # BatchNorm after each 3x3 convolution
     up: int  # kernel of the transposed convolution, stride 2
     head: int  # kernel of the output convolution
 

@@ -105,7 +105,7 @@ def pretrained_options(
     """The options of `create_model` with which a network computes what its source computed.
 
     timm's tf_efficientnet and efficientnet have equal tensor names but differ in padding and in
-    the epsilon of BatchNorm. Which one a file is of is told, in this order, by `family`, by the
+    the epsilon of BatchNorm. Which one a file is of is found, in this order, from `family`, by the
     'architecture' in a config.json beside the file (as on the Hugging Face hub), by the name of
     the file or a folder above it (tf_efficientnet_b4_ns-d6313a46.pth); else it must be said.
 
@@ -116,7 +116,7 @@ def pretrained_options(
       `padding` and `bn_epsilon`.
 
     Raises:
-      InputError: as `load_pretrained`, or the family cannot be told.
+      InputError: as `load_pretrained`, or the family cannot be found.
     """
     _check_name(name)
     check_family(family)

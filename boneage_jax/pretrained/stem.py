@@ -44,7 +44,7 @@ LITE = InputNormalization((127 / 255,) * 3, (128 / 255,) * 3)
 
 
 def fold_stem(kernel: np.ndarray, source: InputNormalization) -> tuple[np.ndarray, np.ndarray]:
-    """The stem of a colour network for the grey image behind equal channels.
+    """Converts the stem of a colour network to one for a grey image in equal channels.
 
     A grey image x reaches the source as (x - m_c) / s_c in channel c. With u = (x - m) / s, where
     m and s are `source.grey`, that is u s / s_c + (m - m_c) / s_c: a kernel on u, and a kernel on

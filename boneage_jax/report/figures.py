@@ -23,8 +23,6 @@ _INK, _GREY, _LIGHT = "#222222", "#7A7A7A", "#DDDDDD"
 _BLUE, _VERMILLION = "#0072B2", "#D55E00"
 _SEXES = (("female", 0, _VERMILLION, "^"), ("male", 1, _BLUE, "o"), ("unknown", -1, _GREY, "s"))
 
-_ERRORS = ("mae", "dice_error", "loss")  # lower is better
-
 Rows = dict[str, np.ndarray]
 
 
@@ -173,7 +171,7 @@ def _learning_curve(report: dict[str, Any]) -> Figure:
     factor, unit = in_unit(flops.max())
     months = metric == "mae"
     axes.plot(flops / factor, values, "o-", color=_BLUE, markersize=4, linewidth=1.5)
-    best = int(values.argmin() if metric in _ERRORS else values.argmax())
+    best = int(values.argmin())  # a task's metric is an error
     axes.plot(flops[best] / factor, values[best], "o", color=_VERMILLION, markersize=8)
     axes.plot([], [], "o", color=_VERMILLION, markersize=8, label=f"best: {values[best]:.4g}")
     baseline = report.get("age", {}).get("baseline_mae")

@@ -1,4 +1,4 @@
-"""The diary of a run: WORKDIR/metrics.jsonl and TensorBoard events, written as it goes."""
+"""The log of a run: WORKDIR/metrics.jsonl and TensorBoard events, written as it goes."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: Path, resume_step: int | None) -> None:
-        """Takes up the diary of a run.
+        """Begins the log of a run, or goes on with it.
 
         Args:
           workdir: exists at the first write.
@@ -71,7 +71,7 @@ class MetricWriter:
             self._events.flush()
 
     def rewind(self, step: int) -> None:
-        """Forgets the rows behind `step`, as a restart from its checkpoint does."""
+        """Removes the rows after `step`, as a restart from its checkpoint does."""
         self.close()
         self._resume_step = step
         rows = read_metrics(self._workdir)

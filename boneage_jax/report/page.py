@@ -322,7 +322,7 @@ def _leaves(tree: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[tup
     """The values of nested dicts with the names that lead to them."""
     found: list[tuple[tuple[str, ...], Any]] = []
     for name, value in tree.items():
-        names = (*above, name.replace("_", " "))
+        names = (*above, str(name).replace("_", " "))
         found += _leaves(value, names) if isinstance(value, dict) else [(names, value)]
     return found
 

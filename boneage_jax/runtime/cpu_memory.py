@@ -28,7 +28,8 @@ TUNABLES = ":".join(
 _LARGEST, _SMALLEST = 1 << 30, 1 << 12  # bytes of a hole
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # of jax.monitoring
 _LONG = 1.0  # seconds of a compilation that leaves many holes
-_PAGE, _DONTNEED = os.sysconf("SC_PAGE_SIZE"), 4  # MADV_DONTNEED of Linux
+_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+_DONTNEED = 4  # MADV_DONTNEED of Linux
 
 
 def use_huge_pages() -> None:
@@ -52,7 +53,7 @@ def use_huge_pages() -> None:
 def close_holes() -> int:
     """Releases free heap blocks fragmented by XLA compilation. Call once after each compilation.
 
-    LLVM leaves some 100,000 free blocks behind, and glibc keeps the larger ones in lists sorted by
+    LLVM leaves some 100,000 free blocks, and glibc keeps the larger ones in lists sorted by
     size, which it walks at each request of more than a KiB: with all of a step's temporary arrays
     waiting for the same arena. So these blocks are taken, their pages given back to the kernel,
     and never freed. It takes about 50 ms.

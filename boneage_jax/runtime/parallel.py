@@ -175,7 +175,7 @@ class Parallel:
 
 
 def check_batch(name: str, batch_size: int, devices: int, accumulate: int = 1) -> None:
-    """Raises an InputError unless each of so many devices gets the same number of images."""
+    """Raises an InputError unless every device gets the same number of images."""
     parts = devices * accumulate
     if batch_size < 1 or batch_size % parts:
         raise InputError(

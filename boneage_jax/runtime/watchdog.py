@@ -1,26 +1,28 @@
-"""Ends a run that stands still: a stalled input pipeline, a dead peer, a hung file system.
+"""Ends a run without progress: a stalled input pipeline, a dead peer, a hung file system.
 
 A thread looks at what the loop waits for, and since when. Nothing can interrupt a main thread that
 waits inside XLA, so the process ends there and then, with the status upon which schedulers start
 the same command again; it goes on from the last checkpoint.
 """
 
+import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from boneage_jax.runtime.distributed import place
 
-# What compiles, evaluates or saves may take so many times `stall_seconds`.
+# Limit of what compiles, evaluates or saves, in multiples of `stall_seconds`.
 PATIENCE = 3.0
 NO_LIMIT = float("inf")  # for what may take hours in good order
 COORDINATOR_STAYS = 10.0
 
 
 _active: list["Watchdog"] = []
+_unlimited: list[str] = []  # what is waited for without a limit
 
 
 def waiting_for(what: str, patience: float = 1.0) -> None:
@@ -32,8 +34,23 @@ def waiting_for(what: str, patience: float = 1.0) -> None:
       what: what is waited for, for the message.
       patience: limit in multiples of `stall_seconds`; `NO_LIMIT` for none.
     """
-    if _active:
+    if _active and not _unlimited:
         _active[0].waits_for(what, patience)
+
+
+@contextlib.contextmanager
+def waiting_without_limit(what: str) -> Iterator[None]:
+    """Within, there is no limit, whatever parts note by `waiting_for`: this may take hours.
+
+    Args:
+      what: what is waited for.
+    """
+    waiting_for(what, NO_LIMIT)
+    _unlimited.append(what)
+    try:
+        yield
+    finally:
+        _unlimited.pop()
 
 
 def waiting_for_nothing() -> None:
@@ -45,7 +62,8 @@ def waiting_for_nothing() -> None:
 class Watchdog:
     """Watches over a loop that says what it waits for; also a context manager.
 
-    Within one of them `waiting_for` reaches it from anywhere; one within another does nothing.
+    Within one of them `waiting_for` reaches it from anywhere. One within another does nothing,
+    unless the outer one has no limit.
 
     Args:
       stall_seconds: how long the loop may wait for one thing; 0 switches the watch off.

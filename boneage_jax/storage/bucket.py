@@ -24,6 +24,7 @@ from etils import epath
 
 from boneage_jax.errors import InputError
 from boneage_jax.runtime.parallel import process
+from boneage_jax.runtime.watchdog import waiting_for_nothing
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")  # pathlib has made one slash of two
 _NOTE = ".bucket"  # in a mirror: the address
@@ -80,9 +81,11 @@ def workdir_in_use(workdir: str | os.PathLike[str]) -> Iterator[Path]:
         try:
             yield folder
         except BaseException:
+            waiting_for_nothing()
             with contextlib.suppress(InputError):
                 push(folder)
             raise
+    waiting_for_nothing()
     push(folder)
 
 
@@ -100,7 +103,7 @@ def _in_use_here(workdir: Path) -> Iterator[None]:
 
 
 def pull(workdir: Path) -> None:
-    """Makes a mirror equal to its bucket; nothing for a workdir that is none.
+    """Makes a mirror equal to its bucket; does nothing for a local workdir.
 
     Raises:
       InputError: the bucket cannot be read.
@@ -157,7 +160,7 @@ def checkpoint_folder(workdir: Path) -> Any:
 
 
 def push(workdir: Path) -> None:
-    """Copies what changed in a mirror to its bucket; nothing for a workdir that is none.
+    """Copies what changed in a mirror to its bucket; does nothing for a local workdir.
 
     Of a job, the first process does so; the others write nothing.
 

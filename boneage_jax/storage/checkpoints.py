@@ -10,13 +10,12 @@ import json
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
-import grain.checkpoint
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
@@ -27,8 +26,11 @@ from boneage_jax.runtime.distributed import is_lost_peer
 from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
 from boneage_jax.state import TrainState, Tree
 from boneage_jax.storage.bucket import checkpoint_folder, push
-from boneage_jax.storage.checksums import checksums, first_damaged
+from boneage_jax.storage.checksums import as_field, checksums, first_damaged
 from boneage_jax.storage.safe_write import cannot_write, is_passing, is_refused_write
+
+if TYPE_CHECKING:
+    import grain
 
 _CHECKSUMS, _POSITION = "checksums", "position"  # in the metadata of a checkpoint
 
@@ -49,6 +51,7 @@ class Checkpoints:
         self._quiet.__enter__()
         self._workdir, self._folder = workdir, checkpoint_folder(workdir)
         self._metric = metric
+        self._notes: dict[int, dict[str, Any]] = {}
         best = BestN(
             get_metric_fn=lambda metrics: -metrics[metric],
             n=1,
@@ -63,6 +66,7 @@ class Checkpoints:
         try:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except (ValueError, KeyError, TypeError, OSError) as error:
+            self._quiet.__exit__(None, None, None)
             reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
             raise InputError(
                 f"{self._folder} cannot be read: a checkpoint in it is damaged ({reason}); remove "
@@ -73,7 +77,7 @@ class Checkpoints:
         self,
         step: int,
         state: TrainState,
-        iterator: grain.DatasetIterator,
+        iterator: "grain.DatasetIterator",
         metrics: dict[str, float] | None,
     ) -> None:
         """Starts saving `state` and the position of `iterator` under `step`.
@@ -88,6 +92,8 @@ class Checkpoints:
           InputError: the disk is full or refuses; also of the save before, which ran meanwhile.
           Stopped: the bucket does not answer for now.
         """
+        from grain.checkpoint import CheckpointSave  # half a second that predictions do not pay
+
         waiting_for("the checkpoint", PATIENCE)
         try:
             push(self._workdir)  # the log up to this step, before the step can be gone back to
@@ -98,11 +104,11 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    data=grain.checkpoint.CheckpointSave(iterator),
+                    data=CheckpointSave(iterator),
                 ),
                 metrics=metrics,
                 # In the metadata: as an item of its own it would leave an unawaited coroutine
-                # behind where the disk is full.
+                # where the disk is full.
                 custom_metadata={
                     _CHECKSUMS: checksums(state),
                     _POSITION: iterator.get_state(),
@@ -134,7 +140,7 @@ class Checkpoints:
         return step
 
     def restore(
-        self, step: int, like: TrainState, iterator: grain.DatasetIterator | None = None
+        self, step: int, like: TrainState, iterator: "grain.DatasetIterator | None" = None
     ) -> TrainState:
         """Restores the state saved under `step` and moves `iterator` to where it stood.
 
@@ -167,6 +173,13 @@ class Checkpoints:
         """
         with self._restore_errors(step):
             kept = self._kept_paths(step)
+        need = {as_field(jax.tree_util.keystr(p)) for p, _ in _leaves(like)}
+        more = {path for path in kept if path.startswith((".params[", ".batch_stats["))} - need
+        if more:
+            raise InputError(
+                f"{self._folder}/{step} cannot be restored: it was written by another model, with "
+                f"{min(more)[1:]}"
+            )
         averaged = {path for path in kept if path.startswith(".ema_params[")}
         placed = jax.tree.leaves(like["params"])[0].sharding
         wanted: dict[str, Any] = {
@@ -185,15 +198,15 @@ class Checkpoints:
         return {"params": params, "batch_stats": found.get("batch_stats", {})}, found["flops_spent"]
 
     def _restore(
-        self, step: int, arguments: Any, iterator: grain.DatasetIterator | None = None
+        self, step: int, arguments: Any, iterator: "grain.DatasetIterator | None" = None
     ) -> Any:
         waiting_for("the checkpoint", PATIENCE)
         with self._restore_errors(step):
+            saved = self._noted(step)
             state = self._manager.restore(step, args=ocp.args.Composite(state=arguments)).state
-            saved = self._manager.metadata(step).custom_metadata or {}
             if iterator is not None:
                 self._move(iterator, step, saved.get(_POSITION))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        for path, leaf in _leaves(state):
             if not isinstance(leaf, jax.Array):  # orbax leaves a part that it has not as it was
                 raise InputError(
                     f"{self._folder}/{step} cannot be restored: it was written by another model, "
@@ -212,7 +225,7 @@ class Checkpoints:
     def _restore_errors(self, step: int) -> Iterator[None]:
         """Turns every failure of a restore into one line that names the checkpoint."""
         reason = ""
-        with _without_late_reads():
+        with _without_late_reads:
             try:
                 yield
             except Exception as error:  # orbax raises a bare Exception where a read fails
@@ -228,9 +241,18 @@ class Checkpoints:
                 f"another model or version ({reason})"
             )
 
+    def _noted(self, step: int) -> dict[str, Any]:
+        """What `save` noted beside the arrays; {} for older checkpoints.
+
+        Read once, and before the first restore: after it orbax also opens every array for this.
+        """
+        if step not in self._notes:
+            self._notes[step] = self._manager.metadata(step).custom_metadata or {}
+        return self._notes[step]
+
     def _kept_paths(self, step: int) -> set[str]:
         """Paths of the arrays of a checkpoint, e.g. `.params['top_conv']['kernel']`."""
-        known = (self._manager.metadata(step).custom_metadata or {}).get(_CHECKSUMS)
+        known = self._noted(step).get(_CHECKSUMS)
         if known:
             return set(known)
         # Slower: orbax opens every array.
@@ -238,7 +260,7 @@ class Checkpoints:
         leaves = jax.tree_util.tree_leaves_with_path(tree.item_metadata.tree)
         return {f".{path[0].key}{jax.tree_util.keystr(path[1:])}" for path, _ in leaves}
 
-    def _move(self, iterator: grain.DatasetIterator, step: int, saved: Any) -> None:
+    def _move(self, iterator: "grain.DatasetIterator", step: int, saved: Any) -> None:
         """Moves `iterator` to where it stood at `step`.
 
         Grain writes a file per process and wants as many again. All hold the same number of
@@ -271,9 +293,11 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is on disk and frees the background threads."""
-        self.wait()
-        self._manager.close()
-        self._quiet.__exit__(None, None, None)
+        try:
+            self.wait()
+            self._manager.close()
+        finally:
+            self._quiet.__exit__(None, None, None)
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
@@ -292,6 +316,10 @@ class Checkpoints:
                 "last checkpoint",
                 alone=True,
             ) from error
+
+
+def _leaves(tree: Any) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_leaves_with_path(tree)
 
 
 def _without(params: Tree, root: str, averaged: set[str], *, found: bool) -> Tree:
@@ -338,30 +366,40 @@ def _without_orbax() -> Iterator[None]:
         logger.removeFilter(is_another)
 
 
-@contextlib.contextmanager
-def _without_late_reads() -> Iterator[None]:
+class _LateReads:
     """Drops the tracebacks of reads that fail after orbax has given up a restore.
 
     Arrays are read side by side. When one of them is damaged, orbax closes the event loop, and each
     further failing read then reports, when it is thrown away, itself or the closed loop: noise
-    after the one clear line.
+    after the one clear line. Within this context manager, which threads share, they are dropped.
     """
-    before = sys.unraisablehook
 
-    def quiet(unraisable: Any) -> None:
+    def __init__(self) -> None:
+        self._lock, self._depth = threading.Lock(), 0
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._depth += 1
+            if self._depth == 1:
+                self._before, sys.unraisablehook = sys.unraisablehook, self._unraisable
+                logging.getLogger("asyncio").addFilter(self._is_another)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0:
+                sys.unraisablehook = self._before
+                logging.getLogger("asyncio").removeFilter(self._is_another)
+
+    def _unraisable(self, unraisable: Any) -> None:
         late = "coroutine object _read" in repr(unraisable.object)  # orbax's, of a single array
         if not late and "Event loop is closed" not in str(unraisable.exc_value):
-            before(unraisable)
+            self._before(unraisable)
 
-    def is_another(record: logging.LogRecord) -> bool:
+    def _is_another(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
         return "exception was never retrieved" not in text or "orbax" not in text
 
-    logger = logging.getLogger("asyncio")
-    logger.addFilter(is_another)
-    sys.unraisablehook = quiet
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
-        logger.removeFilter(is_another)
+
+_without_late_reads = _LateReads()

@@ -34,10 +34,15 @@ def first_damaged(tree: Any, saved: dict[str, Any]) -> str:
     """
     now = checksums(tree)
     if isinstance(tree, dict):  # its fields are keys here, attributes of a state
-        now = {_FIELD.sub(r".\1", path, count=1): value for path, value in now.items()}
+        now = {as_field(path): value for path, value in now.items()}
     elif now.keys() != saved.keys():
         return sorted(now.keys() ^ saved.keys())[0]
     return next((path for path, value in now.items() if saved.get(path) != value), "")
+
+
+def as_field(path: str) -> str:
+    """Returns the path of a dict's array as that of a state: ['params']['a'] as .params['a']."""
+    return _FIELD.sub(r".\1", path, count=1)
 
 
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:

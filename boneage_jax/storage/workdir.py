@@ -25,7 +25,7 @@ def claim_workdir(
 ) -> None:
     """Makes `folder` the workdir of this config, or checks that it already is.
 
-    A folder without a checkpoint, left by a start that failed, may be claimed anew.
+    A folder without a checkpoint, left by a start that failed, may be claimed again.
 
     Args:
       folder: created where missing.

@@ -30,7 +30,7 @@ def bin_centers(bins: int, age_mean: float, age_std: float) -> tuple[float, ...]
 class BoneAgeNet(nn.Module):
     """A backbone with an age head and a sex head.
 
-    The sex head reads the image features alone; the embedded sex joins only the age head, behind
+    The sex head reads the image features alone; the embedded sex joins only the age head, after
     that branch, so the sex head cannot read its own label.
 
     Attributes:
@@ -158,7 +158,7 @@ class BoneAge(Task):
     def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> Tree:
         images = jnp.zeros((1, *image_shape), jnp.float32)
         init = jax.jit(lambda k: self.model.init(k, images, jnp.zeros((1,), jnp.int32)))
-        return init(key)
+        return {"batch_stats": {}} | init(key)  # a backbone without BatchNorm has none
 
     def apply(
         self, variables: Tree, batch: Arrays, *, train: bool, keys: jax.Array | None
@@ -171,7 +171,7 @@ class BoneAge(Task):
         outputs, updated = self.model.apply(
             *args, train=True, image_keys=keys, mutable=["batch_stats"]
         )
-        return outputs, updated["batch_stats"]
+        return outputs, updated.get("batch_stats", {})
 
     def loss(self, outputs: Arrays, batch: Arrays) -> tuple[jax.Array, Arrays]:
         target = (batch["bone_age"] - self.age_mean) / self.age_std

@@ -116,3 +116,8 @@ def check_finetune(config: ConfigDict) -> None:
     changed = config.finetune.to_dict() != base_config().finetune.to_dict()
     if changed and config.task != "bone_age":
         raise InputError(f"config.finetune is for bone_age, not for {config.task}; leave it out")
+    if changed and config.model.name not in VARIANTS:
+        raise InputError(
+            f"config.finetune knows the layers of EfficientNet, not those of {config.model.name}; "
+            "leave it out"
+        )

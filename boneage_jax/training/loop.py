@@ -1,6 +1,7 @@
 """Training loop: logging, evaluation, checkpointing, rollback.
 
-The host never waits for the step it has just started: it stays two steps ahead on accelerators.
+The host does not wait for the step it has just started: it stays two steps ahead, but on several
+simulated CPU devices.
 """
 
 import collections

@@ -43,7 +43,7 @@ class Watched:
       total: int32 [], steps left out so far.
       streak: int32 [], how many of them in a row up to now.
       longest: int32 [], the longest such row that went on since the log line.
-      first: int32 [], the first of them since the log line (updates done behind it), 0 for none.
+      first: int32 [], the first of them since the log line (updates done after it), 0 for none.
     """
 
     metrics: Collection
@@ -70,7 +70,7 @@ def record(before: Any, new: Collection, good: jax.Array, step: jax.Array) -> An
       before: of the steps before.
       new: of this step; a collection of averages, of which zeros are the empty one.
       good: bool [], whether the step was finite.
-      step: int32 [], updates done behind this step.
+      step: int32 [], updates done after this step.
     """
     new = jax.tree.map(lambda x: jnp.where(good, x, jnp.zeros_like(x)), new)
     if not isinstance(before, Watched):
@@ -101,16 +101,16 @@ class Guard:
 
     @property
     def skipped(self) -> int:
-        """Updates that the state lacks: its optimizer has counted so many fewer than its step."""
+        """Number of skipped updates (`step` minus the optimizer's count)."""
         return self.total if self._policy == "skip" else 0
 
     def row(self) -> dict[str, float]:
-        """What metrics.jsonl is told; nothing while all is well."""
+        """Returns the counts for metrics.jsonl; {} while all steps are finite."""
         row = {"nonfinite_steps": self.total, "rollbacks": self.rollbacks}
         return {key: float(value) for key, value in row.items() if value}
 
     def judge(self, step: int, total: int, longest: int, first: int) -> bool:
-        """Whether the run shall go back to its last checkpoint.
+        """Returns whether the run must go back to its last checkpoint.
 
         Args:
           step: up to which the counts are known.

@@ -22,7 +22,7 @@ class Groups:
       in_backbone: maps a tree of parameters to booleans, True for those of the backbone.
       backbone_decay: weight decay of the backbone's kernels, -1 for that of all.
       rate_factors: maps a tree of parameters to factors of the learning rate, None for 1.
-      head_steps: steps at the start in which the backbone rests.
+      head_steps: steps at the start in which the backbone is not updated.
       resting: whether the optimizer is that of these steps. With and without, its state has the
         same structure.
     """

@@ -87,12 +87,13 @@ def _train_network(
         say(f"{workdir} holds this run, finished at step {start}; nothing is left to do")
         checkpoints.close()
         return json.loads((workdir / REPORT).read_text())
+    waiting_for("the model", PATIENCE)
     describe_run(run, workdir)
     state = _make_steps(run, workdir, dataset, checkpoints, start, stopping)
 
     step = checkpoints.step_to_use(config.select)
     if step != run.total_steps:
-        state = checkpoints.restore(step, state)
+        state = checkpoints.restore(step, run.parallel.as_global(state))
     checkpoints.close()
     spent = flops_of(state.flops_spent)
     trained = [Trained(run.network, state.eval_variables, spent, step, workdir)]
@@ -121,7 +122,6 @@ def _make_steps(
 ) -> TrainState:
     """Trains from where the run stands to its end; returns the state after the last step."""
     config = run.config
-    waiting_for("the model", PATIENCE)
     batches = train_batches(
         dataset.split(config.data.train_split),
         run.task.labels,

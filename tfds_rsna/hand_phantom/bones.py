@@ -86,7 +86,7 @@ def _draw_bone(image: np.ndarray, bone: Bone, canvas: Canvas) -> None:
         patch.image[...] += (1 - bone.fused) * mineral
     if bone.fused > 0:
         mineral = _shaft(bone, patch, 0.0, length)
-        # The closed plate stays behind as a thin dense line for some years.
+        # The closed plate remains as a thin dense line for some years.
         line = np.exp(-(((patch.along - bone.thickness) / (0.07 * bone.width)) ** 2))
         mineral *= 1 + 0.30 * line
         patch.image[...] += bone.fused * mineral

@@ -41,7 +41,7 @@ def make_phantom(index: int, size: int, split: str | int = "train") -> Phantom:
     Returns:
       See `Phantom`. The same arguments give the same hand in every process.
     """
-    # A seed of one's own lies behind a third key, so that it repeats none of the splits.
+    # A seed of one's own is a third key, so that it repeats none of the splits.
     key = [_SPLITS[split], index] if isinstance(split, str) else [len(_SPLITS), index, split]
     rng = np.random.default_rng(np.random.SeedSequence(key))
     male = bool(rng.random() < 0.5)

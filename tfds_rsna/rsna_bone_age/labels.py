@@ -76,7 +76,7 @@ def read_table(data: bytes, name: str) -> Table | None:
 
     Raises:
       InputError: a file of a known name with wrong columns or without rows; an id that is no
-        integer or is repeated, an age that is no number of 0..240 months, a sex that is none; the
+        integer or is repeated, an age outside 0..240 months, a value that is no sex; the
         `test.csv` whose ages are not the published ones. Files and rows are named.
     """
     rows = _read_xlsx(data, name) if name.lower().endswith(".xlsx") else _read_csv(data, name)
