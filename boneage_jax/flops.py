@@ -11,15 +11,15 @@ from typing import Any
 
 import jax
 
-# Depthwise convolutions by shifted products are no convolution in the jaxpr; they are known by
-# the names of their jitted functions in boneage_jax/models/depthwise.py.
-_DEPTHWISE = (
+# A contract with boneage_jax/models, which tests/test_flops.py checks: jitted functions of these
+# names are convolutions, though their jaxprs hold shifted products (depthwise.py) or products with
+# zeros and borders that do not count (convolution.py).
+MARKED_DEPTHWISE = (
     "depthwise_shift_forward",
     "depthwise_shift_input_grad",
     "depthwise_shift_kernel_grad",
 )
-# Likewise convolutions of boneage_jax/models/convolution.py, whose zeros and borders do not count.
-_PACKED, _SWAPPED = "packed_conv", "swapped_weight_gradient"
+MARKED_CONVOLUTIONS = _PACKED, _SWAPPED = "packed_conv", "swapped_weight_gradient"
 
 
 def count_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
@@ -52,9 +52,9 @@ def _count_equation(eqn: Any) -> int:
         return 2 * inner * math.prod(eqn.outvars[0].aval.shape)
     if name == "conv_general_dilated":
         return _count_conv(eqn)
-    if name in ("jit", "pjit") and eqn.params.get("name") in _DEPTHWISE:
+    if name in ("jit", "pjit") and eqn.params.get("name") in MARKED_DEPTHWISE:
         return _count_depthwise(eqn)
-    if name in ("jit", "pjit") and eqn.params.get("name") in (_PACKED, _SWAPPED):
+    if name in ("jit", "pjit") and eqn.params.get("name") in MARKED_CONVOLUTIONS:
         known = _count_convolution(eqn)
         if known:
             return known

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from boneage_jax.flops import count_flops
+from boneage_jax.flops import MARKED_CONVOLUTIONS, MARKED_DEPTHWISE, count_flops
+from boneage_jax.models import convolution, depthwise
 from boneage_jax.models.efficientnet import VARIANTS
 from boneage_jax.models.registry import create_model
 
@@ -128,3 +129,13 @@ def test_a_training_step_costs_three_forward_passes():
     for implementation in ("lax", "shift", "fused"):
         model = create_model("efficientnet_lite0", num_classes=10, depthwise=implementation)
         assert count_flops(jax.grad(loss), *args) == step
+
+
+@pytest.mark.parametrize(
+    ("module", "names"), [(depthwise, MARKED_DEPTHWISE), (convolution, MARKED_CONVOLUTIONS)]
+)
+def test_functions_that_are_counted_by_name_have_these_names(module, names):
+    """A renamed function would be counted by the products inside it, silently."""
+    for name in names:
+        function = getattr(module, name)
+        assert function.__name__ == name and hasattr(function, "lower"), "a jitted function"

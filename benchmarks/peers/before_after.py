@@ -1,11 +1,12 @@
-"""Two checkouts of this project in turns: the train step with its peak memory, and `predict`.
+"""Two checkouts of this project in turns: the train step with its peak memory, or `predict`.
 
-usage: python benchmarks/peers/before_after.py --before=CHECKOUT --workdir=DIR --output=FILE.csv
+usage: python benchmarks/peers/before_after.py --before=CHECKOUT --output=FILE.csv
            [--model=b4] [--size=96] [--batch=16] [--rounds=8] [--steps=2]
+       python benchmarks/peers/before_after.py --before=CHECKOUT --output=FILE.csv --workdir=DIR
 
-The train step of each checkout lives in a process of its own, which steps when asked. `predict`
-reads one image with the network in WORKDIR, from command to exit, from filled compilation caches.
-Peak memory is VmHWM of the process, compilation included. --after names another checkout than this.
+The train step of each checkout lives in a process of its own, which steps when asked. With
+--workdir, `predict` reads one image with the network in it, from command to exit, from filled
+compilation caches. Peak memory is that of the process, compilation included.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -65,21 +67,8 @@ def peak_mib(contender: Contender) -> float:
     return int(found[1]) / 1024 if found else 0.0
 
 
-def main() -> None:
-    """Sets up both checkouts, takes turns, writes one table of each kind."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--before", required=True, type=Path)
-    parser.add_argument("--after", default=ROOT, type=Path)
-    parser.add_argument("--workdir", type=Path, help="of a bone-age run; without, no prediction")
-    parser.add_argument("--output", required=True, type=Path)
-    parser.add_argument("--model", default="b4")
-    parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=2)
-    args = parser.parse_args()
-    codes = {"after": args.after.resolve(), "before": args.before.resolve()}
+def time_steps(args: argparse.Namespace, codes: dict[str, Path]) -> None:
+    """Lets the train steps of both checkouts take turns and writes their table."""
     settings = Settings(args.model, args.size, args.batch, "float32", "train")
     steppers = []
     for name, checkout in codes.items():
@@ -95,8 +84,10 @@ def main() -> None:
     write_rounds(args.output, times, args.batch, facts, rows)
     print_summary(rows)
     print("peak MiB:", peaks)
-    if not args.workdir:
-        return
+
+
+def time_predictions(args: argparse.Namespace, codes: dict[str, Path]) -> None:
+    """Lets `predict` of both checkouts take turns and writes their table."""
     with tempfile.TemporaryDirectory() as folder:
         doors = [
             Predict(name, checkout, args.workdir.resolve(), Path(folder))
@@ -105,10 +96,28 @@ def main() -> None:
         times = take_turns(doors, args.rounds, 1)
     rows = summary_rows(times, 1)
     peaks = {door.name: door.facts["peak_mib"] for door in doors}
-    output = args.output.with_name(f"{args.output.stem}-predict.csv")
-    write_rounds(output, times, 1, {"peak_mib": peaks}, rows)
+    facts = {"peak_mib": peaks, "torch_installed": find_spec("torch") is not None}
+    write_rounds(args.output, times, 1, facts, rows)
     print_summary(rows)
     print("peak MiB:", peaks)
+
+
+def main() -> None:
+    """Reads the command line and measures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--before", required=True, type=Path)
+    parser.add_argument("--after", default=ROOT, type=Path)
+    parser.add_argument("--workdir", type=Path, help="of a bone-age run: time predictions")
+    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--model", default="b4")
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=2)
+    args = parser.parse_args()
+    codes = {"after": args.after.resolve(), "before": args.before.resolve()}
+    (time_predictions if args.workdir else time_steps)(args, codes)
 
 
 if __name__ == "__main__":
