@@ -86,7 +86,7 @@ def on_this_host(devices: int, per_chip: int, steps: int = 10) -> dict[str, Any]
     run = build_run(config, info, jax.devices()[:devices])
     state = run.parallel.put_state(fresh_state(config, info, run.task, run.optimizer))
     metrics = run.parallel.put_state(run.task.metrics_type.empty())
-    shapes = batch_shapes(config.batch_size, info, run.task)
+    shapes = batch_shapes(config.batch_size, info.image_size, run.task)
     batch = run.parallel.put_batch({k: np.ones(x.shape, x.dtype) for k, x in shapes.items()})
     step, seconds = run.train_step_at(0), []
     for _ in range(steps + 2):

@@ -45,7 +45,8 @@ def test_the_door_of_prepare_takes_masks(radiographs, masks, prepared, tmp_path,
     raw = (f"--raw_dir={radiographs}", f"--data_dir={tmp_path}")
     arguments = ("radiograph_folder/96", *raw, f"--masks={masks}", "--mask_mode=multiply")
     assert call(prepare, *arguments) == 0
-    assert [p.name for p in (tmp_path / "radiograph_folder").iterdir() if p.name[0] != "."] == [
+    (source,) = (tmp_path / "sources").glob("radiographs*")
+    assert [p.name for p in (source / "radiograph_folder").iterdir() if p.name[0] != "."] == [
         "96-multiply"
     ]
 
@@ -213,7 +214,7 @@ def test_a_workdir_that_holds_no_checkpoint_is_claimed_anew(aged, tmp_path):
 
 
 def test_reports_of_a_u_net_do_not_make_its_data_stale(prepared, radiographs, here, capfd):
-    data_dir = Path(prepared["network"].data_path).parents[2]
+    data_dir = Path(prepared["network"].data_path).parents[4]
     (here / "unet" / "evaluation" / "other").mkdir(parents=True)
     (here / "unet" / "evaluation" / "other" / "report.json").write_text("{}")
     options = {"raw_dir": radiographs, "data_dir": data_dir}

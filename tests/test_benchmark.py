@@ -49,7 +49,7 @@ def counted(config, facts):
     run = build_run(config, facts, jax.devices()[:1])
     step = make_train_step(run.task, run.optimizer, make_inputs(config, mixed=True))
     state = jax.eval_shape(lambda: fresh_state(config, facts, run.task, run.optimizer))
-    batch = batch_shapes(config.batch_size, facts, run.task)
+    batch = batch_shapes(config.batch_size, facts.image_size, run.task)
     return count_flops(step, state, run.task.metrics_type.empty(), batch)
 
 
@@ -175,7 +175,7 @@ def test_presets_are_valid(preset):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ((), "--config=FILE.py"),
+        ((), "--config=RECIPE[:PRESET]"),
         (("--config=configs/bench.py", "--only=trian"), "no such case"),
         (("--config=configs/bench.py:b5",), "no preset 'b5'"),
         (("--config=configs/bench.py", "--config.bench.repetition=3"), "repetition"),

@@ -91,9 +91,9 @@ def test_frozen_parts_cost_their_forward_pass_alone():
     assert counts == sorted(counts) and len(set(counts)) == 4
     assert counts[-1] == flops()
     run = build_run(small_config(finetune__last_blocks=0), INFO)
-    assert counts[0] == pytest.approx(run.eval_flops, rel=0.01)
+    assert counts[0] == pytest.approx(run.network.eval_flops, rel=0.01)
     # The whole costs three times the forward pass, less the gradient by the input image.
-    assert 2.8 < counts[-1] / run.eval_flops < 3.0
+    assert 2.8 < counts[-1] / run.network.eval_flops < 3.0
 
 
 def test_a_budget_buys_more_steps_of_a_partly_frozen_network():

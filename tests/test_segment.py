@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from unet_run import call
 
-from boneage_jax import evaluate, segment
+from boneage_jax import segment
 from boneage_jax.data.files import read_grey
+from boneage_jax.evaluation.evaluate_run import evaluate
 from boneage_jax.inference.segmenter import load_segmenter
 from tfds_rsna.hand_phantom.render import make_phantom
 
@@ -166,7 +167,7 @@ def test_a_damaged_workdir_of_a_u_net(here, radiographs, tmp_path, monkeypatch, 
 
 
 def test_evaluation_of_a_u_net(here, capsys, monkeypatch):
-    report = evaluate.evaluate(here / "unet", "test", unlock_test=True)
+    report = evaluate(here / "unet", "test", unlock_test=True)
     assert report["mask"]["per_image"]["f1"] > 0.85
     folder = here / "unet" / "evaluation" / "test"
     assert {path.name for path in (folder / "figures").iterdir()} >= {"masks.png", "dice.png"}

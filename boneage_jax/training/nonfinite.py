@@ -72,7 +72,10 @@ def record(before: Any, new: Collection, good: jax.Array, step: jax.Array) -> An
       good: bool [], whether the step was finite.
       step: int32 [], updates done after this step.
     """
-    new = jax.tree.map(lambda x: jnp.where(good, x, jnp.zeros_like(x)), new)
+    kept = before.metrics if isinstance(before, Watched) else before
+    new = jax.tree.map(  # in the dtype it had before, also under JAX_ENABLE_X64
+        lambda x, old: jnp.where(good, x, jnp.zeros_like(x)).astype(old.dtype), new, kept
+    )
     if not isinstance(before, Watched):
         return before.merge(new)
     bad = 1 - good.astype(jnp.int32)
