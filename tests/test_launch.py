@@ -108,5 +108,9 @@ def test_what_is_installed_can_write_to_a_bucket(stubs, tmp_path, extra):
     work = tmp_path / "app"
     work.mkdir()
     subprocess.run(["sh", "-ec", step], cwd=work, env=stubs.env | {"EXTRA": extra}, check=True)
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for package in table["packages"]:  # setuptools asks for the folder of each
+        folder = package.replace("boneage_jax.recipes", "configs").replace(".", "/")
+        assert (work / folder).is_dir(), folder
     [installed] = stubs.called("pip", "-e")
     assert extras == set(installed[-1].removeprefix(".[").removesuffix("]").split(","))

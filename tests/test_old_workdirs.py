@@ -49,9 +49,9 @@ def test_a_network_is_read_without_its_optimizer(old, monkeypatch):
     restored = []
     restore = Checkpoints._restore
 
-    def noted(self, step, arguments, iterator=None):
+    def noted(self, step, arguments, iterator=None, **options):
         restored.append(arguments)
-        return restore(self, step, arguments, iterator)
+        return restore(self, step, arguments, iterator, **options)
 
     monkeypatch.setattr(Checkpoints, "_restore", noted)
     members = load_members(old / "ensemble")

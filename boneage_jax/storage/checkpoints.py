@@ -177,8 +177,8 @@ class Checkpoints:
         more = {path for path in kept if path.startswith((".params[", ".batch_stats["))} - need
         if more:
             raise InputError(
-                f"{self._folder}/{step} cannot be restored: it was written by another model, with "
-                f"{min(more)[1:]}"
+                f"{self._folder}/{step} cannot be restored: it was written by another model or "
+                f"version, with {min(more)[1:]}"
             )
         averaged = {path for path in kept if path.startswith(".ema_params[")}
         placed = jax.tree.leaves(like["params"])[0].sharding
@@ -193,12 +193,18 @@ class Checkpoints:
         found = self._restore(
             step,
             ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
+            part=True,
         )
         params = _join(found.get("params", {}), found.get("ema_params", {}))
         return {"params": params, "batch_stats": found.get("batch_stats", {})}, found["flops_spent"]
 
     def _restore(
-        self, step: int, arguments: Any, iterator: "grain.DatasetIterator | None" = None
+        self,
+        step: int,
+        arguments: Any,
+        iterator: "grain.DatasetIterator | None" = None,
+        *,
+        part: bool = False,
     ) -> Any:
         waiting_for("the checkpoint", PATIENCE)
         with self._restore_errors(step):
@@ -209,11 +215,11 @@ class Checkpoints:
         for path, leaf in _leaves(state):
             if not isinstance(leaf, jax.Array):  # orbax leaves a part that it has not as it was
                 raise InputError(
-                    f"{self._folder}/{step} cannot be restored: it was written by another model, "
-                    f"without {jax.tree_util.keystr(path)}"
+                    f"{self._folder}/{step} cannot be restored: it was written by another model "
+                    f"or version, without {jax.tree_util.keystr(path)}"
                 )
         known = saved.get(_CHECKSUMS)  # older checkpoints have none
-        damaged = first_damaged(state, known) if known else ""
+        damaged = first_damaged(state, known, part=part) if known else ""
         if damaged:
             raise InputError(
                 f"{self._folder}/{step} is damaged: state{damaged} is not what was saved; "

@@ -25,15 +25,16 @@ def checksums(tree: Any) -> dict[str, int]:
     return {jax.tree_util.keystr(path): _crc(leaf) for path, leaf in _leaves(tree)}
 
 
-def first_damaged(tree: Any, saved: dict[str, Any]) -> str:
+def first_damaged(tree: Any, saved: dict[str, Any], *, part: bool = False) -> str:
     """Returns the path of the first array that differs from what was saved, "" for none.
 
     Args:
-      tree: a whole state, or a dict with some of its fields.
-      saved: what `checksums` returned for the whole state.
+      tree: what was restored.
+      saved: what `checksums` returned for the whole that was saved.
+      part: `tree` is a dict with some fields of the state that was saved.
     """
     now = checksums(tree)
-    if isinstance(tree, dict):  # its fields are keys here, attributes of a state
+    if part:  # fields are keys here, attributes of a state
         now = {as_field(path): value for path, value in now.items()}
     elif now.keys() != saved.keys():
         return sorted(now.keys() ^ saved.keys())[0]
