@@ -32,6 +32,7 @@ from boneage_jax.storage.safe_write import cannot_write, is_passing, is_refused_
 if TYPE_CHECKING:
     import grain
 
+_LATE = 10.0  # seconds in which reads of a failed restore come to their end
 _CHECKSUMS, _POSITION = "checksums", "position"  # in the metadata of a checkpoint
 
 
@@ -241,6 +242,7 @@ class Checkpoints:
                 traceback.clear_frames(error.__traceback__)  # they hold reads that still fail
             if reason:
                 gc.collect()
+                _without_late_reads.linger()
         if reason:
             raise InputError(
                 f"{self._folder}/{step} cannot be restored: it is damaged or was written by "
@@ -377,7 +379,8 @@ class _LateReads:
 
     Arrays are read side by side. When one of them is damaged, orbax closes the event loop, and each
     further failing read then reports, when it is thrown away, itself or the closed loop: noise
-    after the one clear line. Within this context manager, which threads share, they are dropped.
+    after the one clear line. Within this context manager, which threads share, they are dropped, and
+    for `_LATE` seconds after a restore that failed.
     """
 
     def __init__(self) -> None:
@@ -397,6 +400,13 @@ class _LateReads:
             if self._depth == 0:
                 sys.unraisablehook = self._before
                 logging.getLogger("asyncio").removeFilter(self._is_another)
+
+    def linger(self) -> None:
+        """Stays for some seconds more: reads in other threads fail later than the restore."""
+        self.__enter__()
+        timer = threading.Timer(_LATE, self.__exit__)
+        timer.daemon = True
+        timer.start()
 
     def _unraisable(self, unraisable: Any) -> None:
         late = "coroutine object _read" in repr(unraisable.object)  # orbax's, of a single array
