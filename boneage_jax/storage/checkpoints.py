@@ -379,8 +379,8 @@ class _LateReads:
 
     Arrays are read side by side. When one of them is damaged, orbax closes the event loop, and each
     further failing read then reports, when it is thrown away, itself or the closed loop: noise
-    after the one clear line. Within this context manager, which threads share, they are dropped, and
-    for `_LATE` seconds after a restore that failed.
+    after the one clear line. Within this context manager, which threads share, and for `_LATE`
+    seconds after a restore that failed they are dropped.
     """
 
     def __init__(self) -> None:
