@@ -1,6 +1,9 @@
 """What all tests share: simulated devices, and a network small enough to compile in a second."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before jax is imported anywhere: four CPU devices, so that parallel steps can be compared.
 os.environ["XLA_FLAGS"] = (
@@ -8,6 +11,10 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["KERAS_BACKEND"] = "jax"
+# Programs that take a second and more are compiled once per session, by whichever test comes first.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="boneage_jax_compiled_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import jax.numpy as jnp

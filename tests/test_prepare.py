@@ -232,7 +232,7 @@ def test_door(raw, tmp_path):
 def test_interrupted_door_leaves_nothing_half_done(tmp_path):
     raw = tmp_path / "raw"
     (raw / "train").mkdir(parents=True)
-    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400), dtype=np.uint8)
     cv2.imwrite(str(raw / "train/0.png"), noise)
     for key in range(1, 4000):
         os.link(raw / "train/0.png", raw / f"train/{key}.png")

@@ -242,12 +242,13 @@ def test_a_real_point_is_run_by_the_command_of_a_user(monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.chdir(ROOT)
     (tmp_path / "arms.py").write_text(
-        "def get_arms():\n    return {'tiny': {'model.name': 'efficientnet_lite0'},"
+        "def get_arms():\n    return {'tiny': {'model.name': 'tiny'},"
         " 'none': {'model.name': 'efficientnet_z9'}}"
     )
     small = {"data.config": "64-small", "batch_size": 8, "steps": 2, "evaluate_every": 1e3}
     small |= {"eval_batch_size": 16, "budget_flops": 0.0}
     args = [f"--config.{key}={value}" for key, value in small.items()]
+    args.append("--extensions=tests/tiny_backbone.py")  # which the runs must be handed, too
     assert run_door(tmp_path, "--seeds=1", *args) == 1
     rows = {row["arm"]: row for row in table(tmp_path, "runs.csv")}
     assert "efficientnet_z9" in rows["none"]["error"]
