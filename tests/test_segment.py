@@ -123,9 +123,7 @@ def test_segment_refuses_what_would_lose_masks(here, radiographs, tmp_path, monk
         (images / ".." / "images", (images,), "holds the radiographs themselves"),
         (tmp_path / "copy" / "hand00.tif", (images,), "cannot be written"),
     ):
-        code = call(
-            monkeypatch, segment, f"--workdir={here / 'unet'}", f"--output={output}", *inputs
-        )
+        code = call(segment, f"--workdir={here / 'unet'}", f"--output={output}", *inputs)
         text = capfd.readouterr().err
         assert code != 0 and message in text and "Traceback" not in text
     assert {path.name: path.read_bytes() for path in images.iterdir()} == before
