@@ -239,7 +239,7 @@ class Checkpoints:
                 if is_lost_peer(error):
                     raise  # the checkpoint is well
                 reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
-                traceback.clear_frames(error.__traceback__)  # they hold reads that still fail
+                _clear_frames(error)  # they hold reads that still fail
             if reason:
                 gc.collect()
                 _without_late_reads.linger()
@@ -326,6 +326,12 @@ class Checkpoints:
             ) from error
 
 
+def _clear_frames(error: BaseException | None) -> None:
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:
     return jax.tree_util.tree_leaves_with_path(tree)
 
@@ -404,9 +410,13 @@ class _LateReads:
     def linger(self) -> None:
         """Stays for some seconds more: reads in other threads fail later than the restore."""
         self.__enter__()
-        timer = threading.Timer(_LATE, self.__exit__)
+        timer = threading.Timer(_LATE, self._leave)
         timer.daemon = True
         timer.start()
+
+    def _leave(self) -> None:
+        gc.collect()  # or a read in a cycle of garbage would report itself minutes later
+        self.__exit__()
 
     def _unraisable(self, unraisable: Any) -> None:
         late = "coroutine object _read" in repr(unraisable.object)  # orbax's, of a single array
