@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import pytest
 from tensorflow_datasets.core import registered
-from tiny_backbone import TinyBackbone
 
 from boneage_jax import evaluate, extensions, main, predict
 from boneage_jax.cli import exit_status
 from boneage_jax.extensions import load_extensions, register_config, register_model
 from boneage_jax.inference.load_trained import load_trained
+from tests.support.tiny_backbone import TinyBackbone
 from tfds_rsna import prepare
 from tfds_rsna.hand_phantom.render import make_phantom
 

@@ -1,0 +1,102 @@
+"""What evaluation restores of a checkpoint: the network, with averages where they were kept."""
+
+import logging
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from boneage_jax.data.loader import train_batches
+from boneage_jax.errors import InputError
+from boneage_jax.runtime.parallel import Parallel
+from boneage_jax.state import TrainState, flops_of, split_flops
+from boneage_jax.storage.checkpoints import Checkpoints, _without_late_reads
+from tests.support.tiny_task import memory_split
+
+
+def tree(scale):
+    return {
+        "backbone": {"stem": {"kernel": jnp.full((3, 2), scale)}, "top": {"bias": jnp.ones(2)}},
+        "age": {"kernel": jnp.full((2, 1), scale)},
+    }
+
+
+def saved(folder, averages):
+    state = TrainState(
+        step=jnp.asarray(3, jnp.int32),
+        params=tree(1.0),
+        batch_stats={"backbone": {"stem": {"mean": jnp.full(2, 5.0)}}},
+        ema_params=averages,
+        opt_state={"mu": tree(7.0)},
+        rng=jnp.zeros(2, jnp.uint32),
+        flops_spent=split_flops(12_345_678_901),
+    )
+    batches = train_batches(memory_split(8), ("bone_age",), 4, seed=0, put=lambda batch: batch)
+    checkpoints = Checkpoints(folder, "mae")
+    checkpoints.save(3, state, batches, None)
+    checkpoints.close()
+    batches.close()
+    return state
+
+
+def like(one_device, shapes):
+    return Parallel("jit", one_device).state_shapes(lambda: shapes)
+
+
+@pytest.mark.parametrize(
+    "averages",
+    [{}, {"age": {"kernel": jnp.full((2, 1), 9.0)}}, tree(9.0)],
+    ids=["none", "of the trained part", "of all"],
+)
+def test_averages_stand_for_the_parameters_they_are_of(tmp_path, one_device, averages):
+    state = saved(tmp_path, averages)
+    checkpoints = Checkpoints(tmp_path, "mae", read_only=True)
+    shapes = like(one_device, {"params": state.params, "batch_stats": state.batch_stats})
+    variables, spent = checkpoints.restore_network(3, shapes)
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, variables, state.eval_variables)
+    assert jax.tree.structure(variables) == jax.tree.structure(state.eval_variables)
+    assert flops_of(spent) == 12_345_678_901
+
+
+@pytest.mark.parametrize("change", ["shape", "missing", "more"])
+def test_another_network_is_refused_by_name(tmp_path, one_device, change):
+    state = saved(tmp_path, {})
+    params = tree(0.0)
+    if change == "shape":
+        params["age"]["kernel"] = jnp.zeros((2, 5))
+    elif change == "missing":
+        params["age"]["bias"] = jnp.zeros(1)
+    else:
+        del params["backbone"]["top"]
+    checkpoints = Checkpoints(tmp_path, "mae", read_only=True)
+    with pytest.raises(InputError, match=r"3 cannot be restored: .*another model") as error:
+        checkpoints.restore_network(
+            3, like(one_device, {"params": params, "batch_stats": state.batch_stats})
+        )
+    assert "\n" not in str(error.value)
+    checkpoints.close()
+
+
+def test_absl_logging_of_others_is_left_alone(tmp_path, caplog):
+    logger = logging.getLogger("absl")
+    checkpoints = Checkpoints(tmp_path, "mae")
+    logger.warning("of another library")
+    checkpoints.close()
+    assert [record.getMessage() for record in caplog.records] == ["of another library"]
+    assert logger.filters == []
+
+
+def test_restores_side_by_side_leave_the_hook_as_it_was():
+    deadline = time.monotonic() + 30  # restores that failed in earlier tests
+    while _without_late_reads._depth and time.monotonic() < deadline:
+        time.sleep(0.1)
+    hook = sys.unraisablehook
+    with _without_late_reads:
+        with _without_late_reads:
+            assert sys.unraisablehook is not hook
+        assert sys.unraisablehook is not hook
+    assert sys.unraisablehook is hook

@@ -1,0 +1,193 @@
+"""Steps whose loss or gradients are not finite, in the step itself and in whole runs."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from boneage_jax.config import check_config
+from boneage_jax.errors import InputError
+from boneage_jax.inference.load_trained import load_trained
+from boneage_jax.report.metric_writer import read_metrics
+from boneage_jax.runtime.parallel import Parallel
+from boneage_jax.state import flops_of
+from boneage_jax.training.nonfinite import Guard, Watched
+from boneage_jax.training.run import load_run
+from boneage_jax.training.step import make_train_step
+from configs import cls
+from tests.support.tiny_task import plain_inputs, random_batch, tiny_task
+from tests.training.test_step import new_state
+
+
+def steps(batches, mode="jit", devices=1, accumulate=1, task=None):
+    """Final state and what was watched, over batches."""
+    parallel = Parallel(mode, jax.devices()[:devices])
+    task = task or tiny_task(parallel.axis_name)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+    step = make_train_step(
+        task,
+        optimizer,
+        plain_inputs,
+        axis_name=parallel.axis_name,
+        accumulate=accumulate,
+        ema_decay=0.9,
+    )
+    state = parallel.put_state(new_state(task, optimizer, ema=True))
+    watched = parallel.put_state(Watched.begin(task.metrics_type.empty()))
+    train_step = parallel.train_step(functools.partial(step, flops=7))
+    for batch in batches:
+        state, watched = train_step(state, watched, parallel.put_batch(batch))
+        jax.block_until_ready(state)
+    assert parallel.compilations == {"train": 1}
+    return jax.device_get(state), jax.device_get(watched)
+
+
+def spoilt(seed):
+    """A batch with one age that is no number, in the share of the last device."""
+    batch = random_batch(16, seed=seed)
+    batch["bone_age"][-1] = np.nan
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("mode", "devices", "accumulate"),
+    [("jit", 1, 1), ("jit", 4, 2), ("pmap", 4, 1), ("pmap", 2, 2)],
+)
+def test_a_bad_step_changes_nothing_but_the_counters(mode, devices, accumulate):
+    good = random_batch(16, seed=1)
+    before, _ = steps([good], mode, devices, accumulate)
+    after, watched = steps([good, spoilt(2), spoilt(3)], mode, devices, accumulate)
+    for part in ("params", "batch_stats", "ema_params", "opt_state", "rng"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(before, part), getattr(after, part))
+    assert after.step == 3 and flops_of(after.flops_spent) == 21
+    assert (watched.total, watched.streak, watched.first) == (2, 2, 2)
+    # The metrics are those of the one good step.
+    _, alone = steps([good], mode, devices, accumulate)
+    assert watched.metrics.compute() == alone.metrics.compute()
+    _, watched = steps([good, spoilt(2), good], mode, devices, accumulate)
+    assert (watched.total, watched.streak, watched.longest, watched.first) == (1, 0, 1, 2)
+
+
+def test_a_gradient_alone_can_be_bad():
+    """sqrt(0 x) is 0, its gradient is not a number: a loss that looks well."""
+    task = tiny_task()
+    loss = type(task).loss
+
+    class Steep(type(task)):
+        def loss(self, outputs, batch):
+            per_image, parts = loss(self, outputs, batch)
+            return per_image + jnp.sqrt(0.0 * outputs["age"]), parts
+
+    steep = Steep(task.model, task.age_mean, task.age_std)
+    state, watched = steps([random_batch(16)], task=steep)
+    assert watched.total == 1 and state.step == 1
+    fresh = new_state(steep, optax.adam(1e-2))
+    jax.tree.map(np.testing.assert_array_equal, state.params, fresh.params)
+
+
+def test_metrics_without_a_count_are_taken_as_before():
+    task, optimizer = tiny_task(), optax.sgd(0.1)
+    step = jax.jit(make_train_step(task, optimizer, plain_inputs))
+    state, metrics = step(new_state(task, optimizer), task.metrics_type.empty(), spoilt(0))
+    assert metrics.loss.count == 0 and state.step == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "counts", "back", "says"),
+    [
+        ("skip", [(5, 2, 2, 4), (6, 2, 0, 0)], [False, False], None),
+        ("skip", [(5, 3, 3, 3)], [], "in 3 steps in a row, up to step 5"),
+        ("stop", [(5, 0, 0, 0), (6, 1, 1, 6)], [False], "at step 6; lower"),
+        ("rollback", [(5, 1, 1, 5), (6, 2, 1, 6)], [True, True], None),
+        ("rollback", [(n, n, 1, n) for n in (1, 2, 3, 4)], [True] * 3, "after 3 roll-backs"),
+    ],
+)
+def test_what_each_policy_does(policy, counts, back, says):
+    config = cls.get_config()
+    config.nonfinite, config.nonfinite_limit = policy, 3
+    guard, did = Guard(check_config(config)), []
+    try:
+        for step, total, longest, first in counts:
+            did.append(guard.judge(step, total, longest, first))
+    except InputError as error:
+        assert says and says in str(error) and "learning_rate" in str(error)
+    else:
+        assert says is None
+    assert did == back
+
+
+# ----- whole runs
+
+
+def test_skipping_goes_on_and_says_how_often(tiny_train):
+    report, workdir = tiny_train(spoil={2, 3})
+    rows = [row for row in read_metrics(workdir) if "learning_rate" in row]
+    assert [row.get("nonfinite_steps", 0) for row in rows] == [0, 0, 1, 2, 2, 2, 2, 2]
+    assert ["train/loss" in row for row in rows] == [n not in (3, 4) for n in range(1, 9)]
+    whole, _ = tiny_train("whole")
+    assert report["compute"]["train_flops"] == whole["compute"]["train_flops"]
+    _, state, step = load_run(workdir)
+    assert step == 8
+    counts = [x for x in jax.tree.leaves(state.opt_state) if x.dtype == jnp.int32]
+    assert counts and all(int(count) == 6 for count in counts)
+
+
+def test_too_many_bad_steps_end_the_run_with_its_last_checkpoint_whole(tiny_train, tmp_path):
+    with pytest.raises(InputError, match="3 steps in a row, up to step 6"):
+        tiny_train(spoil=range(3, 8), nonfinite_limit=3)
+    assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"4"}
+    with pytest.raises(InputError, match="3 steps in a row, up to step 8"):
+        # A good step ends the row before the log line: it counts all the same.
+        seldom = {"log_every": 8, "checkpoint_every": 0, "evaluate_every": 9.0}
+        tiny_train("seldom", spoil=range(3, 6), nonfinite_limit=3, **seldom)
+    report, workdir = tiny_train()  # the data mended, say
+    assert report["age"]["mae"] > 0 and load_trained(workdir).step == 8
+
+
+def test_stop_ends_at_the_first_and_goes_on_with_another_policy(tiny_train, tmp_path):
+    with pytest.raises(InputError, match=r"not finite at step 4; .*--config.nonfinite=skip"):
+        tiny_train(spoil={3}, nonfinite="stop")
+    assert not (tmp_path / "run" / "checkpoints" / "4").exists()
+    _, workdir = tiny_train(spoil={3}, nonfinite="skip")
+    assert [row["step"] for row in read_metrics(workdir) if "learning_rate" in row] == [
+        *range(1, 9)
+    ]
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_a_roll_back_goes_on_behind_the_bad_batch(tiny_train, mode):
+    report, workdir = tiny_train(
+        spoil={4}, nonfinite="rollback", parallel=mode, devices=jax.devices()[:2], log_every=2
+    )
+    rows = read_metrics(workdir)
+    assert rows[-1]["nonfinite_steps"] == 1 and rows[-1]["rollbacks"] == 1
+    assert [row["step"] for row in rows if "learning_rate" in row] == [2, 4, 6, 8]
+    # Back from 6 to 4: two steps were made for nothing, and are paid for.
+    each = report["compute"]["train_flops"] // 10
+    assert report["compute"]["train_flops"] == 10 * each == rows[-1]["flops"]
+    trained = load_trained(workdir)
+    assert trained.flops_spent == 10 * each and trained.step == 8
+    saved = next((workdir / "checkpoints" / "8" / "data").glob("*.json"))
+    assert json.loads(saved.read_text())["next_index"] >= 10
+
+
+def test_roll_backs_come_to_an_end(tiny_train, tmp_path):
+    with pytest.raises(InputError, match="after 2 roll-backs"):
+        tiny_train(spoil=range(0, 99), nonfinite="rollback", nonfinite_limit=2)
+    assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"0"}
+
+
+def test_a_state_that_is_not_finite_is_never_saved(tiny_train, tmp_path, monkeypatch):
+    """As if an update had overflowed."""
+
+    def poison(good, new, old):
+        return jax.tree.map(lambda x: jnp.where(good, x, x * np.nan).astype(x.dtype), new)
+
+    monkeypatch.setattr("boneage_jax.training.step.accept", poison)
+    with pytest.raises(InputError, match="network of step 4 holds numbers that are not finite"):
+        tiny_train(spoil={3})
+    assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"2"}
