@@ -5,10 +5,10 @@ import os
 import shutil
 import tempfile
 
+from tests.support.compiling import xla_flags
+
 # Before jax is imported anywhere: four CPU devices, so that parallel steps can be compared.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-)
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(devices=4)}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["KERAS_BACKEND"] = "jax"
 # Programs that take a second and more are compiled once per session, by whichever test comes first.

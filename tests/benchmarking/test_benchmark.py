@@ -19,6 +19,7 @@ from boneage_jax.data.inputs import batch_shapes
 from boneage_jax.errors import InputError
 from boneage_jax.training.run import build_run, fresh_state
 from configs.bench import get_config
+from tests.support.compiling import xla_flags
 
 ROOT = Path(__file__).parents[2]
 SHORT = (
@@ -34,8 +35,7 @@ SHORT = (
 
 
 def run_door(*args, devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": xla_flags(devices)}
     command = [sys.executable, "-m", "boneage_jax.benchmark", *args]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
 

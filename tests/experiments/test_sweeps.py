@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
 from matplotlib.image import imread
 
 from boneage_jax import sweep
@@ -15,7 +14,7 @@ from boneage_jax.cli import exit_status
 from boneage_jax.config import base_config, check_config, save_config
 from boneage_jax.errors import InputError
 from boneage_jax.experiments import sweeps
-from boneage_jax.experiments.sweep_tables import best_recipes, summarize
+from boneage_jax.experiments.sweep_tables import _interval, best_recipes, summarize
 from boneage_jax.experiments.sweeps import Point, load_arms, make_points
 
 ROOT = Path(__file__).parents[2]
@@ -151,14 +150,30 @@ def test_a_sweep_writes_one_line_per_point_and_survives_a_failure(monkeypatch, t
     summary = {(row["arm"], float(row["budget"])): row for row in table(tmp_path, "summary.csv")}
     assert set(summary) == {(a, b) for a in ("base", "better") for b in (1e12, 2e12)}
     mine = [float(r["mae"]) for r in rows if r["arm"] == "better" and float(r["budget"]) == 2e12]
-    low, high = scipy.stats.t.interval(0.95, 2, np.mean(mine), scipy.stats.sem(mine))
     found = summary["better", 2e12]
-    assert float(found["low"]) == pytest.approx(low, abs=1e-3)
-    assert float(found["high"]) == pytest.approx(high, abs=1e-3)
+    # Student's t of two degrees of freedom has the quantile (2 p - 1) / sqrt(2 p (1 - p)).
+    half = 0.95 / (2 * 0.975 * 0.025) ** 0.5 * np.std(mine, ddof=1) / 3**0.5
+    assert float(found["low"]) == pytest.approx(np.mean(mine) - half, abs=1e-3)
+    assert float(found["high"]) == pytest.approx(np.mean(mine) + half, abs=1e-3)
     assert float(found["difference"]) == pytest.approx(-2.0, abs=1e-3)
     assert float(found["difference_high"]) < 0 and not summary["base", 2e12]["difference"]
     assert imread(tmp_path / "out" / "mae_vs_flops.png").std() > 0.01
     assert "6 of 18 runs failed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("runs", "quantile"),
+    # One degree of freedom: Cauchy's tan. Eleven and thirty: Student's table.
+    [(2, np.tan(np.pi * 0.475)), (12, 2.20099), (31, 2.04227)],
+)
+def test_the_interval_over_seeds_is_students_for_any_number(runs, quantile):
+    errors = np.random.default_rng(runs).normal(10, 1, runs)
+    half = quantile * errors.std(ddof=1) / runs**0.5
+    found = _interval(errors)
+    assert found["low"] == pytest.approx(errors.mean() - half, rel=1e-5)
+    assert found["high"] == pytest.approx(errors.mean() + half, rel=1e-5)
+    assert _interval(np.full(runs, 3.0)) == {"sd": 0.0, "low": 3.0, "high": 3.0}
+    assert _interval(errors[:1]) == {}
 
 
 def test_a_sweep_goes_on_where_it_stopped(monkeypatch, tmp_path):

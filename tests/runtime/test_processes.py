@@ -14,6 +14,7 @@ import pytest
 
 from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.training.run import load_run
+from tests.support.compiling import xla_flags
 from tests.support.tiny_run import TINY_RUN, arguments
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,7 @@ class Job:
             environment = os.environ | {
                 "TFDS_DATA_DIR": phantoms,
                 "PYTHONPATH": str(ROOT),
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "XLA_FLAGS": xla_flags(devices),
                 **((happens or {}).get(index, {})),
             }
             command = [

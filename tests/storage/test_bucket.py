@@ -17,6 +17,7 @@ from etils import epath
 from boneage_jax.errors import InputError
 from boneage_jax.storage import bucket
 from boneage_jax.storage.bucket import address_of, checkpoint_folder, open_workdir, push
+from tests.support.compiling import xla_flags
 from tests.support.tiny_run import TINY_RUN, arguments
 
 ROOT = Path(__file__).parents[2]
@@ -185,7 +186,7 @@ def _train(workdir: str, environment: dict[str, str], *more: str) -> subprocess.
 
 @needs_emulator
 def test_a_run_goes_on_from_a_bucket_on_another_machine(emulator, tmp_path):
-    keep = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    keep = os.environ | {"XLA_FLAGS": xla_flags()}
     keep |= emulator | {
         "PYTHONPATH": f"{ROOT}:{ROOT}/tests",
         "TFDS_DATA_DIR": str(tmp_path / "data"),
@@ -236,7 +237,7 @@ def test_a_workdir_of_older_code_is_read_from_a_bucket(machine, emulator):
             target = epath.Path("gs://bucket/old") / path.relative_to(old / "bone_age").as_posix()
             target.write_bytes(path.read_bytes())
     os.close(bucket._locks.pop(mirror))
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment = os.environ | {"XLA_FLAGS": xla_flags()}
     environment |= emulator | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", _READ, "gs://bucket/old"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -22,6 +22,7 @@ from boneage_jax.cli import exit_status
 from boneage_jax.config import base_config
 from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.training.run import load_run
+from tests.support.compiling import xla_flags
 from tfds_rsna.hand_phantom.render import make_phantom
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +48,7 @@ RECIPE = [
 def environment(tmp_path_factory):
     """One device, prepared data and compiled programs shared by the runs of this file."""
     folder = tmp_path_factory.mktemp("shared")
-    keep = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    keep = os.environ | {"XLA_FLAGS": xla_flags()}
     return keep | {
         "TFDS_DATA_DIR": str(folder / "data"),
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
