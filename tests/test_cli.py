@@ -138,6 +138,16 @@ def test_light_modules_do_not_load_jax():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+def test_a_prediction_does_not_load_what_reports_and_preparing_need():
+    code = "import sys; import boneage_jax.predict, boneage_jax.inference.predict_files"
+    code += "; import boneage_jax.inference.predictor; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    heavy = {"scipy.stats", "tensorboardX", "jinja2", "pycocotools", "matplotlib"}
+    assert not heavy & set(done.stdout.split())
+
+
 def test_the_wheel_holds_every_package():
     """The list in pyproject.toml, which also maps configs/ to boneage_jax/recipes."""
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]

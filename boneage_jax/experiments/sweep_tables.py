@@ -23,8 +23,6 @@ SUMMARY_COLUMNS = (
     *("arm", "budget", "runs", "mae", "sd", "low", "high", "train_flops", "baseline_mae"),
     *("difference", "difference_low", "difference_high", "p"),
 )
-# Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom.
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def run_folder(output: Path, arm: str, budget: float, seed: int) -> Path:
@@ -82,11 +80,13 @@ def summarize(rows: Sequence[Mapping[str, Any]], output: Path) -> list[dict[str,
 
 
 def _interval(errors: np.ndarray) -> dict[str, float]:
+    import scipy.stats
+
     n = len(errors)
     if n < 2:
         return {}
     sd = float(errors.std(ddof=1))
-    half = (_T95[n - 2] if n - 1 <= len(_T95) else 1.96) * sd / n**0.5
+    half = float(scipy.stats.t.ppf(0.975, n - 1)) * sd / n**0.5
     return {"sd": sd, "low": errors.mean() - half, "high": errors.mean() + half}
 
 
