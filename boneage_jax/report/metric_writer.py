@@ -3,12 +3,13 @@
 import contextlib
 import json
 import math
+import socket
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX import RecordWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
@@ -45,7 +46,7 @@ class MetricWriter:
         self._kept = [row for row in rows if row["step"] <= self._resume_step]
         self.last_row: dict[str, Any] | None = self._kept[-1] if self._kept else None
         self._lines: IO[str] | None = None
-        self._events: EventsWriter | None = None
+        self._events: RecordWriter | None = None
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes one row and flushes it.
@@ -65,9 +66,7 @@ class MetricWriter:
             self._lines.flush()
         points = [Summary.Value(tag=k, simple_value=float(v)) for k, v in values.items()]
         with writing(self._workdir / "tensorboard"):
-            self._events.write_event(
-                Event(step=int(step), wall_time=time.time(), summary=Summary(value=points))
-            )
+            self._events.write(_event(int(step), summary=Summary(value=points)))
             self._events.flush()
 
     def rewind(self, step: int) -> None:
@@ -97,20 +96,20 @@ class MetricWriter:
     ) -> None:
         self.close()
 
-    def _open(self) -> tuple[IO[str], EventsWriter]:
+    def _open(self) -> tuple[IO[str], RecordWriter]:
         path = self._workdir / _FILE
         with writing(path):
             write_text(path, "".join(_line(row) for row in self._kept))
         folder = self._workdir / "tensorboard"
         with writing(folder):
             folder.mkdir(exist_ok=True)
-            # SummaryWriter would write in a thread, which a full disk ends without a word. The
-            # suffix tells apart files begun within one second.
-            events = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+            # SummaryWriter would write in a thread, which a full disk ends without a word.
+            name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+            events = RecordWriter(str(folder / name))
             # TensorBoard then hides what an earlier, killed process noted from there on.
             start = self._resume_step + 1
-            events.write_event(Event(step=start, file_version="brain.Event:2"))
-            events.write_event(Event(step=start, session_log=SessionLog(status=SessionLog.START)))
+            events.write(_event(start, file_version="brain.Event:2"))
+            events.write(_event(start, session_log=SessionLog(status=SessionLog.START)))
             events.flush()
         with writing(path):
             return path.open("a", encoding="utf-8"), events
@@ -142,6 +141,10 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
                 f"{path}, line {number} is not a row of metrics ({line[:40]!r}); remove the line"
             )
     return rows
+
+
+def _event(step: int, **content: Any) -> bytes:
+    return Event(step=step, wall_time=time.time(), **content).SerializeToString()
 
 
 def _line(row: dict[str, Any]) -> str:
