@@ -158,6 +158,12 @@ def test_the_wheel_holds_every_package():
     }
     assert set(table["packages"]) == found | {"boneage_jax.recipes", "boneage_jax.recipes.sweeps"}
     assert table["package-dir"]["boneage_jax.recipes"] == "configs"
+    shipped = {
+        path
+        for pattern in table["package-data"]["boneage_jax"]
+        for path in (ROOT / "boneage_jax").glob(pattern)
+    }
+    assert shipped >= set((ROOT / "boneage_jax" / "report" / "templates").iterdir())
 
 
 def test_no_package_re_exports(tmp_path):
