@@ -1,27 +1,40 @@
-"""What a raw file must say of its making, beside it."""
+"""What is written of the making of a raw file: one form for all scripts of this folder."""
 
 import datetime
 import json
 import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from boneage_jax.runtime import machine
 
-def write_provenance(output: Path, **facts: Any) -> None:
-    """Writes date, hardware, versions, settings of the process and `facts` as JSON beside a CSV.
 
-    It starts JAX's backend, so it comes last.
+def write_provenance(output: Path, settings: Mapping[str, Any], **facts: Any) -> None:
+    """Writes date, command, settings, hardware, versions, environment and `facts` as JSON.
+
+    Call it last: it starts JAX's backend, unless `facts` has `hardware` of another process.
+
+    Args:
+      output: the raw file. FILE.csv gets FILE.json beside it. FILE.json is written itself: then
+        `facts` are its results.
+      settings: all options of the script, `vars(args)`.
+      facts: results and whatever else a reader needs; `hardware` and `versions` replace those of
+        this process.
     """
-    from boneage_jax.runtime.machine import hardware, versions
-
     content = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "hardware": hardware(),
-        "versions": versions(),
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
+        "settings": dict(settings),
+        "hardware": facts.pop("hardware", None) or machine.hardware(),
+        "versions": facts.pop("versions", None) or machine.versions(),
         "environment": {
             key: os.environ[key] for key in ("GLIBC_TUNABLES", "XLA_FLAGS") if key in os.environ
         },
-        "load_average": os.getloadavg()[0],
+        "load_average": os.getloadavg()[0],  # of the last minute
         **facts,
     }
-    output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".json").write_text(text + "\n")

@@ -1,8 +1,8 @@
 """Two checkouts of this project in turns: the train step with its peak memory, or `predict`.
 
-usage: python benchmarks/peers/before_after.py --before=CHECKOUT --output=FILE.csv
+usage: python -m benchmarks.peers.before_after --before=CHECKOUT --output=FILE.csv
            [--model=b4] [--size=96] [--batch=16] [--rounds=8] [--steps=2]
-       python benchmarks/peers/before_after.py --before=CHECKOUT --output=FILE.csv --workdir=DIR
+       python -m benchmarks.peers.before_after --before=CHECKOUT --output=FILE.csv --workdir=DIR
 
 The train step of each checkout lives in a process of its own, which steps when asked. With
 --workdir, `predict` reads one image with the network in it, from command to exit, from filled
@@ -20,9 +20,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
-from contender import ROOT, Contender, Settings
-from rounds import print_summary, summary_rows, take_turns, write_rounds
 
+from benchmarks.peers.contender import ROOT, Contender, Settings
+from benchmarks.peers.rounds import print_summary, summary_rows, take_turns, write_rounds
 from boneage_jax.runtime.cpu_memory import TUNABLES
 from tfds_rsna.hand_phantom.render import make_phantom
 
@@ -80,8 +80,7 @@ def time_steps(args: argparse.Namespace, codes: dict[str, Path]) -> None:
     for contender in steppers:
         contender.close()
     rows = summary_rows(times, args.batch)
-    facts = {"settings": settings._asdict() | {"steps": args.steps}, "peak_mib": peaks}
-    write_rounds(args.output, times, args.batch, facts, rows)
+    write_rounds(args.output, times, args.batch, vars(args), rows, peak_mib=peaks)
     print_summary(rows)
     print("peak MiB:", peaks)
 
@@ -97,7 +96,7 @@ def time_predictions(args: argparse.Namespace, codes: dict[str, Path]) -> None:
     rows = summary_rows(times, 1)
     peaks = {door.name: door.facts["peak_mib"] for door in doors}
     facts = {"peak_mib": peaks, "torch_installed": find_spec("torch") is not None}
-    write_rounds(args.output, times, 1, facts, rows)
+    write_rounds(args.output, times, 1, vars(args), rows, **facts)
     print_summary(rows)
     print("peak MiB:", peaks)
 

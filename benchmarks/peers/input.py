@@ -1,6 +1,6 @@
 """Images ready for a step: grain from our records against torch's DataLoader on PNG files.
 
-usage: python benchmarks/peers/input.py --size=256 --batch=32 --rounds=5 --output=FILE.csv
+usage: python -m benchmarks.peers.input --size=256 --batch=32 --rounds=5 --output=FILE.csv
 
 Three contenders on the same synthetic radiographs (of the size and compressibility of real ones):
 ours reads prepared records; DataLoader reads PNGs that were resized beforehand, and PNGs of full
@@ -20,9 +20,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from radiographs import write_radiographs, write_resized
-from rounds import print_summary, summary_rows, take_turns, write_rounds
 
+from benchmarks.peers.radiographs import write_radiographs, write_resized
+from benchmarks.peers.rounds import print_summary, summary_rows, take_turns, write_rounds
 from boneage_jax.benchmarking.records import synthetic_split
 from boneage_jax.data.files import fit_square
 from boneage_jax.data.loader import train_batches
@@ -130,9 +130,8 @@ def main() -> None:
         contenders.insert(0, ours)
         times = take_turns(contenders, args.rounds, args.steps)
         ours.close()
-    facts = {"settings": {k: v for k, v in vars(args).items() if k != "output"}}
     rows = summary_rows(times, args.batch)
-    write_rounds(args.output, times, args.batch, facts, rows)
+    write_rounds(args.output, times, args.batch, vars(args), rows)
     print_summary(rows)
 
 

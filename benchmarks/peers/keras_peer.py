@@ -6,7 +6,8 @@ os.environ["KERAS_BACKEND"] = "jax"
 
 import jax
 import keras
-from contender import Ready, Settings, serve, synthetic_batch
+
+from benchmarks.peers.contender import Ready, Settings, serve, synthetic_batch
 
 AGE_MEAN, AGE_STD, SEX_WEIGHT = 127.32, 41.18, 0.1
 NETWORKS = {"b0": keras.applications.EfficientNetB0, "b4": keras.applications.EfficientNetB4}

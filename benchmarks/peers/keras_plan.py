@@ -1,6 +1,6 @@
 """The train step of Keras on JAX, compiled for TPUs that are not there: the peer of `plan`.
 
-usage: python benchmarks/peers/keras_plan.py --output=FILE.json [--model=b4] [--size=380]
+usage: python -m benchmarks.peers.keras_plan --output=FILE.json [--model=b4] [--size=380]
            [--batch=512] [--dtype=bfloat16] [--topology=v5e:2x4]
 
 Keras's own `train_step` on the network, loss and optimizer of `keras_peer.py`: the state on every
@@ -18,10 +18,11 @@ os.environ["KERAS_BACKEND"] = "jax"
 import jax
 import keras
 import numpy as np
-from contender import Settings
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from keras_peer import compiled_network
 
+from benchmarks.peers.contender import Settings
+from benchmarks.peers.keras_peer import compiled_network
+from benchmarks.provenance import write_provenance
 from boneage_jax.cli import run_door
 from boneage_jax.errors import InputError
 from boneage_jax.flops import count_flops
@@ -82,7 +83,7 @@ def main() -> int:
     }
     if plan["fits"]:
         plan["bounds"] = bounds(plan, machine.chip, args.dtype)
-    args.output.write_text(json.dumps(plan, indent=1) + "\n")
+    write_provenance(args.output, vars(args), **plan)
     print(json.dumps({k: v for k, v in plan.items() if k not in ("versions", "collectives")}))
     return 0
 

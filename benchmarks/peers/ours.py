@@ -2,9 +2,9 @@
 
 import jax
 import numpy as np
-from contender import Ready, Settings, serve
 from ml_collections import ConfigDict
 
+from benchmarks.peers.contender import Ready, Settings, serve
 from boneage_jax.benchmarking.settings import synthetic_info
 from boneage_jax.benchmarking.steps import prepare_eval, prepare_train
 from boneage_jax.config import base_config, check_config

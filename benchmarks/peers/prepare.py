@@ -1,6 +1,6 @@
 """Preparation: images per second of tfds_rsna.prepare against a bare loop of OpenCV.
 
-usage: python benchmarks/peers/prepare.py --size=256 --rounds=5 --output=FILE.csv [--images=DIR]
+usage: python -m benchmarks.peers.prepare --size=256 --rounds=5 --output=FILE.csv [--images=DIR]
 
 Both decode and resize the same radiographs of full size, synthetic or those of a folder, on one
 core and on --workers cores (a process of its own each time, held to so many cores, with as many
@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from radiographs import link_radiographs, write_radiographs
-from rounds import print_summary, summary_rows, take_turns, write_rounds
+from benchmarks.peers.radiographs import link_radiographs, write_radiographs
+from benchmarks.peers.rounds import print_summary, summary_rows, take_turns, write_rounds
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -62,7 +62,10 @@ class Pinned:
     def __init__(self, method: str, cores: int, folder: Path, size: int):
         self.name = f"{method}, {cores} {'core' if cores == 1 else 'cores'}"
         self.facts: dict[str, Any] = {"cores": cores}
-        self._command = [sys.executable, __file__, "--child", method, str(folder), str(size)]
+        self._command = [
+            *(sys.executable, "-m", "benchmarks.peers.prepare", "--child"),
+            *(method, str(folder), str(size)),
+        ]
         self._cores = sorted(os.sched_getaffinity(0))[:cores]
 
     def time(self, steps: int) -> float:
@@ -104,19 +107,12 @@ def main() -> None:
             for cores in sorted({1, min(args.workers, len(os.sched_getaffinity(0)))})
         ]
         times = take_turns([one for group in groups for one in group], args.rounds, 1, pause=0.0)
-    facts = {
-        "settings": {
-            "size": args.size,
-            "images": count,
-            "source": "folder" if args.images else "synthetic",
-        }
-    }
     rows = [
         row  # compared with ours on as many cores
         for group in groups
         for row in summary_rows({one.name: times[one.name] for one in group}, count)
     ]
-    write_rounds(args.output, times, count, facts, rows)
+    write_rounds(args.output, times, count, vars(args) | {"count": count}, rows)
     print_summary(rows)
 
 

@@ -1,15 +1,12 @@
 """Rounds in which contenders take turns, and the table and files of what they took."""
 
 import csv
-import datetime
-import json
-import os
-import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from benchmarks.provenance import write_provenance
 from boneage_jax.benchmarking.timing import paired_ratio, summarize
 
 
@@ -88,10 +85,11 @@ def write_rounds(
     output: Path,
     times: Mapping[str, Sequence[float]],
     images: int,
-    facts: Mapping[str, Any],
+    settings: Mapping[str, Any],
     summary: Sequence[Mapping[str, Any]],
+    **facts: Any,
 ) -> None:
-    """Writes every round to `output` (CSV); facts, machine and `summary` beside it (JSON)."""
+    """Writes every round to `output` (CSV); its provenance with `summary` beside it (JSON)."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -99,19 +97,4 @@ def write_rounds(
         for name, taken in times.items():
             for number, seconds in enumerate(taken):
                 writer.writerow([number, name, f"{seconds:.6g}", f"{images / seconds:.6g}"])
-    machine = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "processor": _processor(),
-        "cpu_cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-    }
-    content = {**machine, **facts, "summary": list(summary)}
-    output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    write_provenance(output, settings, **facts, summary=list(summary))

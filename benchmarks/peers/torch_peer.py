@@ -7,10 +7,11 @@ import sys
 
 import timm
 import torch
-from contender import Ready, Settings, serve, synthetic_batch
 from torch import nn
 from torch.nn import functional
-from torch_models import UNETS, BoneAgeNet, UNet
+
+from benchmarks.peers.contender import Ready, Settings, serve, synthetic_batch
+from benchmarks.peers.torch_models import UNETS, BoneAgeNet, UNet
 
 AGE_MEAN, AGE_STD, SEX_WEIGHT = 127.32, 41.18, 0.1
 

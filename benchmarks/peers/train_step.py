@@ -1,6 +1,6 @@
 """The same step here and in other libraries, in turns.
 
-usage: python benchmarks/peers/train_step.py --model=b4 --size=256 --batch=8 --rounds=5
+usage: python -m benchmarks.peers.train_step --model=b4 --size=256 --batch=8 --rounds=5
            --output=FILE.csv [--mode=inference] [--dtype=bfloat16] [--only="NAME;NAME"]
 
 Models: b0, b4, lite0 (Keras has no lite0), unet and unet_10 (not Keras). Needs
@@ -14,9 +14,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from contender import Contender, Settings
-from rounds import print_summary, summary_rows, take_turns, write_rounds
-
+from benchmarks.peers.contender import Contender, Settings
+from benchmarks.peers.rounds import print_summary, summary_rows, take_turns, write_rounds
 from boneage_jax.runtime.cpu_memory import TUNABLES
 
 # name -> file, options, environment, package it needs. Ours first: the others are compared with it.
@@ -91,15 +90,12 @@ def main() -> None:
         if not contenders:
             sys.exit("error: no contender can run here")
         times = take_turns(contenders, args.rounds, args.steps)
-        facts = {
-            "settings": settings._asdict() | {"steps": args.steps},
-            "contenders": {contender.name: contender.facts for contender in contenders},
-        }
+        facts = {contender.name: contender.facts for contender in contenders}
     finally:
         for contender in contenders:
             contender.close()
     rows = summary_rows(times, args.batch)
-    write_rounds(args.output, times, args.batch, facts, rows)
+    write_rounds(args.output, times, args.batch, vars(args), rows, contenders=facts)
     print_summary(rows)
 
 

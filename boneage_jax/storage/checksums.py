@@ -1,7 +1,7 @@
 """Checksums of a state, so that a checkpoint restores what was saved or says that it does not.
 
 The files of a checkpoint hold compressed pieces without a checksum of their content: of sixty
-damaged ones, one was restored without a word, as other parameters (benchmarks/fuzz.py).
+damaged ones, one was restored without a word, as other parameters (benchmarks/robustness/fuzz.py).
 """
 
 import re

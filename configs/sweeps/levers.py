@@ -8,7 +8,7 @@ python -m boneage_jax.sweep --config=configs/cls.py:subset --arms=configs/sweeps
 The part that the preset reports on is held out as a locked test split, so that nothing is chosen by
 it, and sizes below 192 px make it cheap. What acts on a trained network alone (mirror images,
 augmented views, bias correction) is compared on the runs of such a sweep by
-benchmarks/evaluation_levers.py.
+benchmarks/studies/evaluation_levers.py.
 """
 
 from typing import Any

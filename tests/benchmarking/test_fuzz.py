@@ -1,11 +1,11 @@
-"""Damaged inputs end in one line or in a sound result: a short form of benchmarks/fuzz.py."""
+"""Damaged inputs end in one line or in a sound result: a short form of robustness/fuzz.py."""
 
 import collections
 
 import pytest
 
-from benchmarks.fuzz import run
-from benchmarks.mutations import KINDS
+from benchmarks.robustness.damaged_inputs import KINDS
+from benchmarks.robustness.fuzz import run
 
 _SHORT = sorted(KINDS.keys() - {"checkpoint"})  # which trains a network first
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import cv2
 import jax
@@ -12,13 +11,6 @@ import pytest
 
 from boneage_jax.flops import count_flops
 from boneage_jax.models.registry import create_model
-
-PEERS = Path(__file__).parents[2] / "benchmarks" / "peers"
-
-
-@pytest.fixture(autouse=True)
-def peers(monkeypatch):
-    monkeypatch.syspath_prepend(str(PEERS))
 
 
 def variables_of(model, shape):
@@ -38,7 +30,7 @@ def torch_flops(net, shape):
 def test_the_unets_of_torch_are_ours(name):
     pytest.importorskip("torch", reason="torch is not installed (pip install boneage_jax[peers])")
     pytest.importorskip("timm", reason="timm is not installed (pip install boneage_jax[peers])")
-    from torch_models import UNet
+    from benchmarks.peers.torch_models import UNet
 
     model, net = create_model(name), UNet(name)
     variables = variables_of(model, (1, 64, 64, 1))
@@ -52,7 +44,7 @@ def test_the_unets_of_torch_are_ours(name):
 def test_the_default_unet_of_torch_gives_our_logits():
     torch = pytest.importorskip("torch", reason="torch is not installed (boneage_jax[peers])")
     pytest.importorskip("timm", reason="timm is not installed (pip install boneage_jax[peers])")
-    from torch_models import UNet
+    from benchmarks.peers.torch_models import UNet
 
     model, net = create_model("unet"), UNet("unet").eval()
     images = np.random.default_rng(0).normal(size=(2, 64, 64, 1)).astype(np.float32)
@@ -103,7 +95,7 @@ class Fake:
 
 
 def test_contenders_take_turns_and_rounds_are_written(tmp_path):
-    from rounds import summary_rows, take_turns, write_rounds
+    from benchmarks.peers.rounds import summary_rows, take_turns, write_rounds
 
     order: list[str] = []
     contenders = [Fake("ours", 0.5, order), Fake("peer", 1.0, order)]
@@ -112,7 +104,7 @@ def test_contenders_take_turns_and_rounds_are_written(tmp_path):
     rows = summary_rows(times, images=8)
     assert [row["images_per_second"] for row in rows] == [16.0, 8.0]
     assert [row["first_over_this"] for row in rows] == [1.0, 2.0]
-    write_rounds(tmp_path / "out.csv", times, 8, {"settings": {"size": 3}}, rows)
+    write_rounds(tmp_path / "out.csv", times, 8, {"size": 3}, rows)
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + 6
     assert json.loads((tmp_path / "out.json").read_text())["settings"] == {"size": 3}
     assert json.loads((tmp_path / "out.json").read_text())["summary"] == rows
@@ -128,11 +120,11 @@ def test_synthetic_radiographs_compress_like_radiographs():
 
 
 def test_a_contender_answers_with_seconds(tmp_path, monkeypatch):
-    import contender
+    from benchmarks.peers import contender
 
     (tmp_path / "sleeper.py").write_text(
-        f"import sys, time; sys.path.insert(0, {str(PEERS)!r})\n"
-        "from contender import Ready, serve\n"
+        "import time\n"
+        "from benchmarks.peers.contender import Ready, serve\n"
         "print('noise on the standard output')\n"
         "serve(lambda settings: Ready(lambda: time.sleep(0.01), {'size': settings.size}))\n"
     )
@@ -148,7 +140,7 @@ def test_a_contender_answers_with_seconds(tmp_path, monkeypatch):
 
 
 def test_contenders_share_a_batch():
-    from contender import Settings, synthetic_batch
+    from benchmarks.peers.contender import Settings, synthetic_batch
 
     batch = synthetic_batch(Settings("b4", 32, 3, "float32", "train"))
     assert batch["image"].shape == batch["mask"].shape == (3, 32, 32, 1)

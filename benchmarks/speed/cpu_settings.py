@@ -1,6 +1,6 @@
 """What the settings that the doors make for a CPU are worth: a train step, each in a fresh process.
 
-usage: python benchmarks/cpu_settings.py --output=FILE.csv [--rounds=3] [--steps=12]
+usage: python -m benchmarks.speed.cpu_settings --output=FILE.csv [--rounds=3] [--steps=12]
            [MODEL:SIZE:BATCH ...]
 
 Settings, each beside those before it: malloc as it is; huge pages (`huge_pages.use_huge_pages`);
@@ -19,8 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from provenance import write_provenance
-
+from benchmarks.provenance import write_provenance
 from boneage_jax.benchmarking.settings import synthetic_info
 
 SETTINGS = ("malloc as it is", "huge pages", "holes closed", "XLA's flags")
@@ -68,7 +67,10 @@ def measure(case: str, level: int, cache: Path, steps: int) -> list[float]:
 
     environment = os.environ | {"GLIBC_TUNABLES": TUNABLES if level else "", "JAX_PLATFORMS": "cpu"}
     environment.pop("XLA_FLAGS", None)
-    command = [sys.executable, __file__, "--child", case, str(level), str(cache), str(steps)]
+    command = [
+        *(sys.executable, "-m", "benchmarks.speed.cpu_settings", "--child"),
+        *(case, str(level), str(cache), str(steps)),
+    ]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -82,6 +84,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("cases", nargs="*", default=["efficientnet_lite0:128:8", "unet:256:8"])
     args = parser.parse_args()
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     with args.output.open("w", newline="") as file, tempfile.TemporaryDirectory() as scratch:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -97,7 +100,7 @@ def main() -> None:
                     writer.writerow(row)
                     file.flush()
                     print(*row, sep=", ", flush=True)
-    write_provenance(args.output, settings=list(SETTINGS), rounds=args.rounds)
+    write_provenance(args.output, vars(args))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Do hand masks pay? Age networks at equal FLOPs, with and without background.
 
-usage: python benchmarks/masks_for_age.py --raw_dir=RSNA --unet=WORKDIR --output=FOLDER
-                                          [--size=128] [--budget=6e12] [--seeds=3]
+usage: python -m benchmarks.studies.masks_for_age --raw_dir=RSNA --unet=WORKDIR --output=FOLDER
+           [--size=128] [--budget=6e12] [--seeds=3]
 
 Arms, all of configs/cls.py:subset at one size:
   none        whole radiographs, the whole budget
   none_short  whole radiographs, the FLOPs that the masked arms have left for the age network
   multiply, crop, upright   without background; the U-Net's training and masks are paid from the
                             budget
-Writes FOLDER/runs.csv (one line per run; runs already there are kept) and FOLDER/hardware.json.
+Writes FOLDER/runs.csv (one line per run; runs already there are kept) and FOLDER/runs.json.
 """
 
 import argparse
@@ -17,6 +17,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+
+from benchmarks.provenance import write_provenance
 
 COLUMNS = (
     *("arm", "seed", "size", "budget", "mae", "mae_low", "mae_high", "bias", "sex_accuracy"),
@@ -83,7 +85,7 @@ def main() -> None:
                 writer.writeheader()
                 writer.writerows(rows)
             facts = {key: compute[key] for key in ("hardware", "versions")}
-            (args.output / "hardware.json").write_text(json.dumps(facts, indent=1) + "\n")
+            write_provenance(table, vars(args), **facts)
 
 
 if __name__ == "__main__":

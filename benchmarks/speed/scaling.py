@@ -1,7 +1,8 @@
 """Weak scaling, as far as it can be seen without the machines.
 
-usage: python benchmarks/scaling.py tpu --output=FILE.csv [--chips=1,4,8,16,64,256] [--per_chip=4]
-       python benchmarks/scaling.py cpu --output=FILE.csv [--devices=1,2,4] [--per_chip=8]
+usage: python -m benchmarks.speed.scaling tpu --output=FILE.csv [--chips=1,4,8,16,64,256]
+           [--per_chip=4]
+       python -m benchmarks.speed.scaling cpu --output=FILE.csv [--devices=1,2,4] [--per_chip=8]
 
 `tpu` compiles the train step of EfficientNet-Lite0 for slices of v5e at a fixed batch per chip and
 holds the all-reduced bytes of the compiled program against those that the step must reduce:
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.provenance import write_provenance
 from boneage_jax.planning.published_data import published_info
 
 TOPOLOGIES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 64: "8x8", 256: "16x16"}
@@ -124,6 +126,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     if args.where == "cpu":
         jax.config.update("jax_num_cpu_devices", max(numbers))
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     with args.output.open("w", newline="") as file:
         writer = None
         for number in numbers:
@@ -137,6 +140,7 @@ def main() -> None:
             writer.writerow(row)
             file.flush()
             print(row, file=sys.stderr)
+    write_provenance(args.output, vars(args))
 
 
 if __name__ == "__main__":

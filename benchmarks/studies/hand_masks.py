@@ -1,7 +1,7 @@
 """Dice of hand masks at the size of the radiographs, against labels and against thresholding.
 
-usage: python benchmarks/hand_masks.py --images=DIR --labels=DIR --ids=FILE.csv --output=FILE.csv
-                                       NAME=MASKDIR...
+usage: python -m benchmarks.studies.hand_masks --images=DIR --labels=DIR --ids=FILE.csv
+           --output=FILE.csv NAME=MASKDIR...
 
 IDS is a CSV with a column id (predictions.csv of a run: the images that it never saw). Each MASKDIR
 holds what `python -m boneage_jax.segment` wrote. Otsu's threshold (IEEE Trans. SMC 9, 1979), of the
@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from benchmarks.provenance import write_provenance
 from boneage_jax.data.files import find_images, read_grey
 from boneage_jax.data.masks import clean_mask
 
@@ -67,6 +68,7 @@ def main() -> None:
             f"{method:>16}: mean {values.mean():.4f}, median {np.median(values):.4f}, "
             f"worst {values.min():.4f} ({rows[int(values.argmin())]['id']}), n = {len(values)}"
         )
+    write_provenance(args.output, vars(args))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Damaged inputs for benchmarks/fuzz.py: how each kind is made, called and judged."""
+"""Damaged inputs for fuzz.py: how each kind is made, called and judged."""
 
 import json
 import math
@@ -25,7 +25,7 @@ from tfds_rsna.radiograph_folder.table import Columns
 from tfds_rsna.radiograph_folder.table import read_table as read_folder_table
 from tfds_rsna.rsna_bone_age.labels import MAX_AGE, read_table
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 Make = Callable[[random.Random], tuple[str, Callable[[], str]]]
 
 

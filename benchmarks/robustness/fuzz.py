@@ -1,6 +1,7 @@
 """A thousand damaged inputs: images, label tables, masks, config overrides, checkpoints.
 
-usage: python -m benchmarks.fuzz --output=FILE.json [--cases=1000] [--seed=0] [--kinds=image,...]
+usage: python -m benchmarks.robustness.fuzz --output=FILE.json [--cases=1000] [--seed=0]
+           [--kinds=image,...]
 
 Each input is made from a sound one by mutations drawn from the seed and goes through the function
 that a door hands it to. What may happen: `refused`, an InputError of one line; or `accepted`, and
@@ -12,7 +13,6 @@ seconds; `damaged`, a result that contradicts the sound input or the rules of it
 import argparse
 import collections
 import gc
-import json
 import os
 import random
 import signal
@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from benchmarks.mutations import KINDS
+from benchmarks.provenance import write_provenance
+from benchmarks.robustness.damaged_inputs import KINDS
 from boneage_jax.errors import InputError
-from boneage_jax.runtime.machine import hardware, versions
 
 SECONDS = 20  # a case that takes longer hangs
 # A case: what was done to the input, and the call that must refuse it or return a sound result.
@@ -79,6 +79,7 @@ def run(kinds: list[str], cases: int, seed: int, folder: Path) -> Iterator[dict[
     for kind in kinds:
         draw = random.Random(f"{seed} {kind}")
         make = KINDS[kind](folder / kind)
+        gc.freeze()  # a collection after each case then takes milliseconds, not a second
         for number in range(cases):
             what, call = make(draw)
             result, says = outcome(call)
@@ -100,7 +101,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(KINDS))
     args = parser.parse_args()
-    command = "python -m benchmarks.fuzz " + " ".join(sys.argv[1:])  # cases change sys.argv
     kinds = args.kinds.split(",")
     counts: dict[str, collections.Counter[str]] = {kind: collections.Counter() for kind in kinds}
     bad = []
@@ -113,17 +113,13 @@ def main() -> None:
                 print(row, flush=True)
             elif row["outcome"] == "refused" and len(examples[row["kind"]]) < 3:
                 examples[row["kind"]].append(row["says"].replace(name, "FOLDER"))
-    result = {
-        "cases": sum(sum(count.values()) for count in counts.values()),
+    found = {
+        "cases": sum(count.total() for count in counts.values()),
         "counts": counts,
         "must_not_happen": bad,
         "examples_of_refusals": examples,
-        "command": command,
-        "hardware": hardware(),
-        "versions": versions(),
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_provenance(args.output, vars(args), **found)
     print({kind: dict(count) for kind, count in counts.items()})
     sys.exit(1 if bad else 0)
 

@@ -1,7 +1,7 @@
 """Every depthwise convolution of a network, by each implementation.
 
-usage: python benchmarks/depthwise.py --model=efficientnet_b4 --size=256 --batch=8 \
-           --dtype=float32 --output=FILE.csv
+usage: python -m benchmarks.speed.depthwise --output=FILE.csv [--model=efficientnet_b4]
+           [--size=256] [--batch=8] [--dtype=float32]
 
 One line per distinct layer: how often the network has it, and milliseconds (median of --repeats
 calls, implementations in turns) of the forward pass, and of forward pass and both gradients
@@ -26,8 +26,8 @@ if __name__ == "__main__":
 
 import jax
 import jax.numpy as jnp
-from provenance import write_provenance
 
+from benchmarks.provenance import write_provenance
 from boneage_jax.models.depthwise import depthwise_conv
 from boneage_jax.models.efficientnet import STAGES, VARIANTS, round_filters, stage_repeats
 
@@ -106,11 +106,12 @@ def main() -> None:
         row |= {name: f"{ms:.3f}" for name, ms in timed(calls, args.repeats).items()}
         print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         table.append(row)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     with args.output.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()
         writer.writerows(table)
-    write_provenance(args.output, model=args.model, size=args.size, batch=args.batch)
+    write_provenance(args.output, vars(args))
 
 
 if __name__ == "__main__":

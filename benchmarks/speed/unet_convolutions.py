@@ -2,8 +2,8 @@
 
 By lax and by `boneage_jax.models.convolution`, in turns.
 
-usage: python benchmarks/unet_convolutions.py --output=FILE.csv [--model=unet_10] [--size=256]
-           [--batch=8] [--repetitions=7]
+usage: python -m benchmarks.speed.unet_convolutions --output=FILE.csv [--model=unet_10]
+           [--size=256] [--batch=8] [--repetitions=7]
 
 Their sum, beside the time of the whole train step, says how much of it is the library's
 convolutions and how much is everything else.
@@ -16,8 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from provenance import write_provenance
-
+from benchmarks.provenance import write_provenance
 from boneage_jax.runtime.cpu_memory import use_huge_pages
 from boneage_jax.runtime.xla_flags import choose_for_cpu
 
@@ -77,6 +76,7 @@ def main() -> None:
     functions = {name: passes(convolve) for name, convolve in implementations.items()}
     rng = np.random.default_rng(0)
     total: collections.Counter[str] = collections.Counter()
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     with args.output.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -104,9 +104,7 @@ def main() -> None:
                     total[f"{who}, {name}"] += times * median
                     row = (args.model, side, inputs, outputs, times, name, who)
                     writer.writerow((*row, f"{median:.6f}", f"{flops / median / 1e9:.1f}"))
-    write_provenance(
-        args.output, model=args.model, size=args.size, batch=args.batch, seconds=dict(total)
-    )
+    write_provenance(args.output, vars(args), seconds=dict(total))
     print(*(f"{name}: {1e3 * seconds:.0f} ms" for name, seconds in total.items()), sep="\n")
 
 

@@ -1,7 +1,7 @@
 """A training killed at random moments, compared bit for bit with one that never was.
 
-usage: python benchmarks/chaos.py --output=FILE.json [--kills=50] [--steps=1200] [--every=10]
-                                  [--seed=0]
+usage: python -m benchmarks.robustness.chaos --output=FILE.json [--kills=50] [--steps=1200]
+           [--every=10] [--seed=0]
 
 EfficientNet-Lite0 on phantoms at 64 px, on one CPU device, a checkpoint every so many steps. Every
 other kill comes at a random moment after the start, between the first import and a few seconds of
@@ -28,11 +28,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.provenance import write_provenance
 from boneage_jax.report.metric_writer import read_metrics
-from boneage_jax.runtime.machine import hardware, versions
 from boneage_jax.training.run import load_run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 _SAVING = re.compile(r"(\d+)\.orbax-checkpoint-tmp.*")
 _PATIENCE = 300.0  # seconds for a start, on a busy machine
 
@@ -151,25 +151,18 @@ def main() -> None:
             subprocess.run(start, cwd=ROOT, env=environment, stdout=out, stderr=out, check=True)
         same = equal(whole, killed)
         tracebacks = log.read_text(errors="replace").count("Traceback")
-    result = {
+    found = {
         "kills": len(kills),
         "inside_saving": sum(kill["inside_saving"] for kill in kills),
-        "checkpoint_every": args.every,
-        "steps": args.steps,
         "most_lost": max(kill["lost"] for kill in kills),
         "most_lost_outside_saving": max(
             (kill["lost"] for kill in kills if not kill["inside_saving"]), default=0
         ),
         "same_bits": same,
         "tracebacks": tracebacks,
-        "command": "python benchmarks/chaos.py " + " ".join(sys.argv[1:]),
-        "hardware": hardware(),
-        "versions": versions(),
-        "each": kills,
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
-    print({key: value for key, value in result.items() if key not in ("each", "versions")})
+    write_provenance(args.output, vars(args), **found, each=kills)
+    print(found)
     sys.exit(0 if same else 1)
 
 

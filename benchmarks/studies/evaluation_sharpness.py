@@ -1,6 +1,6 @@
 """What it costs to evaluate a network on sharper images than it was trained on.
 
-usage: python benchmarks/evaluation_sharpness.py --output=FILE.csv WORKDIR...
+usage: python -m benchmarks.studies.evaluation_sharpness --output=FILE.csv WORKDIR...
 
 Evaluates each finished bone-age training on its training and validation split, with the smoothing
 of `boneage_jax.data.augment.unaugmented` and without.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.provenance import write_provenance
 from boneage_jax.datasets import open_dataset
 from boneage_jax.evaluation.evaluate_split import evaluate_split, with_labels
 from boneage_jax.inference.load_trained import Trained, load_trained
@@ -63,6 +64,7 @@ def main() -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    write_provenance(args.output, vars(args))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The levers that act on a trained network alone: mirrored and augmented views, bias correction.
 
-usage: python benchmarks/evaluation_levers.py --output=FILE.csv WORKDIR...
+usage: python -m benchmarks.studies.evaluation_levers --output=FILE.csv WORKDIR...
 
 Evaluates each finished bone-age training on its validation split with each of them; bias
 correction is cross-fitted there, as in a report. WORKDIRs of one recipe share everything but the
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.provenance import write_provenance
 from boneage_jax.data.source import Split
 from boneage_jax.datasets import open_dataset
 from boneage_jax.evaluation.evaluate_split import corrected, evaluate_split, with_labels
@@ -74,6 +75,7 @@ def main() -> None:
         writer = csv.DictWriter(file, table[0].keys())
         writer.writeheader()
         writer.writerows(table)
+    write_provenance(args.output, vars(args))
 
 
 if __name__ == "__main__":
