@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from boneage_jax.data.headers import check_size
 from boneage_jax.errors import InputError
 
 _OUTSIDE = 1.0  # pixels that drawing tools may overshoot the border; clipped
+_OUTLINE = (
+    2_000_000  # pixels; pycocotools allocates 80 bytes for each without asking whether it can
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +72,10 @@ def read_coco(path: Path, category: str = "") -> tuple[list[CocoImage], int]:
         place = f"{path} image {key}"
         if segments[key]:
             height, width = (_size(record, side, place) for side in ("height", "width"))
+            try:
+                check_size(width, height)
+            except ValueError as error:
+                raise InputError(f"{place} is refused: {error}") from None
             name = str(_field(record, "file_name", place))
             found.append(CocoImage(name, height, width, tuple(segments[key])))
     return found, len(images) - len(found)
@@ -79,15 +87,20 @@ def draw_segments(image: CocoImage) -> np.ndarray:
     Raises:
       InputError: a polygon or run-length code that is malformed or does not fit the image.
     """
+    from pycocotools.mask import frPyObjects
+
     mask = np.zeros((image.height, image.width), bool)
     for place, segmentation in image.segments:
         if isinstance(segmentation, dict):
-            mask |= _draw_runs(segmentation, mask.shape, place)
+            codes = [segmentation]
         elif isinstance(segmentation, list) and segmentation:
-            for polygon in segmentation:
-                mask |= _draw_polygon(_vertices(polygon, mask.shape, place), mask.shape)
+            polygons = [_vertices(polygon, mask.shape, place) for polygon in segmentation]
+            drawn = frPyObjects(polygons, image.height, image.width)
+            codes = [code | {"counts": code["counts"].decode()} for code in drawn]
         else:
             raise InputError(f"{place} has an empty segmentation; draw the hand or remove it")
+        for code in codes:
+            mask |= _draw_runs(code, mask.shape, place)
     return mask
 
 
@@ -96,10 +109,11 @@ def decode_counts(text: str) -> list[int]:
 
     A variable-length code of 5 bits per character (offset 48, bit 5 continues, bit 4 of the last
     one is the sign), where each run after the third is stored as the difference to the one two
-    before. Source: `rleFrString` in maskApi.c, github.com/cocodataset/cocoapi (Piotr Dollár).
+    before. Source: `rleFrString` in maskApi.c, github.com/cocodataset/cocoapi (Piotr Dollár),
+    which reads beyond the end of a torn string and does not tell whether the runs fill the image.
 
     Raises:
-      ValueError: a character outside the code, or the end within a number.
+      ValueError: a character outside the code, the end within a number, or one of 64 bits.
     """
     counts: list[int] = []
     value = shift = 0
@@ -107,6 +121,8 @@ def decode_counts(text: str) -> list[int]:
         code = ord(character) - 48
         if not 0 <= code < 64:
             raise ValueError(f"character {character!r} does not occur in run lengths")
+        if shift > 60:
+            raise ValueError("a number in it has no end")
         value |= (code & 31) << shift
         shift += 5
         if code & 32:
@@ -141,10 +157,10 @@ def _draw_runs(segmentation: dict[str, Any], shape: tuple[int, ...], place: str)
 
 
 def _vertices(polygon: Any, shape: tuple[int, ...], place: str) -> np.ndarray:
-    """Checked corners of a polygon, float64 [N, 2] of (x, y) in pixels from the top left corner."""
+    """Checked corners of a polygon, float64 [2 N], x and y in pixels from the top left corner."""
     try:
         numbers = np.asarray(polygon, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = np.empty((0, 0))
     if numbers.ndim != 1 or not np.isfinite(numbers).all():
         raise InputError(f"{place} has a polygon that is not a flat list [x, y, x, y, ...]")
@@ -160,22 +176,13 @@ def _vertices(polygon: Any, shape: tuple[int, ...], place: str) -> np.ndarray:
         raise InputError(
             f"{place} has a corner at ({x:g}, {y:g}), outside its {shape[1]}x{shape[0]} image"
         )
-    return np.clip(corners, 0, limit)
-
-
-def _draw_polygon(corners: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Pixels whose centre lies inside by the even-odd rule, bool [H, W]."""
-    height, width = shape
-    crossings = np.zeros((height, width + 1), np.int32)
-    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        if y0 == y1:
-            continue
-        # Rows whose centre y + 0.5 lies within the edge, its upper end included.
-        low, high = math.ceil(min(y0, y1) - 0.5), math.ceil(max(y0, y1) - 0.5)
-        rows = np.arange(low, high)
-        x = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
-        crossings[rows, np.ceil(x - 0.5).astype(int).clip(0, width)] += 1
-    return (np.cumsum(crossings, axis=1) % 2 == 1)[:, :width]
+    corners = np.clip(corners, 0, limit)
+    length = np.abs(np.diff(corners, axis=0, append=corners[:1])).max(axis=1).sum()
+    if length > _OUTLINE:
+        raise InputError(
+            f"{place} has a polygon with an outline of {length:,.0f} pixels; draw a simpler one"
+        )
+    return corners.ravel()
 
 
 def _of_category(
