@@ -1,6 +1,8 @@
 """What all tests share: simulated devices, and a network small enough to compile in a second."""
 
 import atexit
+import ctypes
+import gc
 import os
 import shutil
 import tempfile
@@ -23,6 +25,15 @@ import pytest
 pytest_plugins = [
     f"tests.support.{name}" for name in ("unet_run", "weight_files", "clouds", "tiny_run")
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_compiled_programs():
+    """Keeps the suite below 3 GB: JAX holds each compiled program for the life of the process."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ libtpu carries the TPU compiler and needs no TPU for it. Without one it looks fo
 machine around it, waits, and writes to the screen, unless a few environment variables stop it.
 """
 
+import importlib.util
 import math
 import os
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def environment() -> Mapping[str, str]:
     Raises:
       InputError: libtpu is not installed.
     """
-    spec = find_spec("libtpu")
+    spec = importlib.util.find_spec("libtpu")
     if spec is None or spec.origin is None:
         raise InputError(f"a TPU topology needs the TPU compiler, libtpu: {INSTALL}")
     library = Path(spec.origin).with_name("libtpu.so")

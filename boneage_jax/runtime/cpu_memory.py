@@ -14,6 +14,7 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Callable
 
 TUNABLES = ":".join(
     f"glibc.malloc.{key}={value}"
@@ -89,17 +90,21 @@ def close_holes() -> int:
 
 
 @functools.cache
-def tidy_heap() -> None:
+def tidy_heap(release: Callable[[], object] | None = None, longer_than: float = _LONG) -> None:
     """Calls `close_holes` after each long compilation, before the compiled program runs.
 
     Without it a process that has compiled its step takes 1.25 to 1.5 times as long for it as one
-    that found it in the compilation cache. Calls after the first do nothing.
+    that found it in the compilation cache.
+
+    Args:
+      release: called then, `close_holes` where None.
+      longer_than: seconds of a compilation that leaves many holes.
     """
     import jax
 
     def notice(event: str, duration_secs: float, **_: str | int) -> None:
-        if event == _COMPILED and duration_secs > _LONG:
-            close_holes()
+        if event == _COMPILED and duration_secs > longer_than:
+            (release or close_holes)()
 
     jax.monitoring.register_event_duration_secs_listener(notice)
 

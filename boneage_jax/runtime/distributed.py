@@ -5,6 +5,7 @@ program on its own devices, and the first one is the coordinator.
 """
 
 import contextlib
+import importlib.util
 import itertools
 import os
 import re
@@ -13,7 +14,6 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ def announced_by(environ: Mapping[str, str], devices: Path = Path("/dev")) -> st
         return "the coordinator's address"
     # One chip of a larger slice is of no use alone, so a TPU VM always asks its metadata.
     chips = any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))
-    if chips and find_spec("libtpu") and not environ.get("JAX_PLATFORMS", "tpu").startswith("cpu"):
+    on_cpu = environ.get("JAX_PLATFORMS", "tpu").startswith("cpu")
+    if chips and importlib.util.find_spec("libtpu") and not on_cpu:
         return "Cloud TPU"
     return ""
 

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from boneage_jax.errors import InputError
-from boneage_jax.runtime.distributed import said_by_all, store
-from boneage_jax.runtime.parallel import process
+from boneage_jax.runtime.distributed import place, said_by_all, store
 from boneage_jax.storage.bucket import checkpoint_folder, pull
 from boneage_jax.storage.safe_write import writing
 
@@ -20,13 +19,14 @@ _SEEN_WITHIN = 90.0  # seconds; NFS remembers for up to 60 that a file was not t
 _REMEDY = "--workdir must be a folder that all processes share, or gs://BUCKET/PATH"
 
 
-def check_shared(workdir: Path) -> None:
+def check_shared(workdir: Path, seen_within: float = _SEEN_WITHIN) -> None:
     """Checks that all processes of the job see the same folder; each waits for all others.
 
     A workdir in a bucket is shared by its nature.
 
     Args:
       workdir: exists on the first process.
+      seen_within: seconds after which a file that does not appear counts as missing.
 
     Raises:
       InputError: it is another folder for another process; on all processes alike.
@@ -35,9 +35,9 @@ def check_shared(workdir: Path) -> None:
         return
     in_bucket = checkpoint_folder(workdir).parent != workdir.absolute()
     with contextlib.ExitStack() as afterwards:
-        own = "" if in_bucket or process()[0] else _leave_note(workdir, afterwards)
+        own = "" if in_bucket or place()[0] else _leave_note(workdir, afterwards)
         note = said_by_all("workdir", f"={own}")[0].removeprefix("=")
-        seen = not note or _appears(workdir / note)
+        seen = not note or _appears(workdir / note, seen_within)
         answers = said_by_all("workdir seen", "yes" if seen else "no")
     missing = [str(number) for number, answer in enumerate(answers) if answer == "no"]
     if missing:
@@ -57,17 +57,20 @@ def _leave_note(workdir: Path, afterwards: contextlib.ExitStack) -> str:
     return path.name
 
 
-def check_same_step(newest: Callable[[], int | None]) -> int | None:
+def check_same_step(
+    newest: Callable[[], int | None], seen_within: float = _SEEN_WITHIN
+) -> int | None:
     """Checks that all processes find the same newest checkpoint, and returns its step.
 
     Args:
       newest: looks for it; called again where the answers differ, since the disk of a network may
         give an old answer for a while.
+      seen_within: seconds for which it is called again.
 
     Raises:
       InputError: they do not; on all processes alike.
     """
-    end = time.monotonic() + _SEEN_WITHIN
+    end = time.monotonic() + seen_within
     while True:
         step = newest()
         answers = said_by_all("step", f"{step} {time.monotonic() < end}")
@@ -76,7 +79,7 @@ def check_same_step(newest: Callable[[], int | None]) -> int | None:
             return step
         if any(answer.endswith("False") for answer in answers):  # all read the same answers
             break
-        time.sleep(_SEEN_WITHIN / 10)
+        time.sleep(seen_within / 10)
     steps = ", ".join(f"{number}: {answer}" for number, answer in enumerate(found))
     raise InputError(f"{_REMEDY}; the newest checkpoint is another for each process ({steps})")
 
@@ -87,12 +90,12 @@ def catch_up(workdir: Path) -> None:
     Each waits for all others. The first must have pushed.
     """
     said_by_all("pushed", "yes")
-    if process()[0]:
+    if place()[0]:
         pull(workdir)
 
 
-def _appears(path: Path) -> bool:
-    end = time.monotonic() + _SEEN_WITHIN
+def _appears(path: Path, within: float) -> bool:
+    end = time.monotonic() + within
     while not path.exists():
         if time.monotonic() > end:
             return False

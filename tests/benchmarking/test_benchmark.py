@@ -31,6 +31,7 @@ SHORT = (
     "--config.bench.image_size=32",
     "--config.batch_size=4",
     "--config.eval_batch_size=4",
+    "--extensions=tests/support/tiny_backbone.py",
 )
 
 
@@ -54,9 +55,9 @@ def counted(config, facts):
 
 
 @pytest.fixture(scope="module")
-def lite0(tmp_path_factory):
+def measured(tmp_path_factory):
     """A run of some cases of the small preset."""
-    folder = tmp_path_factory.mktemp("lite0")
+    folder = tmp_path_factory.mktemp("measured")
     report = folder / "report.json"
     report.write_text(
         json.dumps(
@@ -67,20 +68,21 @@ def lite0(tmp_path_factory):
                     {"step": 10, "flops": 10e12, "mae": 30.0},
                     {"step": 40, "flops": 40e12, "mae": 12.0},
                 ],
-                "config": {"model": {"name": "efficientnet_lite0"}},
+                "config": {"model": {"name": "tiny"}},
             }
         )
     )
     done = run_door(
         *("--config=configs/bench.py", "--only=input,train,augment", *SHORT),
+        "--config.model.name=tiny",
         *(f"--output={folder}/out", f"--report={report}"),
     )
     assert done.returncode == 0, done.stderr
     return folder / "out", done.stdout
 
 
-def test_files_hold_what_they_promise(lite0):
-    folder, _ = lite0
+def test_files_hold_what_they_promise(measured):
+    folder, _ = measured
     content = load_benchmark(folder / "benchmark.json")
     for key in ("date", "hardware", "versions", "peaks", "quiet", "load_average", "config"):
         assert key in content, key
@@ -100,11 +102,11 @@ def test_files_hold_what_they_promise(lite0):
     assert height > 500 and width > 1500  # with the panel of the report
 
 
-def test_flops_of_the_step_are_those_of_the_counter(lite0):
-    folder, _ = lite0
+def test_flops_of_the_step_are_those_of_the_counter(measured):
+    folder, _ = measured
     row = load_benchmark(folder / "benchmark.json")["results"][0]
     config = bench_config()
-    config.model.name = "efficientnet_lite0"
+    config.model.name = "tiny"
     config.batch_size = config.eval_batch_size = 4
     config.bench.image_size = 32
     recipe, _, facts = check_bench(config)
@@ -113,19 +115,19 @@ def test_flops_of_the_step_are_those_of_the_counter(lite0):
     assert row["bytes_accessed"] > 0
 
 
-def test_the_screen_shows_a_line_per_result_and_the_report(lite0):
-    _, screen = lite0
+def test_the_screen_shows_a_line_per_result_and_the_report(measured):
+    _, screen = measured
     for words in ("peaks of a device", "images/s", "MAE 12.00 months after 40.0 TFLOP"):
         assert words in screen
     assert "minutes at the rate of the train step" in screen
     assert [text.split()[0] for text in screen.splitlines()[4:7]] == ["train", "augment", "input"]
 
 
-def test_the_exit_status_tells_of_regressions(lite0, monkeypatch, tmp_path, capsys):
+def test_the_exit_status_tells_of_regressions(measured, monkeypatch, tmp_path, capsys):
     from boneage_jax import benchmark
     from boneage_jax.benchmarking import suite
 
-    old = lite0[0] / "benchmark.json"
+    old = measured[0] / "benchmark.json"
     for factor, status in ((1.0, 0), (3.0, 1), (1 / 3, 0)):
         new = load_benchmark(old)
         for row in new["results"]:
@@ -140,7 +142,7 @@ def test_the_exit_status_tells_of_regressions(lite0, monkeypatch, tmp_path, caps
 def test_cases_of_processes_and_devices(tmp_path):
     done = run_door(
         *("--config=configs/bench.py:unet", "--only=compile,memory,loop,parallel,devices"),
-        *(*SHORT, f"--output={tmp_path}"),
+        *(*SHORT, f"--output={tmp_path}", "--config.model.name=tiny_unet"),
         devices=2,
     )
     assert done.returncode == 0, done.stderr

@@ -71,7 +71,7 @@ def test_texts_that_are_no_topology(text):
 
 
 def test_missing_libtpu_is_one_line(monkeypatch):
-    monkeypatch.setattr(topology, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"libtpu: pip install 'boneage_jax\[plan\]'"):
         plan_run(small_config(), "v5e:2x4")
 

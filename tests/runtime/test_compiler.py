@@ -28,14 +28,17 @@ def test_the_effort_level_by_machine(monkeypatch, backend, devices, chosen, leve
         jax.config.update("jax_optimization_level", before)
 
 
-def test_the_heap_is_tidied_behind_long_compilations_alone(monkeypatch):
+def test_the_heap_is_tidied_after_long_compilations_alone():
     calls = []
-    monkeypatch.setattr(cpu_memory, "close_holes", lambda: calls.append(1))
-    monkeypatch.setattr(cpu_memory, "_LONG", 0.0)
-    cpu_memory.tidy_heap()
-    cpu_memory.tidy_heap()  # listens once, however often a door asks
+
+    def long() -> None:
+        calls.append("long")
+
+    def short() -> None:
+        calls.append("short")
+
+    for _ in range(2):  # listens once, however often a command asks
+        cpu_memory.tidy_heap(short, longer_than=1e9)
+        cpu_memory.tidy_heap(long, longer_than=0.0)
     jax.jit(lambda x: x * 3 + 1).lower(1.0).compile()
-    assert calls == [1]
-    monkeypatch.setattr(cpu_memory, "_LONG", 1e9)
-    jax.jit(lambda x: x * 5 + 1).lower(1.0).compile()
-    assert calls == [1]
+    assert calls == ["long"]

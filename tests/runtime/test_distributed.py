@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax._src import distributed  # which holds what JAX knows of its job
 
 from boneage_jax import main
 from boneage_jax.errors import InputError, PeerLost
@@ -31,12 +32,12 @@ def test_which_cluster_announces_itself(environ, cluster, tmp_path):
 
 
 def test_a_tpu_is_asked_only_where_its_software_and_its_chips_are(tmp_path, monkeypatch):
-    monkeypatch.setattr("boneage_jax.runtime.distributed.find_spec", lambda name: name == "libtpu")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "libtpu")
     assert announced_by({}, tmp_path) == ""
     (tmp_path / "accel0").touch()
     assert announced_by({}, tmp_path) == "Cloud TPU"
     assert announced_by({"JAX_PLATFORMS": "cpu"}, tmp_path) == ""
-    monkeypatch.setattr("boneage_jax.runtime.distributed.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert announced_by({}, tmp_path) == ""
 
 
@@ -101,7 +102,9 @@ NO_PEER = [
 
 @pytest.fixture
 def two(monkeypatch):
-    monkeypatch.setattr("boneage_jax.runtime.distributed.place", lambda: (1, 2))
+    state = distributed.State()
+    state.process_id, state.num_processes, state.client = 1, 2, object()
+    monkeypatch.setattr(distributed, "global_state", state)
 
 
 @pytest.mark.parametrize("text", LOST)

@@ -33,7 +33,7 @@ _KERNELS = (
 )
 def test_flags_by_version(monkeypatch, version, before, after):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
-    monkeypatch.setattr(xla_flags, "_has_fast_wide_vectors", lambda: False)
+    monkeypatch.setattr(Path, "read_text", lambda self: "flags\t\t: fpu avx2\n")
     if before is None:
         monkeypatch.delenv("XLA_FLAGS", raising=False)
     else:

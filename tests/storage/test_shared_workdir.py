@@ -2,49 +2,49 @@
 
 import threading
 
+import jax
 import pytest
 
 from boneage_jax.errors import InputError
-from boneage_jax.runtime import distributed
 from boneage_jax.storage import shared_workdir
 
 
-class Store:
-    """The two calls of JAX's key-value store that a question needs."""
+class Client:
+    """The two calls of JAX's key-value store that an exchange needs.
 
-    def __init__(self):
-        self.values = {}
+    Threads share the counter that numbers the exchanges of a process, so each counts its own here.
+    """
+
+    def __init__(self, values):
+        self.values, self.asked = values, 0
 
     def key_value_set(self, key, value):
-        assert key not in self.values
-        self.values[key] = value
+        folder, _, index = key.rpartition("/")
+        self.folder, self.asked = f"{folder.rpartition('/')[0]}/{self.asked}", self.asked + 1
+        assert f"{self.folder}/{index}" not in self.values
+        self.values[f"{self.folder}/{index}"] = value
 
-    def key_value_dir_get(self, folder):
-        return [(k, v) for k, v in dict(self.values).items() if k.startswith(folder + "/")]
+    def key_value_dir_get(self, _):
+        return [(k, v) for k, v in dict(self.values).items() if k.startswith(self.folder + "/")]
+
+
+class Job(threading.local):
+    """JAX's state of a process of a job; each thread is a process."""
+
+    process_id, num_processes, client = 0, 2, None
 
 
 @pytest.fixture
 def job(monkeypatch):
     """Runs a function of the process' index as each process of a job, returns what each raised."""
-    here, store = threading.local(), Store()
-
-    class Counter:
-        def __next__(self):
-            here.asked = getattr(here, "asked", -1) + 1
-            return here.asked
-
-    monkeypatch.setattr(distributed, "place", lambda: (here.index, 2))
-    monkeypatch.setattr(distributed, "store", lambda: store)
-    monkeypatch.setattr(shared_workdir, "store", lambda: store)
-    monkeypatch.setattr(distributed, "_asked", Counter())
-    monkeypatch.setattr(shared_workdir, "process", lambda: (here.index, 2))
-    monkeypatch.setattr(shared_workdir, "_SEEN_WITHIN", 0.3)
+    here, values = Job(), {}
+    monkeypatch.setattr(jax._src.distributed, "global_state", here)
 
     def run(function):
         raised = [None, None]
 
         def as_process(index):
-            here.index = index
+            here.process_id, here.client = index, Client(values)
             try:
                 function(index)
             except InputError as error:
@@ -69,7 +69,7 @@ def test_one_folder_for_all(job, tmp_path):
 def test_a_folder_for_each(job, tmp_path):
     for index in range(2):
         (tmp_path / str(index)).mkdir()
-    one, other = job(lambda index: shared_workdir.check_shared(tmp_path / str(index)))
+    one, other = job(lambda index: shared_workdir.check_shared(tmp_path / str(index), 0.3))
     assert "--workdir must be a folder that all processes share" in one
     assert "process 1 does not see" in one and "process 1 does not see" in other
     assert not list(tmp_path.glob("*/.*"))
@@ -79,7 +79,7 @@ def test_a_folder_for_each(job, tmp_path):
     ("steps", "alike"), [((8, 8), True), ((None, None), True), ((8, 4), False)]
 )
 def test_the_newest_checkpoint_is_the_same_for_all(job, steps, alike):
-    raised = job(lambda index: shared_workdir.check_same_step(lambda: steps[index]))
+    raised = job(lambda index: shared_workdir.check_same_step(lambda: steps[index], 0.3))
     if alike:
         assert raised == [None, None]
     else:
@@ -91,7 +91,7 @@ def test_an_old_answer_of_a_disk_is_asked_again(job):
     answers = [iter([8]), iter([4, 8])]
     last = {0: 8, 1: 8}
     raised = job(
-        lambda index: shared_workdir.check_same_step(lambda: next(answers[index], last[index]))
+        lambda index: shared_workdir.check_same_step(lambda: next(answers[index], last[index]), 0.3)
     )
     assert raised == [None, None]
 
