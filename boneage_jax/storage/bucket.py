@@ -8,7 +8,6 @@ bucket is the truth, the mirror can be deleted at any time.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import logging
@@ -21,7 +20,9 @@ from typing import Any
 from urllib.parse import quote
 
 from etils import epath
+from filelock import FileLock, Timeout
 
+from boneage_jax.data.file_lock import take_lock
 from boneage_jax.errors import InputError
 from boneage_jax.runtime.parallel import process
 from boneage_jax.runtime.watchdog import waiting_for_nothing
@@ -30,7 +31,7 @@ _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")  # pathlib has made one sla
 _NOTE = ".bucket"  # in a mirror: the address
 _CHECKPOINTS = "checkpoints"
 _UNFINISHED = (".part", ".partial")
-_locks: dict[Path, int] = {}  # of the mirrors that this process has open
+_locks: dict[Path, FileLock] = {}  # of the mirrors that this process has open
 _in_use: set[Path] = set()  # mirrors that a training of this process writes to
 _pushed: dict[Path, tuple[int, int]] = {}  # size and time of a file when it went to its bucket
 
@@ -126,15 +127,10 @@ def _own_mirror(cache: Path, address: str) -> Path:
         mirror.mkdir(parents=True, exist_ok=True)
         if mirror in _locks:
             return mirror
-        lock = os.open(mirror.with_name(mirror.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
+            _locks[mirror] = take_lock(mirror.with_name(mirror.name + ".lock"))
+        except Timeout:
             continue
-        except OSError:  # a file system without locks
-            pass
-        _locks[mirror] = lock
         return mirror
     raise AssertionError  # the count has no end
 

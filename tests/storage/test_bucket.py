@@ -124,11 +124,11 @@ def test_a_mirror_has_one_process(tmp_path):
     assert len({training, beside, below}) == 3 and training not in below.parents
     long = bucket._own_mirror(tmp_path, "gs://bucket/" + 90 * "\u00e9" + "/run")
     assert long.is_dir() and long != training
-    os.close(bucket._locks.pop(long))
+    bucket._locks.pop(long).release()
     for other in (lock, bucket._locks.pop(beside), bucket._locks.pop(below)):
-        os.close(other)
+        other.release()
     assert bucket._own_mirror(tmp_path, "gs://bucket/run") == training
-    os.close(bucket._locks.pop(training))
+    bucket._locks.pop(training).release()
 
 
 def test_a_log_that_cannot_be_sent_costs_no_checkpoint(tiny_train, monkeypatch, capsys):
@@ -236,7 +236,7 @@ def test_a_workdir_of_older_code_is_read_from_a_bucket(machine, emulator):
         if path.is_file():
             target = epath.Path("gs://bucket/old") / path.relative_to(old / "bone_age").as_posix()
             target.write_bytes(path.read_bytes())
-    os.close(bucket._locks.pop(mirror))
+    bucket._locks.pop(mirror).release()
     environment = os.environ | {"XLA_FLAGS": xla_flags()}
     environment |= emulator | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", _READ, "gs://bucket/old"]
