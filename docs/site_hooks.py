@@ -77,7 +77,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         else:
             _log.warning("%s links to %s, which does not exist", here, path)
             return match[0]
-        return f"{mark}[{text}]({posixpath.relpath(inside, posixpath.dirname(here) or '.')}{anchor})"
+        link = posixpath.relpath(inside, posixpath.dirname(here) or ".")
+        return f"{mark}[{text}]({link}{anchor})"
 
     parts = _FENCE.split(markdown)
     return "".join(
