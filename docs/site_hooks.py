@@ -81,9 +81,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return f"{mark}[{text}]({link}{anchor})"
 
     parts = _FENCE.split(markdown)
-    return "".join(
-        part if part.startswith("```") else _LINK.sub(rewritten, part) for part in parts
-    )
+    return "".join(part if part.startswith("```") else _LINK.sub(rewritten, part) for part in parts)
 
 
 def _in_repository(page: str, target: str) -> str:
