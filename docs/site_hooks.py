@@ -2,7 +2,8 @@
 
 On GitHub a page links to files anywhere in the repository. The site holds docs/ and the files of
 `PAGES` alone, so other links go to `repo_url` of mkdocs.yml where there is one; else the path
-stands in their place, as code. Pictures come along. A link to a missing file is a warning, which
+stands in their place, as code. Links named after a page's file are named after its headline.
+Pictures come along. A link to a missing file is a warning, which
 ends `mkdocs build --strict`.
 """
 
@@ -77,11 +78,21 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         else:
             _log.warning("%s links to %s, which does not exist", here, path)
             return match[0]
+        if text.strip("`").endswith(posixpath.basename(target)):  # a file name: here the title
+            text = _title(files.get_file_from_path(inside)) or text
         link = posixpath.relpath(inside, posixpath.dirname(here) or ".")
         return f"{mark}[{text}]({link}{anchor})"
 
     parts = _FENCE.split(markdown)
     return "".join(part if part.startswith("```") else _LINK.sub(rewritten, part) for part in parts)
+
+
+def _title(file: File | None) -> str:
+    """The headline of a page, "" where it has none."""
+    if file is None or not file.is_documentation_page():
+        return ""
+    found = re.search(r"^# (.+)$", file.content_string, re.MULTILINE)
+    return found[1].replace("`", "") if found else ""
 
 
 def _in_repository(page: str, target: str) -> str:

@@ -39,7 +39,9 @@ class RawDataBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
 
     Each raw folder has a place of its own below `data_dir`, see `tfds_rsna.sources`.
 
-    Args (all beyond TFDS's own are needed for preparing only):
+    All arguments beyond TFDS's own are needed for preparing only.
+
+    Args:
       raw_dir: folder of the raw data; TFDS's `DownloadConfig(manual_dir=...)` stands in for it.
         Without either the set prepared last is read, whatever folder it was made from.
       skip_unreadable: leave out unreadable images instead of stopping.

@@ -25,7 +25,9 @@ class Builder(RawDataBuilder):
     Splits are by id and happen here, so before any augmentation: no flipped or turned copy of a
     training image can reach the validation split.
 
-    Args (all beyond TFDS's own are needed for preparing only):
+    All arguments beyond TFDS's own are needed for preparing only.
+
+    Args:
       raw_dir: folder with the images and the masks.
       images, masks, coco, category: see `tfds_rsna.hand_mask.pairs.find_pairs`.
       fractions: of the splits: a mapping or `train=0.8,validation=0.2`.

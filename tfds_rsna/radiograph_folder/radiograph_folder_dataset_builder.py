@@ -37,7 +37,9 @@ _FRACTIONS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 class Builder(RawDataBuilder):
     """Grey squares with age in months and sex, from a CSV and a folder of images.
 
-    Args (all beyond TFDS's own are needed for preparing only):
+    All arguments beyond TFDS's own are needed for preparing only.
+
+    Args:
       raw_dir: folder with the CSV and, at any depth, the images.
       csv: its CSV; the only one there if empty.
       file_column, age_column, sex_column, split_column, id_column: guessed from the header if

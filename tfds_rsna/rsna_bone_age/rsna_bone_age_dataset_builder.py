@@ -23,7 +23,9 @@ _SIZES = ("256", "384", "512", "640", "original", "128", "160", "192", "224", "3
 class Builder(RawDataBuilder):
     """Grey squares with bone age in months and sex.
 
-    Args (all beyond TFDS's own are needed for preparing only):
+    All arguments beyond TFDS's own are needed for preparing only.
+
+    Args:
       raw_dir: folder with the data in any layout (see `layouts`), or TFDS's `manual_dir`;
         downloaded from RSNA if neither is given.
       skip_unreadable: leave out unreadable images instead of stopping.
