@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from boneage_jax.config import base_config
-from boneage_jax.data import uncompressed
 from boneage_jax.data.loader import eval_batches, train_batches
 from boneage_jax.data.source import open_split
 from boneage_jax.data.uncompressed import Uncompressed, open_uncompressed
@@ -162,7 +161,8 @@ def test_without_a_place_to_write_the_records_are_read(builder, hindrance, monke
     if hindrance == "file":
         files(builder).write_text("in the way")
     else:
-        monkeypatch.setattr(uncompressed, "_SPARE", 2**60)
+        full = shutil.disk_usage("/")._replace(free=2**20)
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
     source = open_split(builder, "train", True)
     assert not isinstance(source, Uncompressed) and len(source) == 12
     error = capsys.readouterr().err
@@ -170,12 +170,15 @@ def test_without_a_place_to_write_the_records_are_read(builder, hindrance, monke
 
 
 def test_an_interrupted_write_leaves_nothing_that_is_read(builder, monkeypatch):
-    def broken(source):
-        yield source[0]
-        raise KeyboardInterrupt
+    class Broken(list):
+        def __getitem__(self, index):
+            if index:
+                raise KeyboardInterrupt
+            return super().__getitem__(index)
 
+    records = builder.as_data_source("train")
     with monkeypatch.context() as patched:
-        patched.setattr(uncompressed, "_records", broken)
+        patched.setattr(builder, "as_data_source", lambda split: Broken(records))
         with pytest.raises(KeyboardInterrupt):
             open_uncompressed(builder, "train")
     assert [path.name for path in files(builder).iterdir()] == [".lock"]
@@ -183,9 +186,9 @@ def test_an_interrupted_write_leaves_nothing_that_is_read(builder, monkeypatch):
 
 
 def test_many_openers_write_once(builder, monkeypatch):
-    written = []
-    write = uncompressed._write
-    monkeypatch.setattr(uncompressed, "_write", lambda *args: (written.append(1), write(*args)))
+    read = []
+    records = builder.as_data_source("train")
+    monkeypatch.setattr(builder, "as_data_source", lambda split: (read.append(split), records)[1])
     found = []
     threads = [
         threading.Thread(target=lambda: found.append(open_uncompressed(builder, "train")))
@@ -195,7 +198,7 @@ def test_many_openers_write_once(builder, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(written) == 1 and [len(copy) for copy in found] == [12] * 4
+    assert read == ["train"] and [len(copy) for copy in found] == [12] * 4
 
 
 def test_images_of_different_sizes_stay_in_their_records(prepared, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def test_a_wrong_arm_is_refused_before_anything_runs(overrides, words):
 
 def finish(folder, point, recipe, errors, seed):
     """What a finished run leaves, with the given absolute errors."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     [(_, config)] = make_points(recipe, {point.arm: dict(point.overrides)}, [point.budget], [seed])
     save_config(folder / "config.json", config)
     with (folder / "predictions.csv").open("w") as file:
@@ -102,19 +103,24 @@ def fake_runs(monkeypatch, recipe, fails=()):
     """Replaces the subprocess of a point; returns the names of the points that were run."""
     ran = []
 
-    def run(point, folder, argv):
+    def run(command, *, stdout, **_):
+        folder = Path(command[-1].removeprefix("--workdir="))
+        arm, budget, seed = folder.name.rsplit("-", 2)
+        point = Point(arm, OVERRIDES[arm], float(budget), int(seed))
         ran.append(point.name)
         if point.arm in fails:
-            return "error: it did not learn"
+            stdout.write("error: it did not learn\n")
+            return subprocess.CompletedProcess(command, 1)
         rng = np.random.default_rng(point.seed)
         slower = {"base": 10.0, "better": 8.0}.get(point.arm, 12.0) * (2e12 / point.budget) ** 0.2
         finish(folder, point, recipe, slower + rng.normal(0, 1, 30) + 0.3 * point.seed, point.seed)
-        return ""
+        return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(sweeps, "_run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     return ran
 
 
+OVERRIDES = {"base": (), "better": (("loss.age", "mse"),), "bad": (("seed", 0),)}
 ARMS = "def get_arms():\n    return {'base': {}, 'better': {'loss.age': 'mse'}, 'bad': {'seed': 0}}"
 
 

@@ -17,7 +17,6 @@ from boneage_jax.data.files import fit_square, read_grey
 from boneage_jax.data.info import DataInfo
 from boneage_jax.data.masks import remove_background
 from boneage_jax.errors import InputError
-from boneage_jax.inference.predictor import Predictor
 from boneage_jax.inference.segmenter import load_segmenter
 from boneage_jax.storage.workdir import claim_workdir
 from configs import cls
@@ -141,40 +140,31 @@ def test_the_cost_of_the_masks_is_in_the_report(here, aged):
 
 
 def test_predict_does_to_new_radiographs_what_was_done_to_those_of_training(
-    here, aged, radiographs, masks, tmp_path, monkeypatch
+    here, aged, radiographs, masks, tmp_path
 ):
     """Even where the U-Net's own workdir and the prepared data are gone."""
-    seen: list[np.ndarray] = []
-    read = Predictor.read
-
-    def spy(self, squares, male):
-        seen.extend(squares)
-        return read(self, squares, male)
-
-    monkeypatch.setattr(Predictor, "read", spy)
     files = sorted((radiographs / "images").iterdir())
-    found = load_segmenter(here / "unet", batch_size=1)([read_grey(path) for path in files])
-    ages = []
-    for extra in ((), (f"--masks={masks}",)):
-        seen.clear()
+    images, stems = [read_grey(path) for path in files], [path.stem for path in files]
+    found = load_segmenter(here / "unet", batch_size=1)(images)
+    for extra in ("", str(masks)):
+        predictor = boneage_jax.load_predictor(aged, masks=extra)
+        squares = [predictor.fit(image, stem) for image, stem in zip(images, stems, strict=True)]
+        for image, stem, one, square in zip(images, stems, found, squares, strict=True):
+            mask = read_grey(masks / f"{stem}.png") > 0 if extra else one.mask
+            want = remove_background(image, mask, "crop", 64)
+            assert np.abs(want.astype(int) - square).mean() < 1.0
+            assert not np.array_equal(square, fit_square(image, 64))
         output = tmp_path / "ages.csv"
-        arguments = (f"--workdir={aged}", f"--output={output}", *extra, radiographs / "images")
+        given = (f"--masks={extra}",) if extra else ()
+        arguments = (f"--workdir={aged}", f"--output={output}", *given, radiographs / "images")
         assert call(predict, *arguments) == 0
         with output.open() as file:
             rows = list(csv.DictReader(file))
         assert len(rows) == 24 and not any(row["error"] for row in rows)
-        ages.append([float(row["bone_age_months"]) for row in rows])
-        for path, one, square in zip(files, found, seen, strict=True):
-            mask = read_grey(masks / f"{path.stem}.png") > 0 if extra else one.mask
-            want = remove_background(read_grey(path), mask, "crop", 64)
-            assert np.abs(want.astype(int) - square).mean() < 1.0
-            assert not np.array_equal(square, fit_square(read_grey(path), 64))
-
-    images, stems = [read_grey(path) for path in files], [path.stem for path in files]
-    by_network = boneage_jax.load_predictor(aged)(images)
-    np.testing.assert_allclose(by_network["bone_age_months"], ages[0], rtol=1e-3)
-    by_masks = boneage_jax.load_predictor(aged, masks=str(masks))(images, stems=stems)
-    np.testing.assert_allclose(by_masks["bone_age_months"], ages[1], rtol=1e-3)
+        ages = [float(row["bone_age_months"]) for row in rows]
+        np.testing.assert_allclose(predictor.read(squares)["bone_age_months"], ages, rtol=1e-3)
+        of_images = predictor(images, stems=stems)["bone_age_months"]
+        np.testing.assert_allclose(of_images, ages, rtol=1e-3)
 
 
 def test_a_network_never_reads_images_of_another_kind_than_in_training(

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import boneage_jax
 import tests.support.tiny_backbone  # noqa: F401  (registers the networks)
 from boneage_jax.config import check_config, load_config
 from boneage_jax.inference.load_trained import load_members, load_trained
-from boneage_jax.storage.checkpoints import Checkpoints
 from boneage_jax.training.run import load_run
 from tfds_rsna.hand_phantom.render import make_phantom
 
@@ -47,13 +47,13 @@ def test_a_network_is_read_without_its_optimizer(old, monkeypatch):
     for name in ("build_run", "fresh_state", "_optimizer"):
         monkeypatch.delattr(f"boneage_jax.training.run.{name}")
     restored = []
-    restore = Checkpoints._restore
+    restore = ocp.CheckpointManager.restore
 
-    def noted(self, step, arguments, iterator=None, **options):
-        restored.append(arguments)
-        return restore(self, step, arguments, iterator, **options)
+    def noted(self, step, args):
+        restored.append(args.state)
+        return restore(self, step, args=args)
 
-    monkeypatch.setattr(Checkpoints, "_restore", noted)
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", noted)
     members = load_members(old / "ensemble")
     assert len(members) == 2 and all(member.step == 4 for member in members)
     trained = load_trained(old / "bone_age")

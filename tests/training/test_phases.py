@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import boneage_jax
@@ -11,7 +12,6 @@ from boneage_jax.config import base_config, check_config
 from boneage_jax.data.resample import shrink
 from boneage_jax.errors import InputError
 from boneage_jax.report.metric_writer import read_metrics
-from boneage_jax.storage.checkpoints import Checkpoints
 from boneage_jax.storage.workdir import load_info
 from boneage_jax.training.phases import Phase, Stretch, plan, steps_within
 from boneage_jax.training.run import load_run
@@ -131,22 +131,22 @@ def test_each_phase_spends_its_own_flops(whole):
 
 def test_a_run_stopped_in_either_phase_ends_as_if_never_stopped(whole, tmp_path, monkeypatch):
     workdir, _ = whole
-    save = Checkpoints.save
+    save = ocp.CheckpointManager.save
 
     def stop_after(number):
-        def stopping(self, step, *rest):
-            save(self, step, *rest)
+        def stopping(self, step, *args, **options):
+            save(self, step, *args, **options)
             if step == number:
-                self.wait()
+                self.wait_until_finished()
                 raise KeyboardInterrupt
 
         return stopping
 
     for number in (1, 4):
-        monkeypatch.setattr(Checkpoints, "save", stop_after(number))
+        monkeypatch.setattr(ocp.CheckpointManager, "save", stop_after(number))
         with pytest.raises(KeyboardInterrupt):
             boneage_jax.train(two_phases(), tmp_path / "stopped")
-    monkeypatch.setattr(Checkpoints, "save", save)
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
     boneage_jax.train(two_phases(), tmp_path / "stopped")
     states = [load_run(folder)[1] for folder in (workdir, tmp_path / "stopped")]
     jax.tree.map(np.testing.assert_array_equal, *map(dataclasses.asdict, states))
