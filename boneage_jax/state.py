@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 Tree = Any
 _GIGA = 1_000_000_000
@@ -49,28 +50,13 @@ class TrainState:
 
 
 def merge(whole: Tree, part: Tree) -> Tree:
-    """`whole`, nested dicts, with the leaves that `part` also has taken from `part`."""
-    if not isinstance(whole, dict):
-        return part
-    return {key: merge(value, part[key]) if key in part else value for key, value in whole.items()}
+    """`whole` and `part`, nested dicts, in one; leaves that both have are taken from `part`."""
+    return unflatten_dict(flatten_dict(whole, keep_empty_nodes=True) | flatten_dict(part))
 
 
 def select(tree: Tree, wanted: Callable[[tuple[str, ...]], bool]) -> Tree:
     """Those leaves of nested dicts whose path of keys is wanted; dicts left empty are dropped."""
-
-    def inside(node: Tree, path: tuple[str, ...]) -> Tree:
-        found = {}
-        for key, value in node.items():
-            here = (*path, key)
-            if isinstance(value, dict):
-                below = inside(value, here)
-                if below:
-                    found[key] = below
-            elif wanted(here):
-                found[key] = value
-        return found
-
-    return inside(tree, ())
+    return unflatten_dict({path: x for path, x in flatten_dict(tree).items() if wanted(path)})
 
 
 def add_flops(spent: jax.Array, flops: int) -> jax.Array:

@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from boneage_jax.config import base_config, check_config
 from boneage_jax.data.files import read_grey
@@ -210,7 +211,7 @@ def overrides(folder: Path) -> Make:
     """Config keys and values on the command line, up to the objects of a run."""
     from boneage_jax.cli import parse_config
 
-    known = [key for key, _ in _keys(base_config().to_dict())]
+    known = list(flatten_dict(base_config().to_dict(), sep="."))
     values = ["", "nan", "inf", "-inf", "-1", "0", "1e400", "x", "None", "True", "[]", "{}", "1,2"]
     values += ["../../x", "é", "'", '"', "0.5", "3", "1e-300", "999999999999999999999"]
     info = DataInfo(64, 100, 120.0, 40.0)
@@ -235,15 +236,6 @@ def overrides(folder: Path) -> Make:
         return " ".join(given), call
 
     return make
-
-
-def _keys(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
-    found: list[tuple[str, object]] = []
-    for key, value in tree.items():
-        found += (
-            _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-        )
-    return found
 
 
 def checkpoints(folder: Path) -> Make:

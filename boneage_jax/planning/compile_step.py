@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from boneage_jax.errors import InputError
 from boneage_jax.planning.hlo import Collective, collectives
@@ -57,10 +58,10 @@ def all_reduce_on_paper(run: Run) -> int:
     state = jax.eval_shape(run.fresh_state)
     statistics = 4 * sum(x.size for x in jax.tree.leaves(state.batch_stats))
     total = 0
-    leaves = jax.tree_util.tree_leaves_with_path(select(state.params, run.trainable))
-    convolutions = {path[:-1] for path, leaf in leaves if leaf.ndim >= 2}
-    for path, leaf in leaves:
-        head = config.task == "bone_age" and path[0].key != "backbone"
+    leaves = flatten_dict(select(state.params, run.trainable))
+    convolutions = {path[:-1] for path, leaf in leaves.items() if leaf.ndim >= 2}
+    for path, leaf in leaves.items():
+        head = config.task == "bone_age" and path[0] != "backbone"
         half = config.model.dtype == "bfloat16" and path[:-1] in convolutions and not head
         total += leaf.size * (2 if half and run.parallel.mode == "jit" else 4)
     if run.parallel.mode == "pmap":

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from boneage_jax.config import check_config, load_config
@@ -40,12 +41,10 @@ def own_variables(name: str, folder: Path, like: Any, classes: int) -> dict[str,
     if classes:
         raise InputError(f"keeps no classifier, num_classes={classes}; leave num_classes out")
     own_config(name, folder)
-    found: Tree = {}
-    for collection, tree in load_trained(folder, task="bone_age").variables.items():
-        found[collection] = {
-            layer: {key: _in_memory(value) for key, value in variables.items()}
-            for layer, variables in tree["backbone"].items()
-        }
+    variables = load_trained(folder, task="bone_age").variables
+    found: Tree = {
+        name: jax.tree.map(_in_memory, variables[name]["backbone"]) for name in variables
+    }
     return read_tree(found, like)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from boneage_jax.errors import InputError
 from boneage_jax.models.efficientnet import STAGES, VARIANTS, round_filters, stage_repeats
@@ -46,39 +47,22 @@ def read_tree(found: Tree, like: Mapping[str, Any], origin: str = "") -> dict[st
         finite. The message does not name the file.
     """
     whose = f"{origin} weight" if origin else "weight"
-    for collection, layers in like.items():
-        for layer, variables in layers.items():
-            for name, wanted in variables.items():
-                got = found[collection].get(layer, {}).get(name)
-                if got is None:
-                    raise InputError(f"the {whose}s lack {layer}/{name}{_which(found)}")
-                if got.shape != tuple(wanted.shape):
-                    raise InputError(
-                        f"{whose} {layer}/{name} has shape {list(got.shape)}, the network needs "
-                        f"{list(wanted.shape)}{_which(found)}"
-                    )
-    for collection, layers in found.items():
-        ours = like.get(collection, {})
-        extra = [
-            f"{layer}/{name}"
-            for layer, variables in layers.items()
-            for name in variables
-            if name not in ours.get(layer, {})
-        ]
-        if extra:
+    have, need = flatten_dict(found), flatten_dict(like)
+    for path, wanted in need.items():
+        name, got = "/".join(path[1:]), have.get(path)
+        if got is None:
+            raise InputError(f"the {whose}s lack {name}{_which(found)}")
+        if got.shape != tuple(wanted.shape):
             raise InputError(
-                f"the network has no layer for the {whose}s {sorted(extra)[:3]}{_which(found)}"
+                f"{whose} {name} has shape {list(got.shape)}, the network needs "
+                f"{list(wanted.shape)}{_which(found)}"
             )
-    return {
-        collection: {
-            layer: {
-                name: _values(found[collection][layer][name], f"{whose} {layer}/{name}")
-                for name in variables
-            }
-            for layer, variables in layers.items()
-        }
-        for collection, layers in like.items()
-    }
+    extra = sorted("/".join(path[1:]) for path in have.keys() - need.keys())
+    if extra:
+        raise InputError(f"the network has no layer for the {whose}s {extra[:3]}{_which(found)}")
+    return unflatten_dict(
+        {path: _values(have[path], f"{whose} {'/'.join(path[1:])}") for path in need}
+    )
 
 
 def _values(weight: Weight, what: str) -> np.ndarray:

@@ -24,7 +24,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from boneage_jax.errors import InputError, Stopped
 from boneage_jax.runtime.distributed import is_lost_peer
 from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
-from boneage_jax.state import TrainState, Tree
+from boneage_jax.state import TrainState, Tree, merge, select
 from boneage_jax.storage.bucket import checkpoint_folder, push
 from boneage_jax.storage.checksums import as_field, checksums, first_damaged
 from boneage_jax.storage.safe_write import cannot_write, is_passing, is_refused_write
@@ -181,11 +181,14 @@ class Checkpoints:
                 f"{self._folder}/{step} cannot be restored: it was written by another model or "
                 f"version, with {min(more)[1:]}"
             )
-        averaged = {path for path in kept if path.startswith(".ema_params[")}
+
+        def averaged(path: tuple[str, ...]) -> bool:
+            return ".ema_params" + "".join(f"[{key!r}]" for key in path) in kept
+
         placed = jax.tree.leaves(like["params"])[0].sharding
         wanted: dict[str, Any] = {
-            "params": _without(like["params"], ".ema_params", averaged, found=False),
-            "ema_params": _without(like["params"], ".ema_params", averaged, found=True),
+            "params": select(like["params"], lambda path: not averaged(path)),
+            "ema_params": select(like["params"], averaged),
             "batch_stats": like["batch_stats"],
             "flops_spent": jax.ShapeDtypeStruct((2,), jax.numpy.uint32, sharding=placed),
         }
@@ -196,7 +199,7 @@ class Checkpoints:
             ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
             part=True,
         )
-        params = _join(found.get("params", {}), found.get("ema_params", {}))
+        params = merge(found.get("params", {}), found.get("ema_params", {}))
         return {"params": params, "batch_stats": found.get("batch_stats", {})}, found["flops_spent"]
 
     def _restore(
@@ -334,32 +337,6 @@ def _clear_frames(error: BaseException | None) -> None:
 
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:
     return jax.tree_util.tree_leaves_with_path(tree)
-
-
-def _without(params: Tree, root: str, averaged: set[str], *, found: bool) -> Tree:
-    """Those leaves of nested dicts whose average is (`found`) or is not in a checkpoint."""
-
-    def inside(node: Tree, path: str) -> Tree:
-        kept = {}
-        for key, value in node.items():
-            here = f"{path}[{key!r}]"
-            if isinstance(value, dict):
-                if below := inside(value, here):
-                    kept[key] = below
-            elif (here in averaged) is found:
-                kept[key] = value
-        return kept
-
-    return inside(params, root)
-
-
-def _join(one: Tree, other: Tree) -> Tree:
-    """Nested dicts with the leaves of both, of which none is in both."""
-    if not (isinstance(one, dict) and isinstance(other, dict)):
-        return one
-    both = one | other
-    shared = one.keys() & other.keys()
-    return {k: _join(one[k], other[k]) if k in shared else v for k, v in both.items()}
 
 
 @contextlib.contextmanager

@@ -9,13 +9,14 @@ from typing import Any
 import grain
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from boneage_jax.errors import InputError
 from boneage_jax.inference.load_trained import load_trained
 from boneage_jax.pretrained.load_pretrained import load_pretrained, pretrained_options
 from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
-from boneage_jax.state import TrainState, split_flops
+from boneage_jax.state import TrainState, select, split_flops
 from boneage_jax.storage.checkpoints import Checkpoints
 from boneage_jax.storage.layout import PRETRAIN
 from boneage_jax.storage.shared_workdir import catch_up
@@ -141,19 +142,13 @@ def with_pretrained_backbone(state: TrainState, config: ConfigDict) -> TrainStat
 
 def _averages(state: TrainState, params: Any) -> Any:
     """Copies of those parameters that the state keeps averages of: no buffer may serve twice."""
-
-    def like(average: Any, found: Any) -> Any:
-        if isinstance(average, dict):
-            return {key: like(value, found[key]) for key, value in average.items()}
-        return jnp.copy(found)
-
-    return like(state.ema_params, params)
+    kept = flatten_dict(state.ema_params)
+    return jax.tree.map(jnp.copy, select(params, kept.__contains__))
 
 
 def _same_shapes(found: Any, wanted: Any, folder: str | os.PathLike[str]) -> Any:
     """`found` on the default device, once it has the structure and shapes of `wanted`."""
-    have = {jax.tree_util.keystr(path): leaf for path, leaf in _leaves(found)}
-    need = {jax.tree_util.keystr(path): leaf for path, leaf in _leaves(wanted)}
+    have, need = flatten_dict(found, sep="/"), flatten_dict(wanted, sep="/")
     for name in sorted(have.keys() | need.keys()):
         shapes = [list(tree[name].shape) if name in tree else "nothing" for tree in (have, need)]
         if shapes[0] != shapes[1]:
@@ -162,7 +157,3 @@ def _same_shapes(found: Any, wanted: Any, folder: str | os.PathLike[str]) -> Any
                 f"run needs {shapes[1]}; give both runs the same config.model"
             )
     return jax.tree.map(lambda leaf: jnp.asarray(jax.device_get(leaf)), found)
-
-
-def _leaves(tree: Any) -> Any:
-    return jax.tree_util.tree_flatten_with_path(tree)[0]

@@ -55,7 +55,7 @@ def test_masks_of_radiographs_with_quirks(here, quirk):
     pairs = [QUIRKS[quirk](*_plain(index)) for index in range(16)]
     found = load_segmenter(here / "unet")([image for image, _ in pairs])
     dice = [_dice(one.mask, mask) for one, (_, mask) in zip(found, pairs, strict=True)]
-    assert np.median(dice) > 0.8, dice  # without the fitting augmentation: 0.5 and less
+    assert np.median(dice) > 0.75, dice  # without the fitting augmentation: 0.5 and less
 
 
 def test_of_two_hands_one_is_kept_and_a_person_is_asked(here):

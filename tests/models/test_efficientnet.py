@@ -47,14 +47,15 @@ def test_lite_parameters_are_as_many_as_timm_lists(name):
     assert size(shapes(name, num_classes=1000)["params"]) == LITE_TRAINABLE[name]
 
 
-@pytest.fixture(scope="module", params=[96, 67])
-def keras_b4(request):
-    """Keras's B4 for one image size with random weights and statistics, and the same in ours."""
+@pytest.fixture(scope="module", params=[("B0", 96), ("B4", 67)], ids=["B0 96 px", "B4 67 px"])
+def in_keras(request):
+    """A network of Keras with random weights and statistics, and the same in ours."""
     keras = pytest.importorskip("keras")
-    side = request.param
-    source = keras.applications.EfficientNetB4(
+    name, side = request.param
+    source = getattr(keras.applications, f"EfficientNet{name}")(
         weights=None, classes=5, classifier_activation=None, input_shape=(side, side, 3)
     )
+    name = f"efficientnet_{name.lower()}"
     for layer in source.layers:  # no dropout: training mode then only means batch statistics
         if isinstance(layer, keras.layers.Dropout):
             layer.rate = 0.0
@@ -67,8 +68,8 @@ def keras_b4(request):
         elif weight.path.endswith(("beta", "moving_mean", "bias")):
             weight.assign(rng.normal(0, 0.1, weight.shape))
     arrays = {w.path: np.asarray(w) for w in source.weights}
-    variables = from_keras(arrays, shapes("efficientnet_b4", num_classes=5))
-    return side, source, arrays, variables
+    variables = from_keras(arrays, shapes(name, num_classes=5))
+    return name, side, source, arrays, variables
 
 
 def relative_error(ours, theirs) -> float:
@@ -76,11 +77,11 @@ def relative_error(ours, theirs) -> float:
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 
-def test_b4_gives_the_outputs_of_keras(keras_b4):
+def test_outputs_are_those_of_keras(in_keras):
     """In inference and, at the odd size, in training mode, statistics included."""
-    side, source, _, variables = keras_b4
+    name, side, source, _, variables = in_keras
     images = np.random.default_rng(1).uniform(size=(4, side, side, 3)).astype(np.float32)
-    model = create_model("efficientnet_b4", num_classes=5, dropout=0.0, drop_path_rate=0.0)
+    model = create_model(name, num_classes=5, dropout=0.0, drop_path_rate=0.0)
 
     ours = jax.jit(model.apply)(variables, images)
     trainable = [v.value for v in source.trainable_variables]
@@ -105,13 +106,13 @@ def test_b4_gives_the_outputs_of_keras(keras_b4):
         assert relative_error(stats["var"], moved[f"{layer}/moving_variance"]) < 1e-4
 
 
-def test_weights_of_another_network_are_refused(keras_b4):
-    _, _, arrays, _ = keras_b4
+def test_weights_of_another_network_are_refused(in_keras):
+    name, _, _, arrays, _ = in_keras
     with pytest.raises(InputError, match="shape"):
         from_keras(arrays, shapes("efficientnet_b3", num_classes=5))
     fewer = {k: v for k, v in arrays.items() if not k.startswith("block2b_bn")}
     with pytest.raises(InputError, match="block2b_bn"):
-        from_keras(fewer, shapes("efficientnet_b4", num_classes=5))
+        from_keras(fewer, shapes(name, num_classes=5))
 
 
 @pytest.fixture(scope="module")
