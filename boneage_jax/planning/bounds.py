@@ -1,4 +1,4 @@
-"""Speed and price that published peaks of a chip allow for a planned step."""
+"""Upper bounds on speed, and lower bounds on cost, from the published peaks of a chip."""
 
 from typing import Any
 
@@ -6,13 +6,17 @@ from boneage_jax.planning.chips import Chip
 
 
 def bounds(plan: dict[str, Any], chip: Chip | None, dtype: str) -> dict[str, float]:
-    """Images per second and chip that the published peaks of `chip` allow.
+    """Returns upper bounds on images per second and chip, one per published peak of `chip`.
 
     Args:
-      plan: with `batch`, `flops_per_step` and, where compiled, `bytes_accessed_per_chip` and
-        `collectives`.
-      chip: None where its peaks are not known; then there are no bounds.
-      dtype: of the products.
+      plan: holds `batch`, `flops_per_step` and, if compiled, `main_memory_bytes_per_chip`,
+        `bytes_accessed_per_chip` and `collectives`.
+      chip: the chip; None if its peaks are unknown, which gives no bounds.
+      dtype: dtype of the matrix products, bfloat16 or float32.
+
+    Returns:
+      Images per second and chip under the key of each limit (`compute`, `main_memory`, `bandwidth`,
+      `interconnect`).
     """
     if chip is None:
         return {}
@@ -29,7 +33,7 @@ def bounds(plan: dict[str, Any], chip: Chip | None, dtype: str) -> dict[str, flo
 
 
 def cost(plan: dict[str, Any], chip: Chip, price: float | None) -> dict[str, Any]:
-    """Hours and dollars of the training steps at the slowest of the bounds."""
+    """Returns hours and US dollars of all training steps at the slowest of the bounds."""
     per_hour = chip.price if price is None else price
     chips, steps = plan["machine"]["chips"], plan["run"]["steps_of_full_size"]
     images = steps * plan["batch"]["images"] * plan["run"]["networks"]

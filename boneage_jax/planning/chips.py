@@ -1,8 +1,8 @@
 """Published peaks and prices of the chips that a run can be planned for.
 
-Peaks are those of the makers' pages, which no program reaches; a speed that follows from them is
-a bound. Prices are list prices on demand, in US dollars, without disk and traffic; they differ
-between regions and sellers and change: `--price_per_chip_hour` takes another.
+The peaks are the vendors' numbers, which no program reaches; speeds derived from them are upper
+bounds. Prices are on-demand list prices in US dollars without disk and network traffic. They vary
+by region and seller and change over time; `--price_per_chip_hour` overrides them.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import re
 from boneage_jax.errors import InputError
 
 _TPU_DOCS = "https://cloud.google.com/tpu/docs"
-# Google's prices as SkyPilot's catalogue copies them: skypilot-org/skypilot-catalog,
+# Google's prices as listed by SkyPilot's catalogue: skypilot-org/skypilot-catalog,
 # catalogs/v8/gcp/vms.csv at commit 006059e, read on 2026-11-24; us-central1 (v4: us-central2).
 _TPU_PRICES = "Google Cloud us-central1 on demand, skypilot-catalog v8 at 006059e, 2026-11-24"
 _GPU_PRICES = "Lambda, 8 GPUs on demand, https://lambda.ai/instances, 2026-09-20"
@@ -20,19 +20,19 @@ _GPU_PRICES = "Lambda, 8 GPUs on demand, https://lambda.ai/instances, 2026-09-20
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One kind of chip.
+    """Published peaks and price of one kind of chip.
 
     Attributes:
       name: as in a topology, e.g. v5e.
-      bfloat16: FLOP/s of dense matrix products in bfloat16.
-      float32: FLOP/s of float32 products as JAX runs them by default: in one bfloat16 pass on a
-        TPU, in TF32 on a GPU.
-      bandwidth: bytes/s between the chip and its own memory.
-      memory: bytes of its own memory.
-      interconnect: bytes/s to other chips of the machine in one direction, all ports together.
+      bfloat16: peak FLOP/s of dense bfloat16 matrix products.
+      float32: peak FLOP/s of float32 products at JAX's default precision: one bfloat16 pass on TPU,
+        TF32 on GPU.
+      bandwidth: memory bandwidth in bytes/s.
+      memory: memory size in bytes.
+      interconnect: bytes/s to other chips of the machine in one direction, summed over all ports.
       price: US dollars per chip and hour.
       source: where the peaks are published.
-      price_source: where the price is from, and its date.
+      price_source: source and date of the price.
     """
 
     name: str
@@ -46,18 +46,19 @@ class Chip:
     price_source: str
 
     def flops(self, dtype: str) -> float:
-        """Peak FLOP/s of products in `dtype`, bfloat16 or float32."""
+        """Returns the peak FLOP/s of products in `dtype`, bfloat16 or float32."""
         return self.bfloat16 if dtype == "bfloat16" else self.float32
 
 
 def _tpu(name: str, peak: float, bandwidth: float, memory: float, ici: float, price: float) -> Chip:
     place = _TPU_PRICES.replace("us-central1", "us-central2") if name == "v4" else _TPU_PRICES
-    # v5e 1600 and v5p 4800 Gbit/s are one direction: the newer v5e page gives 400 GB/s for both.
+    # 1600 Gbit/s (v5e) and 4800 Gbit/s (v5p) are for one direction: the newer v5e page gives
+    # 400 GB/s for both.
     return Chip(name, peak, peak, bandwidth, memory, ici, price, f"{_TPU_DOCS}/{name}", place)
 
 
 def _gpu(name: str, peak: float, bandwidth: float, nvlink: float, price: float) -> Chip:
-    # NVIDIA prints twice the dense peak ("with sparsity") for H100, and TF32 at half of bfloat16.
+    # NVIDIA lists twice the dense peak ("with sparsity") for H100, and TF32 at half of bfloat16.
     sheet = f"https://www.nvidia.com/en-us/data-center/{name}"
     return Chip(name, peak, peak / 2, bandwidth, 80e9, nvlink, price, sheet, _GPU_PRICES)
 
@@ -73,16 +74,16 @@ CHIPS = {
         _gpu("a100", 312e12, 2039e9, 300e9, 2.79),  # SXM, 80 GB
     )
 }
-_MOST_CHIPS = 2**14  # the largest slices, of v5p, have 8,960; libtpu tries any number for hours
+_MOST_CHIPS = 2**14  # the largest slices (v5p) have 8,960; libtpu tries larger ones for hours
 _GPU_NAMES = {"gpu": "h100", "cuda": "h100", "h100": "h100", "a100": "a100"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Some chips of one kind.
+    """A number of chips of one kind.
 
     Attributes:
-      topology: as it was asked for, e.g. v5e:2x4.
+      topology: as given by the user, e.g. v5e:2x4.
       platform: tpu or cuda.
       count: number of chips.
       chip: None for a TPU whose peaks are not in the table.
@@ -95,14 +96,14 @@ class Machine:
 
 
 def parse_machine(topology: str) -> Machine:
-    """The machine of a topology.
+    """Parses a topology into a machine.
 
     Args:
-      topology: KIND:AxB or KIND:AxBxC of a TPU, e.g. v5e:4x4 or v4:2x2x2; or gpu:N, cuda:N (which
-        stand for H100), h100:N, a100:N.
+      topology: KIND:AxB or KIND:AxBxC for a TPU, e.g. v5e:4x4 or v4:2x2x2; gpu:N or cuda:N (both
+        stand for H100), h100:N or a100:N for GPUs.
 
     Raises:
-      InputError: the text is of none of these forms.
+      InputError: the text has none of these forms, or more chips than any slice.
     """
     kind, _, shape = topology.strip().lower().partition(":")
     gpu = kind in _GPU_NAMES

@@ -1,4 +1,4 @@
-"""Lowers and compiles the train step for a machine that is not here, and counts in the program."""
+"""Lowers and compiles the train step for absent devices, and counts operations in the program."""
 
 import importlib.metadata
 import time
@@ -15,11 +15,11 @@ from boneage_jax.training.run import Run
 
 
 def lower_train_step(run: Run, platform: str = "") -> Any:
-    """Lowers the train step of the run's last phase, its dearest; `jax.stages.Lowered`.
+    """Lowers the train step of the run's last phase, the most expensive one; `jax.stages.Lowered`.
 
     Args:
       run: built for the devices to compile for.
-      platform: that to lower for where it is not that of these devices, e.g. cuda.
+      platform: platform to lower for if it differs from that of these devices, e.g. cuda.
     """
     parallel = run.parallel
     if parallel.mode == "pmap":
@@ -38,21 +38,21 @@ def lower_train_step(run: Run, platform: str = "") -> Any:
     step = run.train_step_at(run.total_steps - 1)
     if not platform:
         return step.lower(state, metrics, batch)
-    if parallel.mode == "pmap":  # it can be lowered for its own devices only
+    if parallel.mode == "pmap":  # a pmap can be lowered for its own devices only
         step = jax.jit(step)
     return step.trace(state, metrics, batch).lower(lowering_platforms=(platform,))
 
 
 def all_reduce_on_paper(run: Run) -> int:
-    """Bytes that the chips must reduce in a step: gradients and BatchNorm statistics.
+    """Returns the bytes that a step must all-reduce: gradients and BatchNorm statistics.
 
-    The gradients of a convolution are reduced in the dtype of the computation, before they are
-    cast to the float32 of the parameters; those of BatchNorm and of the heads in float32. BatchNorm
-    reduces two values per channel in the forward pass (the size of `batch_stats`); the two of its
-    backward pass are the gradients of its own scale and bias. Under pmap the gradients are
-    reduced in float32, apart from those two, and the running statistics once more. The few
-    scalars of the metrics are left out. The programs that libtpu 0.0.42.1 compiles for
-    EfficientNet-Lite0 on v5e agree in all three cases (jit, pmap, pmap without bn_sync).
+    Gradients of convolutions are reduced in the compute dtype, before they are cast to the float32
+    of the parameters; gradients of BatchNorm and of the heads in float32. BatchNorm reduces two
+    values per channel in the forward pass (the size of `batch_stats`); the two of its backward pass
+    are the gradients of its own scale and bias. Under pmap all gradients are reduced in float32,
+    separately from those two, and the running statistics are reduced once more. The few scalars of
+    the metrics are not counted. The programs that libtpu 0.0.42.1 compiles for EfficientNet-Lite0
+    on v5e agree in all three cases (jit, pmap, pmap without bn_sync).
     """
     config, sync = run.config, run.config.model.bn_sync
     state = jax.eval_shape(run.fresh_state)
@@ -65,24 +65,25 @@ def all_reduce_on_paper(run: Run) -> int:
         half = config.model.dtype == "bfloat16" and path[:-1] in convolutions and not head
         total += leaf.size * (2 if half and run.parallel.mode == "jit" else 4)
     if run.parallel.mode == "pmap":
-        # Under pmap the sums of the backward pass are not those of the gradients' reduction.
+        # Under pmap the sums of the backward pass are separate from the reduction of the gradients.
         return total + statistics * (3 if sync else 1)
     return config.accumulate * (total + statistics)
 
 
 def compile_and_count(lowered: Any, chips: int) -> dict[str, Any]:
-    """What the compiler says of a program for `chips` TPUs.
+    """Compiles a program for TPUs and returns the compiler's counts.
 
     Args:
       lowered: `jax.stages.Lowered` for these devices.
+      chips: number of TPU chips.
 
     Returns:
-      `fits`; where it does also `compile_seconds` (of `compile`), `memory_per_chip`,
+      `fits`. If true, also `compile_seconds` (key `compile`), `memory_per_chip`,
       `compiler_flops_per_chip`, `bytes_accessed_per_chip`, `main_memory_bytes_per_chip` and
-      `collectives`; where it does not `does_not_fit`, the compiler's sentence.
+      `collectives`; if false, also `does_not_fit`, the compiler's message.
 
     Raises:
-      InputError: the compiler refuses the program for another reason than its memory.
+      InputError: the compiler rejects the program for a reason other than memory.
     """
     began = time.monotonic()
     try:
@@ -102,7 +103,7 @@ def compile_and_count(lowered: Any, chips: int) -> dict[str, Any]:
             part: int(getattr(memory, f"{part}_size_in_bytes"))
             for part in ("argument", "output", "alias", "temp", "generated_code")
         }
-        # The donated state is argument and output in one place.
+        # The donated state is counted as argument and as output but shares one buffer.
         parts["total"] = sum(parts.values()) - 2 * parts["alias"]
         found["memory_per_chip"] = parts
     counts = compiled.cost_analysis() or {}
@@ -124,7 +125,7 @@ def _collective(collective: Collective, chips: int) -> dict[str, Any]:
 
 
 def _out_of_memory(message: str) -> str:
-    """The sentence in which the compiler says how much memory is missing, "" for other errors."""
+    """Returns the compiler's line on how much memory is missing; "" for other errors."""
     if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
         return ""
     lines = [line for line in message.splitlines() if "Used " in line or "Ran out" in line]
@@ -132,7 +133,7 @@ def _out_of_memory(message: str) -> str:
 
 
 def lower_for_gpus(run: Run) -> dict[str, Any]:
-    """Lowers for GPUs: that it can be is all there is to know without their compiler."""
+    """Lowers for GPUs, which proves that the step can be lowered; compiling needs a GPU."""
     began = time.monotonic()
     lower_train_step(run, "cuda")
     return {"compile_seconds": {"lower": time.monotonic() - began}}

@@ -1,7 +1,7 @@
 """Collectives of a compiled program, read from its HLO text.
 
-XLA counts FLOPs and bytes of a program but not what its chips tell each other. The text names
-every collective with the shapes it moves; a loop body counts as often as XLA knows it to run.
+XLA counts the FLOPs and bytes of a program but not the traffic between its chips. The HLO text
+names every collective with the shapes it moves. A loop body counts once per known trip.
 """
 
 import collections
@@ -29,11 +29,13 @@ TRIPS = re.compile(r'"known_trip_count":\s*\{"n":\s*"?(\d+)')
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All collectives of one kind in one run of a program.
+    """All collectives of one kind in one execution of a program.
 
     Attributes:
-      count: how many are run.
-      payload: bytes of a chip's whole tensors, operands or results, whichever are more.
+      kind: HLO opcode, e.g. all-reduce.
+      count: number of executions.
+      payload: bytes per chip of the operands or the results, whichever is larger, summed over all
+        executions.
     """
 
     kind: str
@@ -41,10 +43,11 @@ class Collective:
     payload: int
 
     def wire_bytes(self, chips: int) -> float:
-        """Bytes that a chip sends where `chips` of them form a ring.
+        """Returns the bytes that one chip sends if `chips` of them form a ring.
 
-        2 (n - 1) / n of the payload for an all-reduce (Patarasuk & Yuan, 2009), half that for its
-        two halves and for an all-to-all; a permutation sends the payload once.
+        For a payload of B bytes and n chips: 2 (n - 1) / n B for an all-reduce (Patarasuk & Yuan,
+        2009); half of that for its two halves (all-gather, reduce-scatter) and for an all-to-all;
+        B for a permutation.
         """
         if chips == 1:
             return 0.0
@@ -61,14 +64,14 @@ class _Computation:
 
 
 def collectives(text: str) -> list[Collective]:
-    """The collectives that a program runs on each chip, summed over equal kinds.
+    """Returns the collectives that a program executes on each chip, summed per kind.
 
     Args:
-      text: of a compiled program, as `jax.stages.Compiled.as_text` gives it.
+      text: HLO of a compiled program, from `jax.stages.Compiled.as_text`.
 
     Returns:
-      One entry per kind, most bytes first. A loop of unknown length counts once, and of a
-      conditional all branches count.
+      One entry per kind, largest payload first. A loop of unknown length counts once; all branches
+      of a conditional count.
 
     Raises:
       ValueError: the text has no entry computation.
@@ -87,7 +90,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def shape_bytes(text: str) -> int:
-    """Bytes of all arrays in an HLO shape, e.g. 32 for '(f32[2,3]{1,0}, bf16[4])'."""
+    """Returns the bytes of all arrays in an HLO shape, e.g. 32 for '(f32[2,3]{1,0}, bf16[4])'."""
     return sum(
         math.prod(int(n) for n in sizes.split(",") if n) * dtype_bytes(dtype)
         for dtype, sizes in _SHAPE.findall(text)
@@ -95,7 +98,7 @@ def shape_bytes(text: str) -> int:
 
 
 def dtype_bytes(dtype: str) -> int:
-    """Bytes of one element, e.g. 2 for 'bf16'."""
+    """Returns the bytes of one element, e.g. 2 for 'bf16'."""
     if dtype in _WIDTHS:
         return _WIDTHS[dtype]
     bits = re.match(r"[a-z]+(\d+)", dtype)
@@ -103,7 +106,7 @@ def dtype_bytes(dtype: str) -> int:
 
 
 def _parse(text: str) -> tuple[dict[str, _Computation], str | None]:
-    """The computations by name, and the name of the entry."""
+    """Returns the computations by name, and the name of the entry computation."""
     computations: dict[str, _Computation] = {}
     entry, current = None, _Computation([], [])
     sizes: dict[str, int] = {}  # bytes of each instruction's result
@@ -124,7 +127,7 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str | None]:
             sent = shape_bytes(operands) or sum(
                 sizes.get(word, 0) for word in re.findall(r"%([\w.\-]+)", operands)
             )
-            # The result of an all-gather that has only been started is (operand, result).
+            # An all-gather-start returns (operand, result).
             result = sizes[name] - (sent if opcode.endswith("-start") else 0)
             payload = sent if kind.startswith("collective") else max(sent, result)
             current.collectives.append((kind, payload))
@@ -138,7 +141,7 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str | None]:
 
 
 def _times_run(computations: dict[str, _Computation], entry: str) -> dict[str, int]:
-    """How often each computation runs."""
+    """Returns how often each computation is executed."""
     times: collections.Counter[str] = collections.Counter()
 
     def run(name: str, often: int) -> None:

@@ -1,8 +1,8 @@
-"""Traffic of a compiled TPU program with its main memory, read from its HLO text.
+"""Main-memory traffic of a compiled TPU program, read from its HLO text.
 
-XLA's own count, `bytes accessed`, adds what a program reads from and writes to the memory on the
-chip: an array that is brought there first counts three times. The bandwidth that vendors publish
-is that of the main memory alone, so this is what a bandwidth bound should stand on.
+XLA's own count, `bytes accessed`, includes reads and writes of on-chip memory: an array that is
+first copied there counts three times. Vendors publish the bandwidth of main memory alone, so a
+bandwidth bound must use the traffic counted here.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?)\s([a-z][a-z\-]*)\
 _ARRAY = re.compile(r"\b(pred|bf16|[sufc]\d+(?:e\w+)?)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _TILE = re.compile(r"T\(([\d,]+)\)")
 _ON_CHIP = "S(1)"  # the compiler's name for the vector memory of a TPU
-# They name or regroup arrays; the bodies of loops and branches are counted by themselves. What a
-# `-done` delivers its `-start` has counted.
+# These only name or regroup arrays; bodies of loops and branches are counted on their own, and the
+# result of a `-done` is counted with its `-start`.
 _FREE = frozenset(
     {
         "parameter",
@@ -37,22 +37,22 @@ _FREE = frozenset(
 
 @dataclasses.dataclass
 class _Body:
-    """One computation: the bytes it moves, and what it runs how often."""
+    """One computation: the bytes it moves, and the computations it calls with how often."""
 
     moved: int = 0
     runs: list[tuple[str, int]] = dataclasses.field(default_factory=list)
 
 
 def main_memory_bytes(text: str) -> int:
-    """Bytes that one run of a program reads from and writes to main memory, per chip.
+    """Returns the bytes per chip that one execution of a program moves from and to main memory.
 
-    Operands and results of every instruction that runs, with the padding of their tiles, but for
-    those on the chip; a fused group of operations counts as one. An instruction that needs a part
-    of an operand counts all of it, a loop of unknown length counts once, and of a conditional all
-    branches count.
+    Counts the operands and results of every executed instruction, including tile padding, except
+    arrays in on-chip memory; a fusion counts as one instruction. An operand counts in full even if
+    only a part of it is needed, a loop of unknown length counts once, and all branches of a
+    conditional count.
 
     Args:
-      text: of a compiled program, as `jax.stages.Compiled.as_text` gives it.
+      text: HLO of a compiled program, from `jax.stages.Compiled.as_text`.
 
     Raises:
       ValueError: the text has no entry computation.
@@ -69,13 +69,13 @@ def main_memory_bytes(text: str) -> int:
 
 
 def array_bytes(dtype: str, dims: str, layout: str) -> int:
-    """Bytes of an array as it lies in memory.
+    """Returns the bytes that an array occupies in memory, padding included.
 
     Args:
       dtype: e.g. bf16.
       dims: e.g. '64,95,95,192'.
-      layout: e.g. '3,0,2,1:T(8,128)(2,1)': the axes from the fastest on, and the tile (its fastest
-        axis last) that they are padded to. Empty for one without tiles.
+      layout: e.g. '3,0,2,1:T(8,128)(2,1)': the axes, fastest-varying first, and the tile that they
+        are padded to (its fastest axis last). Empty for an untiled array.
     """
     sizes = [int(n) for n in dims.split(",") if n]
     order, _, tiles = layout.partition(":")
@@ -88,12 +88,12 @@ def array_bytes(dtype: str, dims: str, layout: str) -> int:
 
 
 def _main(shape: str) -> int:
-    """Bytes of those arrays of an HLO shape that are in main memory."""
+    """Returns the bytes of those arrays of an HLO shape that are in main memory."""
     return sum(_arrays(shape))
 
 
 def _arrays(shape: str) -> list[int]:
-    """Bytes of each array of an HLO shape, 0 for one on the chip."""
+    """Returns the bytes of each array of an HLO shape, 0 for one in on-chip memory."""
     return [
         0 if _ON_CHIP in layout else array_bytes(dtype, dims, layout)
         for dtype, dims, layout in _ARRAY.findall(shape)
@@ -101,7 +101,7 @@ def _arrays(shape: str) -> list[int]:
 
 
 def _parse(text: str) -> tuple[dict[str, _Body], str]:
-    """The computations by name, and the name of the entry."""
+    """Returns the computations by name, and the name of the entry computation."""
     bodies: dict[str, _Body] = {}
     entry, body = "", _Body()
     shapes: dict[str, str] = {}
@@ -139,7 +139,7 @@ def _names(operands: str) -> list[str]:
 def _moved(opcode: str, shape: str, operands: list[str]) -> int:
     if opcode == "copy-start":  # (copy, original, context)
         return sum(_arrays(shape)[:2])
-    if opcode == "slice-start":  # ((operands), part, context): the part alone is read
+    if opcode == "slice-start":  # ((operands), slice, context): only the slice is read
         dtype, dims, layout = _ARRAY.findall(shape)[-2]
         on_chip = _ON_CHIP in layout
         return array_bytes(dtype, dims, layout) * (1 if on_chip else 2)

@@ -1,8 +1,8 @@
-"""A run on a machine that is not here: what its train step needs there, and what that costs.
+"""Plans a run for absent hardware: what its train step needs there, and what that costs.
 
-The very train step of a config (augmentation, network, optimizer, averages, reductions, donated
-state) is compiled by the TPU compiler for a topology, or lowered for GPUs, whose compiler needs
-one. Nothing is run: what comes out are counts, and bounds that follow from published peaks.
+The actual train step of a config (augmentation, network, optimizer, parameter averages, reductions,
+donated state) is compiled by the TPU compiler for a topology, or lowered for GPUs, whose compiler
+needs a GPU. Nothing is executed: the results are counts, and bounds derived from published peaks.
 """
 
 import dataclasses
@@ -41,19 +41,19 @@ def plan_run(
     """Plans a run on a machine.
 
     Args:
-      config: of the run; its data need not be there.
+      config: config of the run; its data need not be present.
       topology: see `boneage_jax.planning.chips.parse_machine`.
-      price: US dollars per chip and hour, that of the table where None.
-      train_images: size of the training split; of the prepared data, else as published, where 0.
+      price: US dollars per chip and hour; None takes the price in the table of chips.
+      train_images: size of the training split; 0 takes the prepared data, else the published size.
 
     Returns:
-      What `python -m boneage_jax.plan --output` writes. Bytes and FLOPs are per step; those with
-      `per_chip` in their name are of one chip, others of the whole machine. What is not known is
+      The plan, as `python -m boneage_jax.plan --output` writes it. Bytes and FLOPs are per step;
+      keys with `per_chip` refer to one chip, others to the whole machine. Unknown values are
       absent.
 
     Raises:
-      InputError: a wrong config, an unknown topology, no TPU compiler, or a batch that does not
-        divide.
+      InputError: invalid config, unknown topology, no TPU compiler, or a batch size that cannot be
+        divided among the chips.
     """
     machine = parse_machine(topology)
     config = check_config(config)
@@ -68,7 +68,7 @@ def plan_run(
         if len(devices) != machine.count:
             machine = dataclasses.replace(machine, count=len(devices), chip=None)  # v2, v3: cores
     else:
-        devices = jax.devices("cpu")[:1]  # GPUs are told apart by their compiler only
+        devices = jax.devices("cpu")[:1]  # GPUs differ in their compiler only
     tuned = config_for(config, machine.platform)
     run = build_run(tuned, info, devices)
     plan: dict[str, Any] = {
@@ -111,11 +111,14 @@ def plan_run(
 
 
 def config_for(config: ConfigDict, platform: str) -> ConfigDict:
-    """A config whose choices by default backend are made as they would be on `platform`.
+    """Resolves the `auto` choices of a config as they would be resolved on `platform`.
 
     Args:
       config: a checked config.
       platform: tpu or cuda.
+
+    Returns:
+      A new, checked config.
     """
     tuned = ConfigDict(config.to_dict())
     backend = "gpu" if platform == "cuda" else platform
@@ -139,7 +142,7 @@ def _machine(machine: Machine) -> dict[str, Any]:
 
 
 def _counted(run: Run) -> dict[str, Any]:
-    """What needs no compiler."""
+    """Returns the counts that need no compiler."""
     state = jax.eval_shape(run.fresh_state)
     batch = run.batch_shapes()
     return {
@@ -163,7 +166,7 @@ def _whole_run(run: Run, plan: dict[str, Any], networks: int, validation: int) -
         "networks": networks,
         "epochs": run.total_steps * config.batch_size / info.train_images,
         "train_flops": flops * networks,
-        # Steps of other phases (smaller images, the heads alone) by their FLOPs.
+        # Steps of cheaper phases (smaller images, only the heads) are converted by their FLOPs.
         "steps_of_full_size": flops / plan["flops_per_step"],
     }
     if validation:

@@ -1,4 +1,4 @@
-"""A plan in words: every number with whose count it is."""
+"""Text form of a plan; every number names who counted it."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _SOURCES = {
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:
-    """The lines that `python -m boneage_jax.plan` prints for a plan of `plan_run`."""
+    """Returns the lines that `python -m boneage_jax.plan` prints for a plan of `plan_run`."""
     machine, batch, data = plan["machine"], plan["batch"], plan["data"]
     config = plan["config"]
     lines = [

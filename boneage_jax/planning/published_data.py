@@ -1,4 +1,4 @@
-"""Properties of a data set that is not here, for planning a run on it."""
+"""Properties of a data set without its files, for planning a run on it."""
 
 from ml_collections import ConfigDict
 
@@ -12,9 +12,9 @@ _RSNA = (12_611, 1_425, 127.3208, 41.1820)
 
 
 def info_for_planning(data: ConfigDict, images: int = 0) -> tuple[DataInfo, int, str]:
-    """Returns the properties of the prepared data where it is here, else the published ones.
+    """Returns the properties of the prepared data if present, else the published ones.
 
-    Args and results: see `published_info`. Nothing is prepared or downloaded.
+    Arguments and results as for `published_info`. Prepares and downloads nothing.
     """
     from tfds_rsna.builders import is_prepared
 
@@ -33,13 +33,13 @@ def published_info(data: ConfigDict, images: int = 0) -> tuple[DataInfo, int, st
 
     Args:
       data: the `data` section of a config.
-      images: size of the training split; if 0, as published or as the builder makes it.
+      images: size of the training split; 0 takes the published size or that of the builder.
 
     Returns:
-      (properties, size of the validation split or 0 where it is not known, their source).
+      (properties, size of the validation split or 0 if unknown, source of these numbers).
 
     Raises:
-      InputError: `data.config` names no image size, or nothing is known of the data set and
+      InputError: `data.config` names no image size, or the size of the data set is unknown and
         `images` is 0.
     """
     size = data.config.partition("-")[0]

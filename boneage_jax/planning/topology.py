@@ -1,7 +1,8 @@
-"""TPUs that are not there: devices of a topology, to compile for.
+"""Devices of a TPU topology to compile for, without a TPU.
 
-libtpu carries the TPU compiler and needs no TPU for it. Without one it looks for a Google Cloud
-machine around it, waits, and writes to the screen, unless a few environment variables stop it.
+libtpu contains the TPU compiler and needs no TPU for it. Without a TPU it looks for the metadata
+server of a Google Cloud machine, waits, and writes to the terminal, unless a few environment
+variables prevent it.
 """
 
 import importlib.util
@@ -18,20 +19,20 @@ from boneage_jax.errors import InputError
 
 INSTALL = "pip install 'boneage_jax[plan]'"
 _ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",  # no questions to the metadata server of a cloud machine
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any that exists; the topology decides
+    "TPU_SKIP_MDS_QUERY": "1",  # no queries to the metadata server of a cloud machine
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any existing type; the topology takes precedence
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_MIN_LOG_LEVEL": "4",
     "TPU_STDERR_LOG_LEVEL": "4",
     "TPU_LOG_DIR": "disabled",
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    # A lock keeps two processes from one TPU; there is none here to be kept.
+    # Disables the lock that keeps a second process from the same TPU; there is no TPU here.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 
 def environment() -> Mapping[str, str]:
-    """The variables that libtpu reads when it is loaded, in a process without a TPU.
+    """Returns the environment variables for loading libtpu in a process without a TPU.
 
     Raises:
       InputError: libtpu is not installed.
@@ -44,10 +45,10 @@ def environment() -> Mapping[str, str]:
 
 
 def tpu_devices(topology: str) -> list[jax.Device]:
-    """Devices of a TPU topology, which can be compiled for but hold nothing.
+    """Returns the devices of a TPU topology; programs compile for them but cannot run on them.
 
     Args:
-      topology: as libtpu names it, e.g. v5e:2x4.
+      topology: in libtpu's notation, e.g. v5e:2x4.
 
     Raises:
       InputError: libtpu is missing or does not know the topology.
