@@ -1,9 +1,9 @@
-"""Two benchmarks of one machine: what became slower or faster by more than noise.
+"""Compares two benchmarks of the same machine: what became slower or faster by more than noise.
 
-The rule: a line is slower (or needs more memory) where its median has grown by more than the
-tolerance AND its lower quartile lies above the upper quartile of the old line; faster, the other
-way round. The tolerance is `bench.tolerance` (5 %), and three times that for lines of fewer than
-five repetitions, whose quartiles say little. Anything else is noise.
+The rule: a line is slower (or needs more memory) if its median has grown by more than the tolerance
+AND its lower quartile lies above the old upper quartile; faster if both hold the other way round.
+The tolerance is `bench.tolerance` (5 %), and three times that for lines of fewer than five
+repetitions, whose quartiles are unreliable. Anything else is noise.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ _MACHINE = ("platform", "device", "devices", "cpu_cores")
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A line that both benchmarks have.
+    """The change of a line that both benchmarks have.
 
     Attributes:
-      label: case, name and what tells it from other lines.
+      label: case, name and the settings that identify the line.
       ratio: new median over old median.
       verdict: slower | faster | same.
-      tolerance: that was applied, as a fraction.
+      tolerance: the tolerance that was applied, as a fraction.
     """
 
     label: str
@@ -40,7 +40,7 @@ def load_benchmark(path: Path) -> dict[str, Any]:
     """Reads a benchmark.json.
 
     Raises:
-      InputError: no such file, not JSON, or not a benchmark.
+      InputError: the file does not exist, is not JSON, or is not a benchmark.
     """
     try:
         content = json.loads(path.read_text())
@@ -68,7 +68,11 @@ def load_benchmark(path: Path) -> dict[str, Any]:
 
 
 def check_machine(old: Mapping[str, Any], hardware: Mapping[str, Any]) -> None:
-    """Raises an InputError where `old` was measured on another machine than `hardware`."""
+    """Checks that `old` was measured on a machine like `hardware`.
+
+    Raises:
+      InputError: platform, device, number of devices or of CPU cores differ.
+    """
     for key in _MACHINE:
         if old["hardware"][key] != hardware[key]:
             raise InputError(
@@ -78,11 +82,12 @@ def check_machine(old: Mapping[str, Any], hardware: Mapping[str, Any]) -> None:
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> list[Change]:
-    """The changes of all lines that both benchmarks have, in the order of `new`.
+    """Returns the changes of all lines that both benchmarks have, in the order of `new`.
 
     Args:
-      old, new: contents of benchmark.json.
-      tolerance: fraction of the median that counts as noise in any case.
+      old: contents of the old benchmark.json.
+      new: contents of the new benchmark.json.
+      tolerance: fraction of the median below which a change always counts as noise.
     """
     before = {_key(row): row for row in old["results"]}
     return [
@@ -93,7 +98,7 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) ->
 def comparison_lines(
     old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float
 ) -> tuple[list[str], bool]:
-    """Describes a comparison for a user; also returns whether a case has become slower."""
+    """Returns a comparison as text lines, and whether a line became slower."""
     changes = compare(old, new, tolerance)
     lines = [f"against the benchmark of {old.get('date', 'an unknown date')}:"]
     for name in ("flops_per_second", "bytes_per_second"):

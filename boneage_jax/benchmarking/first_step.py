@@ -1,9 +1,9 @@
-"""A process of its own that takes the first step of a run: compile time and peak memory.
+"""Measures compile time and peak memory of a run up to its first step, in its own process.
 
 usage: python -m boneage_jax.benchmarking.first_step SETTINGS.json
 
-`measure_start` starts it. A fresh process is the only honest measure of both: a second compilation
-in one process is cheaper than the first, and peak memory never falls again.
+`measure_start` starts this process. Only a fresh process measures both correctly: a second
+compilation in one process is cheaper than the first, and peak memory never decreases.
 """
 
 import json
@@ -28,19 +28,19 @@ def measure_start(recipe: ConfigDict, image_size: int, folder: Path) -> dict[str
 
     Args:
       recipe: checked config.
-      image_size: pixels.
-      folder: for the compilation cache; cold where it is empty.
+      image_size: pixels per side.
+      folder: holds the compilation cache; an empty folder makes a cold start.
 
     Returns:
-      `seconds` from the start of the process to the end of the first step; of these
-      `import_seconds`, `compile_seconds` (building and tracing with it) and `step_seconds`;
-      `cache_files`, how many the cache holds then; `process_bytes`, the peak of resident memory
-      over all, and `stepping_bytes`, that of further steps (absent where the system does not tell);
-      `device_bytes`, the peak on the first device (absent where it is not reported); `planned`, see
-      `Prepared.memory`.
+      `seconds` from the start of the process to the end of the first step, made up of
+      `import_seconds`, `compile_seconds` (includes building and tracing) and `step_seconds`;
+      `cache_files`, the number of files in the cache afterwards; `process_bytes`, the peak of
+      resident memory over the whole process, and `stepping_bytes`, that of further steps (both
+      absent if the system does not report it); `device_bytes`, the peak on the first device (absent
+      if not reported); `planned`, see `Prepared.memory`.
 
     Raises:
-      InputError: the process failed; its last line is in the message.
+      InputError: the process failed; the message holds the last line of its standard error.
     """
     folder.mkdir(parents=True, exist_ok=True)
     given, found = folder / "settings.json", folder / "start.json"
@@ -55,7 +55,7 @@ def measure_start(recipe: ConfigDict, image_size: int, folder: Path) -> dict[str
                 "image_size": image_size,
                 "extensions": loaded_files(),
                 "output": str(found),
-                # A clock of the whole machine, so that the child can count from here.
+                # The monotonic clock is shared by all processes, so the child can count from here.
                 "began": time.monotonic(),
             }
         )
@@ -70,7 +70,7 @@ def measure_start(recipe: ConfigDict, image_size: int, folder: Path) -> dict[str
 
 
 def main(path: Path) -> None:
-    """The process."""
+    """Takes the steps and writes the measurements; runs in the child process."""
     settings = json.loads(path.read_text())
     for file in settings["extensions"]:
         load_extensions(file)
@@ -82,7 +82,7 @@ def main(path: Path) -> None:
     from boneage_jax.runtime.compile_cache import use_compile_cache
     from boneage_jax.runtime.cpu_memory import tidy_heap
 
-    # Also starts the backend, which is no part of building or compiling.
+    # Also starts the backend, which belongs neither to building nor to compiling.
     device = jax.local_devices()[0]
     imported = time.monotonic()
     use_compile_cache()
@@ -114,14 +114,14 @@ def main(path: Path) -> None:
 
 
 def _peak_resident() -> int:
-    """Peak resident bytes of this process (VmHWM), 0 where the system does not tell."""
+    """Returns the peak resident bytes of this process (VmHWM), 0 if the system has no such count."""
     status = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
     return int(found[1]) * 1024 if found else 0
 
 
 def _forget_peak() -> bool:
-    """Sets the peak back to what is resident now (proc(5), clear_refs); False where that fails."""
+    """Resets the peak to the current resident memory (proc(5), clear_refs); False if that fails."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

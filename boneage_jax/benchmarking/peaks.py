@@ -1,4 +1,4 @@
-"""What a machine can do at most, measured on itself, and how far a program is from that.
+"""Measured peaks of a machine, and how far a program is from them.
 
 Roofline model: Williams, Waterman and Patterson, Communications of the ACM 2009;52(4):65-76.
 """
@@ -12,20 +12,20 @@ import jax.numpy as jnp
 
 from boneage_jax.benchmarking.timing import measure
 
-# Sides of square matrix products and megabytes streamed; accelerators need larger ones to fill.
+# Sides of square matrix products and MiB streamed; accelerators need larger ones to saturate.
 _SIDES = {"cpu": (1024, 2048, 3072), "gpu": (4096, 8192), "tpu": (4096, 8192)}
 _MEGABYTES = {"cpu": 256, "gpu": 1024, "tpu": 1024}
 
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """Ceilings of one device (of all cores, for a CPU).
+    """Peak rates of one device (for a CPU, of all cores).
 
     Attributes:
-      flops_per_second: of the best square matrix product.
-      bytes_per_second: of an array scaled in place, read and write both counted.
-      dtype: of that product.
-      devices: whose ceilings these are, taken together.
+      flops_per_second: rate of the fastest square matrix product.
+      bytes_per_second: rate of scaling an array in place, reads and writes both counted.
+      dtype: dtype of that product.
+      devices: number of devices that these rates add up.
     """
 
     flops_per_second: float
@@ -34,7 +34,7 @@ class Peaks:
     devices: int = 1
 
     def times(self, devices: int, platform: str) -> "Peaks":
-        """The ceilings of `devices` of them; simulated CPU devices share the same cores."""
+        """Returns the peaks of `devices` devices; simulated CPU devices share the same cores."""
         if platform == "cpu":
             return self
         return Peaks(
@@ -45,20 +45,20 @@ class Peaks:
         )
 
     def roof(self, intensity: float) -> float:
-        """The most FLOP/s of a program that computes `intensity` FLOPs per byte of traffic."""
+        """Returns the upper bound on FLOP/s at `intensity` FLOPs per byte of memory traffic."""
         return min(self.flops_per_second, intensity * self.bytes_per_second)
 
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """Where a program stands under a roof.
+    """Position of a program under the roofline.
 
     Attributes:
       flops_per_second: counted FLOPs over measured seconds.
-      peak_share: of the measured matrix product.
-      intensity: FLOPs per byte, None where the bytes are not known.
-      roof_share: of the roof at that intensity, None likewise. It can exceed 1: a cache answers
-        what is counted as traffic of the memory.
+      peak_share: fraction of the measured peak of matrix products.
+      intensity: FLOPs per byte, None if the bytes are unknown.
+      roof_share: fraction of the roofline at that intensity, None likewise. May exceed 1, since
+        caches serve some of the bytes that are counted as memory traffic.
     """
 
     flops_per_second: float
@@ -68,7 +68,14 @@ class Position:
 
 
 def position(flops: float, traffic: float, seconds: float, peaks: Peaks) -> Position:
-    """Places a program of `flops` FLOPs and `traffic` bytes (0: not known) that takes `seconds`."""
+    """Returns the position of a program under the roofline.
+
+    Args:
+      flops: FLOPs of the program.
+      traffic: bytes of memory traffic, 0 if unknown.
+      seconds: duration of the program.
+      peaks: peaks of the devices it ran on.
+    """
     rate = flops / seconds
     if not traffic:
         return Position(rate, rate / peaks.flops_per_second)
@@ -84,14 +91,14 @@ def measure_peaks(
     sides: Sequence[int] = (),
     megabytes: int = 0,
 ) -> Peaks:
-    """Measures both ceilings; of each the fastest call counts, since a ceiling is an extreme.
+    """Measures both peaks; the fastest call counts.
 
     Args:
       device: the device.
-      dtype: of the matrix product, with JAX's default precision: that which networks get.
+      dtype: dtype of the matrix product, at JAX's default precision, as in networks.
       repetitions: timed calls per size.
-      sides: of the matrices; sizes that fill the platform by default.
-      megabytes: of the streamed array, likewise.
+      sides: sides of the square matrices; by default sizes that saturate the platform.
+      megabytes: MiB of the streamed array, likewise.
     """
     sides = sides or _SIDES.get(device.platform, _SIDES["cpu"])
     megabytes = megabytes or _MEGABYTES.get(device.platform, _MEGABYTES["cpu"])
@@ -100,7 +107,7 @@ def measure_peaks(
 
 
 def _product_rate(device: jax.Device, dtype: str, side: int, repetitions: int) -> float:
-    # Values near 0.01: products of ones would grow, and power draw depends on the data.
+    # Random values near 0.01: products of ones would grow, and power draw depends on the data.
     key = jax.random.key(0)
     a = jax.device_put(0.01 * jax.random.normal(key, (side, side)).astype(dtype), device)
     product = jax.jit(jnp.dot)
@@ -111,7 +118,7 @@ def _product_rate(device: jax.Device, dtype: str, side: int, repetitions: int) -
 
 
 def _stream_rate(device: jax.Device, megabytes: int, repetitions: int) -> float:
-    # In place, else the time of new pages is measured with it: a tenth of the rate on a CPU.
+    # In place; otherwise page faults are timed too and the rate on a CPU drops to a tenth.
     rows = 256
     shape = (rows, megabytes * 2**20 // (4 * rows))
     held: list[Any] = [jax.device_put(jnp.ones(shape, jnp.float32), device)]

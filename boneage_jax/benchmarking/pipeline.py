@@ -1,4 +1,4 @@
-"""The input pipeline alone, and the training loop with it against the bare step."""
+"""Benchmarks of the input pipeline alone, and of the training loop against the bare step."""
 
 import collections
 import time
@@ -18,16 +18,16 @@ from boneage_jax.data.info import DataInfo
 from boneage_jax.data.loader import train_batches
 from boneage_jax.training.run import Run, build_run
 
-_RUN_AHEAD = 2  # steps queued on the device, as in a training
+_RUN_AHEAD = 2  # steps queued on the device, as in training
 
 
 def input_cases(
     recipe: ConfigDict, info: DataInfo, settings: Bench, folder: Path
 ) -> Iterator[Result]:
-    """Batches from prepared records to the devices, with nothing else going on.
+    """Measures reading batches from prepared records to the devices, with nothing else running.
 
-    A sample is the seconds of a batch, over `settings.block` batches taken without a pause. The
-    note holds images per second of processor time, all threads together: what one core does.
+    A sample is the seconds per batch, over `settings.block` consecutive batches. The note holds
+    images per second of processor time summed over all threads, the throughput of one core.
     """
     run = build_run(recipe, info)
     batches = _batches(run, settings, folder)
@@ -39,7 +39,7 @@ def input_cases(
             jax.block_until_ready(next(batches))
         used.append(time.process_time() - began)
 
-    # What lies in buffers before the first batch was read ahead of the clock.
+    # Batches already buffered when the clock starts were read before it.
     ahead = 1 + (2 * recipe.data.buffer + recipe.data.threads) // settings.block
     warmup = settings.warmup + ahead
     try:
@@ -72,16 +72,16 @@ def input_cases(
 def loop_cases(
     recipe: ConfigDict, info: DataInfo, settings: Bench, folder: Path
 ) -> Iterator[Result]:
-    """The training loop, input and step, in turns with the same step on a batch that stays.
+    """Measures the training loop with its input, alternating with the same step on a fixed batch.
 
-    A sample is the seconds of a step, over `settings.block` steps. The note of the loop holds the
-    ratio to the bare step, pair by pair: above 1 is what the input costs.
+    A sample is the seconds per step, over `settings.block` steps. The note of the loop holds the
+    median of the paired ratios to the bare step; the excess over 1 is the cost of the input.
     """
     run = build_run(recipe, info)
     batches = _batches(run, settings, folder)
     fixed = run.parallel.put_batch(synthetic_batch(recipe.batch_size, info, run.task))
     stepper = Stepper(run)
-    # Simulated CPU devices share the cores: queued steps can miss XLA's rendezvous.
+    # Simulated CPU devices share the cores; with queued steps XLA's rendezvous can time out.
     shared = run.parallel.devices[0].platform == "cpu" and run.parallel.device_count > 1
     ahead = 0 if shared else _RUN_AHEAD
 

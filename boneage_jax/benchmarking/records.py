@@ -1,7 +1,7 @@
-"""Prepared records of any size, made on the spot, in the format of the data sets.
+"""Synthetic prepared records of any size, in the format of the data sets.
 
-Their images are smooth with a little noise and compress about as radiographs do: 0.35 bytes per
-pixel as PNG of full size, against 0.36 to 0.46 (middle 80 %) of 14 RSNA radiographs.
+Their images are smooth with a little noise and compress about as well as radiographs do: 0.35 bytes
+per pixel as full-size PNG, against 0.36 to 0.46 (middle 80 %) for 14 RSNA radiographs.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from boneage_jax.data.source import Split, open_split
 
 
 def synthetic_radiograph(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A smooth field on a dark ground with noise of 3 grey levels; uint8 [H, W]."""
+    """Returns a smooth field on a dark background with noise of 3 grey levels; uint8 [H, W]."""
     coarse = rng.random((12, 9), np.float32)
     field = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    inside = field > 0.45  # about half is the hand, as in a radiograph
+    inside = field > 0.45  # the hand covers about half, as in a radiograph
     noise = cv2.resize(
         rng.normal(0, 3, (height // 2 + 1, width // 2 + 1)).astype(np.float32), (width, height)
     )
@@ -30,9 +30,10 @@ def synthetic_radiograph(rng: np.random.Generator, height: int, width: int) -> n
 
 
 def synthetic_split(folder: Path, count: int, size: int, *, uncompressed: bool = True) -> Split:
-    """Writes `count` records of `size` pixels into `folder` and opens them as a training does.
+    """Writes `count` records of `size` pixels into `folder` and opens them as training does.
 
-    They hold what `rsna_bone_age` and `hand_mask` hold: image, mask, bone_age, male, id.
+    The records hold the features of `rsna_bone_age` and `hand_mask`: image, mask, bone_age, male,
+    id.
     """
     with tfds.core.registered.skip_registration():
 

@@ -1,4 +1,4 @@
-"""One measured line of a benchmark, and what follows from it."""
+"""One measured line of a benchmark and the values derived from it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from boneage_jax.benchmarking.peaks import Peaks, position
 from boneage_jax.benchmarking.timing import summarize
 
-# What makes two lines of two benchmarks the same measurement.
+# Lines of two benchmarks with equal values here are the same measurement.
 KEY = (
     *("case", "name", "model", "image_size", "batch_size", "dtype", "parallel", "devices"),
     "unit",
@@ -27,16 +27,21 @@ class Result:
     """A line of a benchmark.
 
     Attributes:
-      case, name: what was measured, e.g. train and step.
-      model, image_size (pixels), batch_size (images over all devices), dtype, parallel, devices:
-        of what.
-      unit: s or bytes, of the samples; less is better in both.
-      samples: one per repetition.
-      images: that a sample takes in, 0 where images per second mean nothing.
-      flops: counted FLOPs of a sample, 0 for none.
-      bytes_accessed: memory traffic of a sample as XLA counts it for the compiled program, over
-        all devices; 0 where it is not known.
-      note: what else is to be said, as numbers or words by name.
+      case: the case, e.g. train.
+      name: what was measured in it, e.g. step.
+      model: name of the model.
+      image_size: pixels per side.
+      batch_size: images over all devices.
+      dtype: compute dtype of the model.
+      parallel: jit or pmap.
+      devices: number of devices.
+      samples: one measurement per repetition; smaller is better.
+      unit: unit of the samples, s or bytes.
+      images: images per sample, 0 if images per second is meaningless.
+      flops: counted FLOPs per sample, 0 for none.
+      bytes_accessed: memory traffic per sample as XLA counts it for the compiled program, over all
+        devices; 0 if unknown.
+      note: further values, numbers or text by name.
     """
 
     case: str
@@ -55,10 +60,10 @@ class Result:
     note: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_dict(self, peaks: Peaks | None) -> dict[str, Any]:
-        """The line as it is written to JSON: what is not known or means nothing is absent.
+        """Returns the line as it is written to JSON; unknown and meaningless values are absent.
 
         Args:
-          peaks: of the devices of this line.
+          peaks: peaks of the devices of this line.
         """
         row = {key: getattr(self, key) for key in KEY}
         spread = summarize(self.samples)

@@ -1,4 +1,4 @@
-"""The figure of a benchmark: where each step stands under the machine's roof."""
+"""Figure of a benchmark: the position of each step under the roofline of the machine."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from boneage_jax.report.figures import DPI, save_figure
 from boneage_jax.report.page import in_unit
 
 _INK, _GREY, _LIGHT = "#222222", "#7A7A7A", "#DDDDDD"
-# Okabe and Ito's palette with a marker each, so that grey prints keep the cases apart.
+# Okabe and Ito's palette; each case also has its own marker, for printing in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 _MARKERS = "os^Dv<>PX*"
 
@@ -21,13 +21,13 @@ _MARKERS = "os^Dv<>PX*"
 def draw_roofline(
     path: Path, benchmark: Mapping[str, Any], report: Mapping[str, Any] | None = None
 ) -> Path:
-    """Draws FLOP/s over FLOPs per byte, both logarithmic, under the measured ceilings.
+    """Draws FLOP/s over FLOPs per byte, both logarithmic, under the measured peaks.
 
     Args:
-      path: of the PNG.
-      benchmark: content of benchmark.json.
-      report: content of the report.json of a bone-age training; its error over training compute is
-        drawn beside.
+      path: where to write the PNG.
+      benchmark: contents of benchmark.json.
+      report: contents of the report.json of a bone-age training; adds a panel with its error over
+        training compute.
     """
     figure = Figure(
         figsize=(6.8 if report is None else 12.0, 4.8),
@@ -78,7 +78,7 @@ def _roofline(axes: Axes, benchmark: Mapping[str, Any]) -> None:
         color=_INK,
     )
     for number, row in enumerate(rows):
-        # Points of several devices are drawn at the rate of one of them, as the roof is.
+        # Points of several devices are drawn at the rate per device, like the roof.
         devices = 1 if benchmark["hardware"]["platform"] == "cpu" else row["devices"]
         axes.plot(
             row["intensity"],
@@ -91,7 +91,7 @@ def _roofline(axes: Axes, benchmark: Mapping[str, Any]) -> None:
     axes.set_xlabel("FLOPs per byte accessed (counted FLOPs, bytes by XLA's count)")
     axes.set_ylabel("GFLOP/s of a device")
     if rows:
-        # Nothing lies above a roof: the legend gets room there.
+        # The legend goes above the roof, where there are no points.
         axes.set_ylim(top=top * 10 ** (0.8 + 0.17 * len(rows)))
         axes.legend(loc="upper left", fontsize=8, framealpha=0.9, edgecolor=_LIGHT)
 

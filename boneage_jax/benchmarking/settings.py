@@ -1,4 +1,4 @@
-"""Every key of a benchmark: a recipe as for training, and a section `bench` beside it."""
+"""Config of a benchmark: the recipe as for training, plus a section `bench`."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from boneage_jax.data.inputs import make_inputs
 from boneage_jax.errors import InputError
 from boneage_jax.tasks.registry import make_task
 
-# Of the RSNA radiographs; speed does not depend on them.
+# Those of the RSNA radiographs; speed does not depend on them.
 _TRAIN_IMAGES, _AGE_MEAN, _AGE_STD = 12_611, 127.32, 41.18
 
 
@@ -20,13 +20,14 @@ class Bench:
 
     Attributes:
       image_size: pixels per side.
-      repetitions: timed calls of a case, at least.
-      min_seconds: timed calls go on for so long, at least; short calls get more repetitions.
-      warmup: calls before the clock starts, beyond the one that compiles.
+      repetitions: minimum number of timed calls of a case.
+      min_seconds: minimum total seconds of the timed calls; short calls get more repetitions.
+      warmup: calls before the clock starts, after the one that compiles.
       records: images written for the cases `input` and `loop`.
-      block: batches (`input`) or steps (`loop`) that one repetition of these takes.
-      starts: processes started for `compile`, once with an empty cache and once with a full one.
-      batch_sizes, image_sizes: further ones for the cases `batches` and `sizes`, e.g. "4,16".
+      block: batches (`input`) or steps (`loop`) per repetition.
+      starts: pairs of processes started for `compile`, one with an empty and one with a full cache.
+      batch_sizes: further batch sizes for the case `batches`, e.g. "4,16".
+      image_sizes: further image sizes for the case `sizes`, likewise.
       tolerance: see `boneage_jax.benchmarking.comparing`.
     """
 
@@ -53,7 +54,7 @@ class Bench:
 
 
 def bench_config() -> ConfigDict:
-    """The config that presets of `configs/bench.py` start from."""
+    """Returns the config that the presets of `configs/bench.py` start from."""
     config = base_config()
     config.steps = 100_000  # of the learning-rate schedule; never reached
     config.augment.rotate = 20.0
@@ -68,10 +69,13 @@ def bench_config() -> ConfigDict:
 
 
 def check_bench(config: ConfigDict) -> tuple[ConfigDict, Bench, DataInfo]:
-    """A config of `configs/bench.py` as (checked recipe, settings, info of the synthetic data).
+    """Checks a config of `configs/bench.py`.
+
+    Returns:
+      (checked recipe, settings, info of the synthetic data).
 
     Raises:
-      InputError: names the first key that is unknown, missing, of another type or out of range.
+      InputError: names the first key that is unknown, missing, of the wrong type or out of range.
     """
     if not isinstance(config.get("bench"), ConfigDict):
         raise InputError(
@@ -92,21 +96,21 @@ def check_bench(config: ConfigDict) -> tuple[ConfigDict, Bench, DataInfo]:
     settings = Bench(**values)
     recipe = ConfigDict({key: value for key, value in config.to_dict().items() if key != "bench"})
     recipe, info = check_config(recipe), synthetic_info(settings.image_size)
-    make_task(recipe, info, None)  # raises on a wrong value, and no device is touched
+    make_task(recipe, info, None)  # raises on a wrong value, without touching a device
     make_inputs(recipe)
     return recipe, settings, info
 
 
 def synthetic_info(image_size: int) -> DataInfo:
-    """DataInfo of a data set like the RSNA radiographs at `image_size` pixels."""
+    """Returns the DataInfo of a data set like the RSNA radiographs at `image_size` pixels."""
     return DataInfo(image_size, _TRAIN_IMAGES, _AGE_MEAN, _AGE_STD)
 
 
 def whole_numbers(name: str, text: str) -> list[int]:
-    """Reads a list such as 4,16; none from an empty text.
+    """Parses a comma-separated list such as 4,16; an empty text gives an empty list.
 
     Raises:
-      InputError: an entry is not a whole number above 0.
+      InputError: an entry is not a positive integer.
     """
     parts = [part.strip() for part in text.split(",")] if text.strip() else []
     if not all(part.isdigit() and int(part) > 0 for part in parts):

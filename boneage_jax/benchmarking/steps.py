@@ -1,7 +1,7 @@
-"""The steps of a recipe on synthetic batches that lie on the device: train, evaluate, augment.
+"""Train, evaluation and augmentation steps of a recipe on synthetic batches on the device.
 
-These are the very steps of a training: `build_run` makes them, the state is donated, and every call
-begins with the state that the last one left.
+These are the actual steps of training: `build_run` builds them, the state is donated, and every
+call starts from the state that the previous one returned.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from boneage_jax.training.run import Run, build_run, fresh_state
 
 
 def synthetic_batch(size: int, info: DataInfo, task: Task) -> dict[str, np.ndarray]:
-    """A host batch of the shapes and dtypes of a training: noise images, plausible labels."""
+    """Returns a host batch with the shapes and dtypes of training: noise images, random labels."""
     rng = np.random.default_rng(0)
     shapes = batch_shapes(size, info.image_size, task)
     values: dict[str, Callable[..., Any]] = {
@@ -37,16 +37,16 @@ def synthetic_batch(size: int, info: DataInfo, task: Task) -> dict[str, np.ndarr
 
 @dataclasses.dataclass
 class Prepared:
-    """A compiled step that can be called again and again.
+    """A compiled step that can be called repeatedly.
 
     Attributes:
-      call: runs it once and waits for all it returns.
-      run: what it is of.
+      call: runs the step once and waits for all outputs.
+      run: the run that the step belongs to.
       flops: counted FLOPs of a call.
-      bytes_accessed: of a call, over all devices, by XLA's count; 0 where it has none. It counts
-        the body of a loop once, so it is a lower bound.
+      bytes_accessed: memory traffic of a call over all devices, by XLA's count; 0 if it gives none.
+        XLA counts the body of a loop once, so this is a lower bound.
       memory: bytes on each device as XLA plans them: arguments, outputs, temporary, and aliased
-        (arguments whose place outputs take).
+        (arguments whose buffers are reused for outputs).
     """
 
     call: Callable[[], Any]
@@ -56,7 +56,7 @@ class Prepared:
     memory: dict[str, int]
 
     def result(self, case: str, name: str, samples: list[float], **note: Any) -> Result:
-        """A line about this step, with seconds of calls as samples."""
+        """Returns a result for this step; `samples` are seconds per call."""
         return Result(
             case,
             name,
@@ -70,7 +70,7 @@ class Prepared:
 
 
 def labels_of(run: Run) -> dict[str, Any]:
-    """The columns of a line that say what a run is."""
+    """Returns the columns of a result that describe a run."""
     return {
         "model": run.config.model.name,
         "image_size": run.info.image_size,
@@ -84,7 +84,7 @@ def labels_of(run: Run) -> dict[str, Any]:
 def prepare_train(
     recipe: ConfigDict, info: DataInfo, devices: Sequence[jax.Device] | None = None
 ) -> Prepared:
-    """The train step on one batch, compiled; the first call has not been made."""
+    """Returns the train step on one batch, compiled but not yet called."""
     run = build_run(recipe, info, devices)
     stepper = Stepper(run)
     batch = run.parallel.put_batch(synthetic_batch(recipe.batch_size, info, run.task))
@@ -97,7 +97,7 @@ def prepare_train(
 
 
 class Stepper:
-    """Holds the state of a run and takes one step with each batch; it does not wait."""
+    """Holds the state of a run and takes one step per batch, without waiting for it."""
 
     def __init__(self, run: Run):
         self.step = run.train_step_at(run.phases[-1].start)
@@ -106,7 +106,7 @@ class Stepper:
         self.empty = run.parallel.put_state(run.task.metrics_type.empty())
 
     def __call__(self, batch: Any) -> Any:
-        """Steps, and returns the metrics of the step."""
+        """Takes a step and returns its metrics."""
         self.state, metrics = self.step(self.state, self.empty, batch)
         return metrics
 
@@ -114,7 +114,7 @@ class Stepper:
 def prepare_eval(
     recipe: ConfigDict, info: DataInfo, devices: Sequence[jax.Device] | None = None
 ) -> Prepared:
-    """The evaluation step on one batch of `eval_batch_size` images, compiled."""
+    """Returns the evaluation step on one batch of `eval_batch_size` images, compiled."""
     run = build_run(recipe, info, devices)
     state = fresh_state(recipe, info, run.task, run.optimizer)
     variables = run.parallel.put_state({"params": state.params, "batch_stats": state.batch_stats})
@@ -128,7 +128,7 @@ def prepare_eval(
 
 
 def prepare_augment(recipe: ConfigDict, info: DataInfo, device: jax.Device) -> Prepared:
-    """What the train step does to stored images before the network, on one device."""
+    """Returns the part of the train step from stored images to network inputs, on one device."""
     run = build_run(recipe, info, [device])
     inputs = make_inputs(recipe, mixed=True)
     batch = jax.device_put(synthetic_batch(recipe.batch_size, info, run.task), device)
@@ -147,7 +147,7 @@ def prepare_augment(recipe: ConfigDict, info: DataInfo, device: jax.Device) -> P
 
 
 def _costs(compiled: Any, devices: int) -> tuple[float, dict[str, int]]:
-    """Bytes accessed over all devices, and planned memory per device; empty where XLA has none."""
+    """Returns bytes accessed over all devices and planned memory per device, or (0, {})."""
     costs = compiled.cost_analysis() or {}
     costs = costs[0] if isinstance(costs, list) else costs
     planned = compiled.memory_analysis()

@@ -48,20 +48,20 @@ from boneage_jax.runtime.machine import hardware, versions
 from boneage_jax.training.run import build_run
 
 Say = Callable[[str], None]
-_DRIFT = 0.1  # of the peaks between start and end, beyond which the machine was not quiet
-_BUSY = 0.25  # load average per core at the start, beyond which it was not either
+_DRIFT = 0.1  # relative change of the peaks, above which the machine was not quiet
+_BUSY = 0.25  # load average per core at the start, above which it was not quiet either
 
 
 @dataclasses.dataclass(frozen=True)
 class Bed:
-    """What every case measures.
+    """What all cases share.
 
     Attributes:
       recipe: checked config.
-      settings: of the measurement.
-      info: of the synthetic data.
-      folder: scratch.
-      say: takes lines for the user.
+      settings: settings of the measurement.
+      info: info of the synthetic data.
+      folder: scratch folder.
+      say: called with each progress line for the user.
     """
 
     recipe: ConfigDict
@@ -71,13 +71,13 @@ class Bed:
     say: Say
 
     def changed(self, **changes: Any) -> ConfigDict:
-        """The recipe with other values, checked."""
+        """Returns the recipe with other values, checked."""
         config = ConfigDict(self.recipe.to_dict())
         config.update(changes)
         return check_config(config)
 
     def times(self, step: Prepared) -> list[float]:
-        """Seconds of calls of a step."""
+        """Returns the seconds of each timed call of a step."""
         return measure(
             step.call,
             repetitions=self.settings.repetitions,
@@ -87,7 +87,7 @@ class Bed:
 
     @functools.cached_property
     def starts(self) -> dict[str, list[dict[str, Any]]]:
-        """Fresh processes, each cold one followed by a warm one on the same cache."""
+        """Measures fresh processes; each cold start is followed by a warm start on its cache."""
         starts: dict[str, list[dict[str, Any]]] = {"cold": [], "warm": []}
         for number in range(self.settings.starts):
             for name, found in starts.items():
@@ -182,7 +182,7 @@ def _parallel(bed: Bed) -> Iterator[Result]:
 
 
 def _devices(bed: Bed) -> Iterator[Result]:
-    """As many images per device on 1, 2, 4 ... devices; the note says what share is kept."""
+    """The same number of images per device on 1, 2, 4 ... devices; notes the scaling efficiency."""
     devices = jax.devices()
     counts = [2**n for n in range(len(devices).bit_length()) if 2**n < len(devices)]
     each = max(bed.recipe.batch_size // len(devices), bed.recipe.accumulate)
@@ -211,7 +211,7 @@ def _sizes(bed: Bed) -> Iterator[Result]:
         yield step.result("sizes", "step", bed.times(step))
 
 
-# Those with processes of their own come first, before this one takes the memory of the devices.
+# Cases with child processes come first, before this process takes the memory of the devices.
 CASES: dict[str, Callable[[Bed], Iterator[Result]]] = {
     "compile": _compile,
     "memory": _memory,
@@ -229,10 +229,10 @@ _IN_PROCESSES = ("compile", "memory")
 
 
 def choose_cases(only: str) -> list[str]:
-    """The cases of a list with commas, all for an empty one, in the order of running.
+    """Parses a comma-separated list of cases; returns them in the order of running, all if empty.
 
     Raises:
-      InputError: a case that there is not.
+      InputError: unknown case.
     """
     asked = [name.strip() for name in only.split(",") if name.strip()] or list(CASES)
     for name in asked:
@@ -250,21 +250,21 @@ def benchmark(
     report: Path | None = None,
     say: Say = lambda line: None,
 ) -> tuple[list[str], bool]:
-    """Measures the cases of a config and writes them to a folder.
+    """Measures the cases of a config and writes the results to a folder.
 
     Args:
-      config: of `configs/bench.py`.
+      config: config of `configs/bench.py`.
       output: folder for benchmark.json, benchmark.csv and roofline.png.
-      only: cases with commas between, all if empty.
+      only: comma-separated cases, all if empty.
       compare_with: benchmark.json of an earlier run.
       report: report.json of a training, whose error is shown beside its cost.
-      say: takes lines of progress.
+      say: called with each progress line.
 
     Returns:
       (lines for the user, whether a case became slower than in `compare_with`).
 
     Raises:
-      InputError: a wrong config, case or file, or a machine other than that of `compare_with`.
+      InputError: invalid config, case or file, or another machine than that of `compare_with`.
     """
     recipe, settings, info = check_bench(config)
     cases = choose_cases(only)
@@ -285,21 +285,21 @@ def benchmark(
 def run_suite(
     bed: Bed, cases: Sequence[str], old: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Runs cases and measures the machine's own peaks before and after them.
+    """Runs cases; measures the peaks of the machine before and after them.
 
     Args:
       bed: what is measured.
       cases: keys of `CASES`.
-      old: a benchmark that this one is for comparing with.
+      old: benchmark that this one will be compared with.
 
     Returns:
-      The content of benchmark.json: `date`, `hardware`, `versions`, `environment`, `load_average`
-      (of the last minute, before the start), `peaks`, `quiet` (whether the peaks stayed within
-      10 % and that load was below a quarter of the cores), `config`, `settings`, `cases` and
-      `results`, one dict per line, see `Result.to_dict`.
+      The contents of benchmark.json, i.e. `date`, `hardware`, `versions`, `environment`,
+      `load_average` (of the last minute before the start), `peaks`, `quiet` (whether the peaks
+      moved by at most 10 % and that load was at most a quarter of the cores), `config`, `settings`,
+      `cases` and `results`, one dict per line, see `Result.to_dict`.
 
     Raises:
-      InputError: a recipe that cannot be built, or `old` is of another machine.
+      InputError: the recipe cannot be built, or `old` is from another machine.
     """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     cores = os.cpu_count() or 1
@@ -312,7 +312,7 @@ def run_suite(
     if old is not None:
         check_machine(old, hardware())
     _share_compilations(bed.folder / "compiled")
-    if "batches" in cases:  # a wrong one is known before the others are measured
+    if "batches" in cases:  # reject wrong sizes before the other cases are measured
         for size in whole_numbers("config.bench.batch_sizes", bed.settings.batch_sizes):
             build_run(bed.changed(batch_size=size, eval_batch_size=size), bed.info)
     bed.say("measuring the peaks of this machine")
@@ -359,7 +359,7 @@ def run_suite(
 
 
 def _share_compilations(folder: Path) -> None:
-    """Lets cases with the same step compile it once; the case `compile` has caches of its own."""
+    """Lets cases with the same step compile it once; the case `compile` has its own caches."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(folder))
 

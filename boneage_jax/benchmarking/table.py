@@ -1,4 +1,4 @@
-"""A benchmark on the screen and on disk."""
+"""Prints a benchmark as a table and writes it to disk."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ _HEADERS = (
 
 
 def table_lines(benchmark: Mapping[str, Any]) -> list[str]:
-    """The table of a benchmark, one line per result, and what it was measured on."""
+    """Returns the table of a benchmark, one line per result, preceded by the hardware."""
     hardware, peaks = benchmark["hardware"], benchmark["peaks"]
     cells = [_HEADERS, *(_cells(row) for row in benchmark["results"])]
     widths = [max(len(line[place]) for line in cells) for place in range(len(_HEADERS))]
@@ -49,12 +49,12 @@ def write_benchmark(
     """Writes benchmark.json, benchmark.csv and roofline.png.
 
     Args:
-      folder: made by `make_folder`.
+      folder: folder created by `make_folder`.
       benchmark: see `boneage_jax.benchmarking.suite.run_suite`.
-      report: content of the report.json of a training, drawn beside the roofline.
+      report: contents of the report.json of a training, drawn beside the roofline.
 
     Returns:
-      The paths.
+      The paths written.
     """
     text = json.dumps(benchmark, indent=1, allow_nan=False) + "\n"
     (folder / "benchmark.json").write_text(text)
@@ -68,10 +68,10 @@ def write_benchmark(
 
 
 def make_folder(folder: Path) -> Path:
-    """Makes the output folder, so that a wrong one is known before an hour has been measured.
+    """Creates the output folder up front, so that a bad path fails before an hour of measuring.
 
     Raises:
-      InputError: it cannot be made or written to.
+      InputError: the folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def load_report(path: Path) -> dict[str, Any]:
     """Reads the report.json of a bone-age training.
 
     Raises:
-      InputError: no such file, not JSON, or without age errors or counted FLOPs.
+      InputError: the file does not exist, is not JSON, or lacks age errors or counted FLOPs.
     """
     try:
         report = json.loads(path.read_text())
@@ -106,7 +106,7 @@ def load_report(path: Path) -> dict[str, Any]:
 
 
 def report_lines(report: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[str]:
-    """The error that a training reached beside what it cost, here."""
+    """Returns the error and FLOPs of a training, and the minutes they take at the measured rate."""
     mae, flops = report["age"]["mae"], report["compute"]["train_flops"]
     model = report.get("config", {}).get("model", {}).get("name", "a network")
     lines = [

@@ -1,7 +1,7 @@
-"""Times of repeated calls: warm-up outside the clock, medians with quartiles.
+"""Times repeated calls: warm-up outside the clock, medians with quartiles.
 
-A call must itself wait for its result (`jax.block_until_ready`), for JAX returns before a device is
-done.
+A call must wait for its own result (`jax.block_until_ready`), since JAX returns before the device
+has finished.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 Clock = Callable[[], float]
-_MOST = 1000  # repetitions of a call, however short it is
+_MOST = 1000  # maximum repetitions, however short the call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Summary:
 
 
 def summarize(samples: Sequence[float]) -> Summary:
-    """Median, 25 % and 75 % quantile (interpolated linearly) of at least one sample."""
+    """Returns the median and the 25 % and 75 % quantiles (linear interpolation) of the samples."""
     low, median, high = np.quantile(np.asarray(samples, np.float64), [0.25, 0.5, 0.75])
     return Summary(float(median), float(low), float(high), len(samples))
 
@@ -39,14 +39,14 @@ def measure(
     warmup: int = 1,
     clock: Clock = time.perf_counter,
 ) -> list[float]:
-    """Seconds of each timed call of `call`.
+    """Returns the seconds of each timed call of `call`.
 
     Args:
       call: waits for its own result.
-      repetitions: timed calls at least.
-      min_seconds: timed calls go on until they have taken so long in all.
-      warmup: calls before that.
-      clock: seconds.
+      repetitions: minimum number of timed calls.
+      min_seconds: minimum total seconds of the timed calls.
+      warmup: untimed calls before those.
+      clock: returns seconds.
     """
     times = alternate(
         {"call": call},
@@ -66,11 +66,11 @@ def alternate(
     warmup: int = 1,
     clock: Clock = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each timed call, where calls that are compared take turns.
+    """Returns the seconds of each timed call, with the calls to compare taking turns.
 
-    What drifts in the meantime (temperature, other processes) then meets all of them alike. Each
-    round begins with another call, so that none always follows the same one. Arguments as of
-    `measure`; `min_seconds` is that of every call.
+    Drift (temperature, other processes) then affects all of them alike. Each round starts with
+    another call, so that no call always follows the same one. Arguments as for `measure`;
+    `min_seconds` applies to each call.
     """
     for call in calls.values():
         for _ in range(warmup):
@@ -90,5 +90,5 @@ def alternate(
 
 
 def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Summary:
-    """Median and quartiles of the ratios round by round, of two lists of equal length."""
+    """Returns the median and quartiles of the pairwise ratios of two lists of equal length."""
     return summarize([a / b for a, b in zip(numerator, denominator, strict=True)])
