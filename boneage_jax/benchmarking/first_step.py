@@ -114,7 +114,7 @@ def main(path: Path) -> None:
 
 
 def _peak_resident() -> int:
-    """Returns the peak resident bytes of this process (VmHWM), 0 if the system has no such count."""
+    """Returns the peak resident bytes of this process (VmHWM), 0 if the system lacks it."""
     status = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
     return int(found[1]) * 1024 if found else 0
