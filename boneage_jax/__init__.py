@@ -1,7 +1,7 @@
 """Bone age in months and sex from hand radiographs, with as little compute as possible.
 
-The public names are imported on first use, so that `import boneage_jax` costs nothing and the
-data-preparation processes never load JAX.
+Public names are imported on first use, so `import boneage_jax` is cheap and data-preparation
+processes never load JAX.
 """
 
 import importlib

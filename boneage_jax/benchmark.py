@@ -18,7 +18,7 @@ from boneage_jax.cli import Parser, parse_config, prepare_jax, run_door
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures as `argv` says and prints a table; returns the exit status."""
+    """Runs the benchmark described by `argv` and prints a table; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="for the results")
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="earlier results")
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """Runs the command; the console script boneage-benchmark."""
+    """Runs the command; entry point of the console script boneage-benchmark."""
     run_door(main)
 
 

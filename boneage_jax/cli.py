@@ -1,6 +1,6 @@
-"""What the commands share: their parsers, recipes by name or file, errors in one line.
+"""Shared by the commands: parsers, recipes by name or file, errors as one line.
 
-Importing this file does not load JAX, so that `run_door` can set up the process before.
+Importing this module does not load JAX, so that `run_door` can set up the process first.
 """
 
 import argparse
@@ -27,18 +27,18 @@ from boneage_jax.runtime.cpu_memory import use_huge_pages
 from boneage_jax.runtime.xla_flags import choose_for_cpu
 
 Main = Callable[[Sequence[str]], int | None]
-_FREE_SECTIONS = ("data.options", "model.options")  # their keys are those of a builder or model
+_FREE_SECTIONS = ("data.options", "model.options")  # free-form: options of a builder or model
 
 
 def run_door(main: Main, *, computes: bool = True, in_a_job: bool = False) -> NoReturn:
-    """Runs a command and ends the process with its status.
+    """Runs a command and exits the process with its status.
 
     Args:
       main: takes the arguments and returns the status.
-      computes: sets up memory and compiler for JAX on CPUs; must come before JAX is loaded.
-      in_a_job: the command may be one process of several, which end together.
+      computes: sets up memory and compiler for JAX on CPU; must happen before JAX is loaded.
+      in_a_job: the command may be one process of several, which exit together.
     """
-    gc.set_threshold(50_000, 20, 50)  # importing and tracing make few cycles and many objects
+    gc.set_threshold(50_000, 20, 50)  # importing and tracing create many objects and few cycles
     if computes:
         choose_for_cpu()
         use_huge_pages()
@@ -48,14 +48,15 @@ def run_door(main: Main, *, computes: bool = True, in_a_job: bool = False) -> No
 
             stack.enter_context(parting())
         status = exit_status(main, sys.argv[1:])
-        gc.freeze()  # at the end Python would look through all objects once more: 0.4 s
+        gc.freeze()  # skips the garbage collection at interpreter exit, which takes 0.4 s
         sys.exit(status)
 
 
 def exit_status(main: Main, argv: Sequence[str] = ()) -> int:
-    """Runs `main`; an `InputError` becomes one line on standard error and status 2.
+    """Runs `main` and returns the exit status.
 
-    `Stopped` becomes one line as well, and status 75; Ctrl-C status 130.
+    An `InputError` prints one line to standard error and gives status 2; `Stopped` prints one line
+    and gives 75; Ctrl-C gives 130.
     """
     try:
         return main(argv) or 0
@@ -70,34 +71,34 @@ def exit_status(main: Main, argv: Sequence[str] = ()) -> int:
         return 130
     except BrokenPipeError:
         if not _output_is_closed():
-            raise  # of another pipe or connection
-        # Whoever reads our output has seen enough, e.g. head.
+            raise  # from another pipe or connection
+        # The reader of our output has exited, e.g. head.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
 
 def _output_is_closed() -> bool:
-    """Whether standard output is a pipe that nobody reads any more."""
+    """Returns whether standard output is a pipe without a reader."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of a command, made of its docstring.
+    """Argument parser of a command, built from its module docstring.
 
-    The docstring begins with a summary; a paragraph `usage: python -m MODULE ...` follows, shown
-    with the command as it was typed: so, or as a console script.
+    The docstring starts with a summary, followed by a paragraph `usage: python -m MODULE ...`,
+    which is shown with the command as it was typed: that form or a console script.
     """
 
     def __init__(self, doc: str | None, *, extensions: bool = False):
-        """Makes the parser.
+        """Builds the parser.
 
         Args:
           doc: docstring of the command's module.
           extensions: add --extensions=FILE.py, executed while arguments are parsed.
         """
-        doc = doc or "A command.\n\nusage: python -m boneage_jax [OPTIONS]"  # none under -OO
+        doc = doc or "A command.\n\nusage: python -m boneage_jax [OPTIONS]"  # None under -OO
         summary, usage, *rest = doc.strip().split("\n\n")
         words = usage.removeprefix("usage: ")
         command = " ".join(words.split()[:3])  # python -m MODULE
@@ -119,12 +120,12 @@ class Parser(argparse.ArgumentParser):
             self.add_argument("--extensions", action=_Extensions, metavar="FILE.py", help=text)
 
     def error(self, message: str) -> NoReturn:
-        """Raises InputError in place of a usage message of many lines."""
+        """Raises InputError instead of printing a usage message of many lines."""
         raise InputError(f"command line: {message}; see {self.prog} --help")
 
 
 class _Extensions(argparse.Action):
-    """Executes a file at once, and keeps its name for child processes."""
+    """Executes a file while arguments are parsed, and records its name for child processes."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
         load_extensions(values)
@@ -132,11 +133,11 @@ class _Extensions(argparse.Action):
 
 
 def prepare_jax(*, compile_cache: bool = True, trains: bool = False) -> None:
-    """Sets up JAX for a command: the compilation cache, the heap; loads JAX.
+    """Loads JAX and sets it up for a command: compilation cache, heap.
 
     Args:
       compile_cache: keep compiled programs between starts.
-      trains: train steps will run, whose collectives shall overlap with arithmetic.
+      trains: train steps will run, so their collectives should overlap with computation.
     """
     from boneage_jax.runtime.compile_cache import use_compile_cache
     from boneage_jax.runtime.cpu_memory import tidy_heap
@@ -150,17 +151,17 @@ def prepare_jax(*, compile_cache: bool = True, trains: bool = False) -> None:
 
 
 def parse_config(argv: Sequence[str]) -> tuple[ConfigDict, Path, list[str]]:
-    """Reads `--config`, the recipe, and `--config.KEY=VALUE`, changes of it.
+    """Reads the recipe from `--config` and applies the changes in `--config.KEY=VALUE`.
 
     Args:
       argv: `--config=RECIPE[:PRESET]` or `--config RECIPE[:PRESET]`, where RECIPE is a file or the
         name of a shipped recipe; `--workdir=DIR`; `--config.KEY=VALUE` ...
 
     Returns:
-      (config with its changes, workdir, the keys that were changed).
+      (changed config, workdir, keys that were changed).
 
     Raises:
-      InputError: no such recipe or preset, unknown key, or a value of the wrong type.
+      InputError: unknown recipe, preset or key, or a value of the wrong type.
     """
     argv = _with_equal_signs(argv, ("--config", "--workdir"))
     given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
@@ -177,7 +178,7 @@ def parse_config(argv: Sequence[str]) -> tuple[ConfigDict, Path, list[str]]:
         flags.DEFINE_string("workdir", "", "folder of the run", flag_values=values)
         rest = values([sys.argv[0], *argv])[1:]
     except (AttributeError, LookupError) as error:
-        # ml_collections quotes the key, and quotes that again; its hint follows on a second line.
+        # ml_collections quotes the key twice and puts its hint on a second line.
         key = str(error.args[0]).encode().decode("unicode_escape").replace("\n", " - ")
         key = key.strip('"').replace("'", "")
         section = any(argument.startswith("--config.bench.") for argument in argv)
@@ -202,7 +203,7 @@ def load_recipe(recipe: str) -> ConfigDict:
         Python file with `get_config()`, which is executed.
 
     Raises:
-      InputError: no such recipe or preset, or the file fails.
+      InputError: unknown recipe or preset, or the file fails.
     """
     name, _, preset = recipe.partition(":")
     module = load_extensions(_find(name, recipe_folder(), "--config"))
@@ -223,16 +224,16 @@ def load_recipe(recipe: str) -> ConfigDict:
 
 
 def find_arms(name: str) -> Path:
-    """Returns the file of the arms of a sweep: FILE.py, or the name of a shipped one, e.g. levers.
+    """Returns the path of a sweep's arms, given FILE.py or the name of a shipped one, e.g. levers.
 
     Raises:
-      InputError: no such file or name.
+      InputError: unknown file or name.
     """
     return _find(name, recipe_folder() / "sweeps", "--arms")
 
 
 def _find(name: str, folder: Path, flag: str) -> Path:
-    """The Python file called so, or one of those in `folder`."""
+    """Returns the Python file at path `name`, or the one called `name` in `folder`."""
     path = Path(name).expanduser()
     if path.suffix == ".py" or os.sep in name:
         if not path.is_file():
@@ -252,7 +253,7 @@ def _find(name: str, folder: Path, flag: str) -> Path:
 
 
 def recipe_folder() -> Path:
-    """Returns the folder of the shipped recipes: in a wheel boneage_jax/recipes, else configs/."""
+    """Returns the folder of the shipped recipes: boneage_jax/recipes in a wheel, else configs/."""
     with contextlib.suppress(ImportError):
         spec = importlib.util.find_spec("boneage_jax.recipes")
         if spec is not None and spec.origin:
@@ -261,7 +262,7 @@ def recipe_folder() -> Path:
 
 
 def _with_equal_signs(argv: Sequence[str], names: Sequence[str]) -> list[str]:
-    """`--name VALUE` as `--name=VALUE`, for the given names and all `--config.KEY`."""
+    """Joins `--name VALUE` to `--name=VALUE` for the given names and all `--config.KEY`."""
     joined: list[str] = []
     pending = False
     for argument in argv:
@@ -275,7 +276,7 @@ def _with_equal_signs(argv: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def _take_options(config: ConfigDict, argv: Sequence[str]) -> list[str]:
-    """Sets keys of the sections that have no fixed keys; returns the other arguments."""
+    """Sets keys of the free-form sections; returns the other arguments."""
     rest = []
     for argument in argv:
         key, equals, text = argument.removeprefix("--config.").partition("=")
@@ -284,7 +285,7 @@ def _take_options(config: ConfigDict, argv: Sequence[str]) -> list[str]:
             rest.append(argument)
             continue
         value: Any = text
-        if section == "model.options":  # those of a builder are text, which it parses itself
+        if section == "model.options":  # options of a builder stay text, which it parses itself
             with contextlib.suppress(ValueError, SyntaxError):
                 value = ast.literal_eval(text)
         outer, inner = section.split(".")

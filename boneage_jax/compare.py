@@ -17,7 +17,7 @@ from boneage_jax.experiments.bootstrap import align, compare, read_predictions
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compares as `argv` says and prints the result; returns the exit status."""
+    """Compares the runs given by `argv` and prints the result; returns the exit status."""
     parser = Parser(__doc__)
     parser.add_argument("run_a", metavar="RUN_A", help="workdir(s) or predictions.csv")
     parser.add_argument("run_b", metavar="RUN_B", help="likewise")
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """Runs the command; the console script boneage-compare."""
+    """Runs the command; entry point of the console script boneage-compare."""
     run_door(main, computes=False)
 
 

@@ -1,6 +1,6 @@
-"""Every key of a run's config with its default, and the checks that a config must pass.
+"""All config keys of a run with their defaults, and the checks that a config must pass.
 
-A recipe in `configs/` starts from `base_config()` and says what it changes.
+A recipe in `configs/` starts from `base_config()` and states only what it changes.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from boneage_jax.errors import InputError
 from boneage_jax.extensions import CONFIG_SECTIONS, TASKS
 
-# Keys that change how a run is executed but not what it learns: free to differ on a restart.
+# Keys that change how a run is executed but not what it learns; they may differ on a restart.
 RUNTIME_KEYS = frozenset(
     {
         "parallel",
@@ -35,66 +35,66 @@ RUNTIME_KEYS = frozenset(
 
 
 def base_config() -> ConfigDict:
-    """The config that recipes start from. Lengths of time are in steps unless a key says so."""
+    """Returns the config that recipes start from. Durations are in steps unless noted otherwise."""
     config = ConfigDict()
     config.task = "bone_age"  # bone_age | hand_mask, or a registered task
-    config.seed = 0  # of the first parameters, the order of the images and all random draws
+    config.seed = 0  # of the initial parameters, the order of the images and all random draws
     config.parallel = "jit"  # jit | pmap: see boneage_jax/runtime/parallel.py
     config.batch_size = 32  # images per step over all devices
     config.eval_batch_size = 64  # images per step of evaluation and prediction
     config.accumulate = 1  # micro-batches per step
     config.epochs = 10.0  # passes over the training split
-    config.steps = 0  # number of steps instead of epochs, where not 0
+    config.steps = 0  # number of steps instead of epochs; 0: use epochs
     config.budget_flops = 0.0  # training FLOPs instead of epochs, masks and pre-training included
     config.members = 1  # networks trained from different seeds, whose predictions are averaged
     config.member_flops = 0.0  # FLOPs per member; if > 0, members = budget_flops // member_flops
     config.evaluate_every = 1.0  # epochs between evaluations on the validation split
-    config.checkpoint_every = 0  # steps between further checkpoints; each evaluation makes one
+    config.checkpoint_every = 0  # steps between additional checkpoints; each evaluation saves one
     config.log_every = 10  # steps between lines of metrics.jsonl
-    config.max_seconds = 0.0  # then save and exit with status 75; 0: no limit
-    config.stall_seconds = 600.0  # without progress, then exit with status 75; 0: no limit
-    config.nonfinite = "skip"  # skip | rollback | stop: on a loss or gradients that are not finite
-    config.nonfinite_limit = 10  # such steps in a row (skip), or roll-backs, before the run ends
-    config.ema_decay = 0.0  # moving average of the parameters, 0 switches it off
+    config.max_seconds = 0.0  # after these, save and exit with status 75; 0: no limit
+    config.stall_seconds = 600.0  # without progress before exiting with status 75; 0: no limit
+    config.nonfinite = "skip"  # skip | rollback | stop: on a non-finite loss or gradient
+    config.nonfinite_limit = 10  # consecutive such steps (skip), or rollbacks, before the run ends
+    config.ema_decay = 0.0  # decay of the moving average of the parameters; 0: off
     config.test_flips = False  # average predictions over the image and its mirror image
-    config.test_views = 0  # and over this number of augmented copies
-    config.bias_correction = "none"  # none | shift | line: of ages, fitted on validation at the end
+    config.test_views = 0  # and over this many augmented copies
+    config.bias_correction = "none"  # none | shift | line: fitted on validation ages at the end
     config.select = "latest"  # latest | best: the checkpoint that is reported and predicts
     config.compile_cache = True  # keep compiled programs for the next start on this machine
-    config.init_from = ""  # workdir of a finished run whose network this one starts from
+    config.init_from = ""  # workdir of a finished run to take the initial network from
 
-    config.pretrain = ConfigDict()  # a first run on other data, in WORKDIR/pretrain
-    config.pretrain.data = ""  # NAME/CONFIG of a builder that needs no raw data; none if empty
-    config.pretrain.steps = 0  # updates of that run
+    config.pretrain = ConfigDict()  # pre-training on other data, in WORKDIR/pretrain
+    config.pretrain.data = ""  # NAME/CONFIG of a builder that needs no raw data; empty: none
+    config.pretrain.steps = 0  # steps of the pre-training
 
-    config.finetune = ConfigDict()  # what of the network trains, see docs/finetuning.md
-    config.finetune.last_blocks = -1  # train only this many last blocks of the backbone; -1 for all
-    config.finetune.last_layers = -1  # or only this many last layers; -1 for all
-    config.finetune.head_first = 0.0  # fraction of the run, at its start, for the heads alone
-    config.finetune.layer_decay = 1.0  # learning rate of a block, over that of the next one
-    config.finetune.backbone_weight_decay = -1.0  # -1 for optimizer.weight_decay
+    config.finetune = ConfigDict()  # which parts of the network train, see docs/finetuning.md
+    config.finetune.last_blocks = -1  # train only this number of last backbone blocks; -1: all
+    config.finetune.last_layers = -1  # or only this number of last layers; -1: all
+    config.finetune.head_first = 0.0  # initial fraction of the run that trains only the heads
+    config.finetune.layer_decay = 1.0  # learning rate of a block relative to the next block
+    config.finetune.backbone_weight_decay = -1.0  # -1: same as optimizer.weight_decay
 
-    config.progressive = ConfigDict()  # smaller images first
-    config.progressive.sizes = ""  # pixels, e.g. 128,192; the last is that of the data
-    config.progressive.fractions = ""  # of the steps for each, e.g. 0.5,0.5
+    config.progressive = ConfigDict()  # progressive resizing: smaller images first
+    config.progressive.sizes = ""  # pixels, e.g. 128,192; the last is the size of the data
+    config.progressive.fractions = ""  # fraction of the steps at each size, e.g. 0.5,0.5
 
     config.data = ConfigDict()
     config.data.name = "hand_phantom"  # a builder of tfds_rsna
     config.data.config = "96"  # the builder's config: the stored size in pixels
-    config.data.raw_dir = ""  # folder of the raw data; prepared from it where needed
-    config.data.data_dir = ""  # where prepared data lies; TFDS_DATA_DIR or TFDS's default if empty
+    config.data.raw_dir = ""  # folder of the raw data; prepared from it if needed
+    config.data.data_dir = ""  # folder of prepared data; TFDS_DATA_DIR or TFDS's default if empty
     config.data.options = ConfigDict()  # options of the builder, e.g. age_column
     config.data.train_split = "train"  # the split to train on
     config.data.eval_split = "validation"  # the split to evaluate on while training
-    config.data.validation_fraction = 0.11  # cut from train where the data has no validation
-    config.data.official_splits = True  # False: all parts are cut from train
-    config.data.test_fraction = 0.0  # cut from train before it where the data has no test split
-    config.data.split_seed = 0  # of the parts that are cut
-    config.data.threads = 4  # that read batches
-    config.data.buffer = 2  # batches ready ahead of the step
-    config.data.uncompressed = True  # a copy beside the records, read many times faster
-    config.data.masks = ""  # folder of hand masks, or workdir of a U-Net: takes the background out
-    config.data.mask_mode = ""  # crop (where empty) | upright | multiply, see data/masks.py
+    config.data.validation_fraction = 0.11  # cut from train if the data has no validation split
+    config.data.official_splits = True  # False: cut all splits from train
+    config.data.test_fraction = 0.0  # likewise for a test split, which is cut first
+    config.data.split_seed = 0  # seed of the splits that are cut
+    config.data.threads = 4  # threads that read batches
+    config.data.buffer = 2  # batches prefetched ahead of the step
+    config.data.uncompressed = True  # keep an uncompressed copy, which reads many times faster
+    config.data.masks = ""  # folder of hand masks, or workdir of a U-Net: removes the background
+    config.data.mask_mode = ""  # crop (if empty) | upright | multiply, see data/masks.py
 
     config.augment = ConfigDict()  # see boneage_jax/data/augment.py for units
     config.augment.flip = 0.5  # probability of a mirror image
@@ -102,17 +102,17 @@ def base_config() -> ConfigDict:
     config.augment.translate = 0.0  # fraction of width and height
     config.augment.zoom = 0.0  # magnification 1 ± zoom
     config.augment.shear = 0.0  # degrees
-    config.augment.brightness = 0.0  # added, of the full range
-    config.augment.contrast = 0.0  # deviation from the mean times 1 ± contrast
-    config.augment.gamma = 0.0  # power 1 ± gamma
+    config.augment.brightness = 0.0  # added, as a fraction of the full range
+    config.augment.contrast = 0.0  # deviation from the mean is multiplied by 1 ± contrast
+    config.augment.gamma = 0.0  # exponent 1 ± gamma
     config.augment.invert = 0.0  # probability of swapping black and white
-    config.augment.shading = 0.0  # smooth field added, of the full range
+    config.augment.shading = 0.0  # smooth field added, as a fraction of the full range
     config.augment.frame = 0.0  # probability of a white frame
-    config.augment.fill = "border"  # grey beyond the image: border | 0
+    config.augment.fill = "border"  # grey value outside the image: border | 0
     config.augment.resample = "auto"  # auto | matmul | gather
     config.augment.extra = ""  # names of registered augmentations, see docs/extending.md
     config.mix = ConfigDict()  # see boneage_jax/data/mix.py
-    config.mix.probability = 1.0  # of a pair of images being mixed at all
+    config.mix.probability = 1.0  # probability that a pair of images is mixed at all
     config.mix.mixup = 0.0  # alpha of MixUp's Beta distribution, 0 for none
     config.mix.cutmix = 0.0  # alpha of CutMix's Beta distribution, 0 for none
     config.normalize = "zscore"  # zscore | percentile | equalize | none, per image
@@ -121,38 +121,38 @@ def base_config() -> ConfigDict:
     config.model.name = "efficientnet_b4"  # see boneage_jax/models/registry.py
     config.model.pretrained = ""  # weights of the backbone, see docs/pretrained.md
     config.model.options = ConfigDict()  # options of a registered model
-    config.model.dtype = "float32"  # of the computation; parameters are always float32
-    config.model.drop_path_rate = 0.2  # stochastic depth of the last block
-    config.model.bn_momentum = 0.99  # of BatchNorm's moving statistics
+    config.model.dtype = "float32"  # compute dtype; parameters are always float32
+    config.model.drop_path_rate = 0.2  # stochastic depth rate of the last block
+    config.model.bn_momentum = 0.99  # momentum of BatchNorm's moving statistics
     config.model.bn_epsilon = 1e-3  # TensorFlow's; PyTorch's is 1e-5
     config.model.bn_sync = True  # BatchNorm statistics over all devices
     config.model.padding = "same"  # same (TensorFlow) | symmetric (PyTorch)
     config.model.depthwise = "auto"  # auto | lax | shift | fused
-    config.model.remat = False  # of EfficientNet: recompute activations inside blocks
-    config.model.dropout = 0.2  # before the heads
-    config.model.hidden = 0  # width of a dense layer before the age
-    config.model.sex_input = False  # the sex is an input of the age head
+    config.model.remat = False  # EfficientNet: recompute activations inside blocks
+    config.model.dropout = 0.2  # dropout rate before the heads
+    config.model.hidden = 0  # width of a dense layer before the age output; 0: none
+    config.model.sex_input = False  # feed the sex to the age head
 
     config.loss = ConfigDict()
-    config.loss.age = "l1"  # l1 | huber | mse on the standardised age | distribution over bins
+    config.loss.age = "l1"  # l1 | huber | mse on the standardised age | distribution over age bins
     config.loss.standardize = True  # ages as z-scores; False: in months
-    config.loss.bins = 80  # of a distribution: over 0..240 months
+    config.loss.bins = 80  # number of bins of a distribution, over 0..240 months
     config.loss.sigma = 10.0  # months, width of a label's distribution
-    config.loss.distribution_weight = 1.0  # of its divergence, beside l1 on its mean
-    config.loss.sex_weight = 0.1  # of the sex head's cross-entropy
-    config.loss.dice_weight = 1.0  # of the soft Dice beside the cross-entropy of hand masks
+    config.loss.distribution_weight = 1.0  # weight of its divergence, added to l1 on its mean
+    config.loss.sex_weight = 0.1  # weight of the sex head's cross-entropy
+    config.loss.dice_weight = 1.0  # weight of soft Dice, added to the cross-entropy of hand masks
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # adam | adamw | sgd | rmsprop | lion
     config.optimizer.learning_rate = 1e-3  # the peak of the schedule
-    config.optimizer.reference_batch = 0  # images per step it is meant for; 0: any, as it is
-    config.optimizer.batch_scaling = "linear"  # linear | sqrt, where reference_batch is given
+    config.optimizer.reference_batch = 0  # batch size the rate is meant for; 0: no scaling
+    config.optimizer.batch_scaling = "linear"  # linear | sqrt, if reference_batch is given
     config.optimizer.schedule = "cosine"  # constant | cosine | one_cycle
-    config.optimizer.warmup = 0.05  # fraction of the run
+    config.optimizer.warmup = 0.05  # fraction of the run spent on warm-up
     config.optimizer.weight_decay = 0.05  # decoupled, of kernels only
-    config.optimizer.clip_norm = 1.0  # of the gradients' global norm, 0 for none
-    config.optimizer.beta1 = 0.9  # decay of the mean gradient; momentum of sgd and rmsprop
-    config.optimizer.beta2 = 0.999  # decay of the mean square
+    config.optimizer.clip_norm = 1.0  # maximum global norm of the gradients; 0: no clipping
+    config.optimizer.beta1 = 0.9  # decay of the mean gradient; momentum for sgd and rmsprop
+    config.optimizer.beta2 = 0.999  # decay of the mean squared gradient
 
     for section, (defaults, _) in CONFIG_SECTIONS.items():
         if section in config:
@@ -162,10 +162,12 @@ def base_config() -> ConfigDict:
 
 
 def check_config(config: ConfigDict) -> ConfigDict:
-    """A locked copy of a config that has exactly the known keys, with values in range.
+    """Checks a config and returns a locked copy of it.
+
+    The copy has exactly the known keys, with values in range.
 
     Raises:
-      InputError: names the first key that is unknown, missing, of another type or out of range.
+      InputError: names the first key that is unknown, missing, of the wrong type or out of range.
     """
     known, given = dict(_flat(base_config())), dict(_flat(config))
     for key in given:
@@ -257,7 +259,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
 
 
 def _as_json(key: str, value: Any) -> Any:
-    """The value as config.json gives it back, so that a restart finds the same."""
+    """Returns the value as it is read back from config.json, so that a restart compares equal."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -270,10 +272,10 @@ def save_config(path: Path, config: ConfigDict) -> None:
 
 
 def load_config(path: Path) -> ConfigDict:
-    """Reads a config that `save_config` wrote; keys that are newer than it get their default.
+    """Reads a config written by `save_config`; keys added since then take their defaults.
 
     Raises:
-      InputError: there is no such file, or it is not a JSON object.
+      InputError: the file does not exist or is not a JSON object.
     """
     try:
         values = json.loads(path.read_text())
@@ -298,7 +300,7 @@ def load_config(path: Path) -> ConfigDict:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """The keys, other than runtime keys, whose values differ, as 'key: old -> new'."""
+    """Returns the keys, other than runtime keys, whose values differ, as 'key: old -> new'."""
     before, after = dict(_flat(old)), dict(_flat(new))
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
@@ -308,11 +310,11 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
 
 
 def config_lines(config: ConfigDict, changed: Collection[str] = ()) -> list[str]:
-    """Describes a config for a person: one line per key, with its meaning.
+    """Returns a config as text: one line per key, with its meaning.
 
     Args:
       config: any config.
-      changed: keys that were changed on the command line, marked by `>`; those that differ from
+      changed: keys that were changed on the command line, marked by `>`; keys that differ from
         `base_config` are marked by `*`.
 
     Returns:
@@ -330,7 +332,7 @@ def config_lines(config: ConfigDict, changed: Collection[str] = ()) -> list[str]
 
 
 def _meanings() -> dict[str, str]:
-    """The comments beside the keys in `base_config`, by key."""
+    """Returns the comment beside each key in the source of `base_config`, by key."""
     line = re.compile(r"\s+config\.([\w.]+) = .*?  # (.+)")
     found = (line.fullmatch(text) for text in inspect.getsource(base_config).splitlines())
     return {match[1]: match[2] for match in found if match}

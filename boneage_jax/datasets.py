@@ -1,4 +1,4 @@
-"""Opens the data set of a config, prepared where that needs no decision."""
+"""Opens the data set of a config, preparing it if it is not prepared yet."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tfds_rsna.builders import prepare
 
 
 def open_training_data(config: ConfigDict) -> Dataset:
-    """Opens the data of a training, which must have its splits and the labels of its task.
+    """Opens the data of a training; checks that its splits and the labels of its task exist.
 
     Args:
       config: a checked config.
@@ -34,7 +34,7 @@ def open_training_data(config: ConfigDict) -> Dataset:
 
 
 def open_dataset(config: ConfigDict) -> Dataset:
-    """Opens the data set of a config, preparing it first where that needs no decision.
+    """Opens the data set of a config, preparing it first if needed.
 
     Args:
       config: the `data` section: `name`, `config` (the TFDS builder config), `raw_dir`,
@@ -42,12 +42,12 @@ def open_dataset(config: ConfigDict) -> Dataset:
         `official_splits`, `test_fraction`, `validation_fraction`, `split_seed`.
 
     Returns:
-      The data set. Where the raw data has no test or validation split, one is cut from `train`:
-      first test, then validation from what is left; by id, stratified by age and sex, the same for
-      everybody who uses the same seed.
+      The data set. If the raw data has no test or validation split, one is cut from `train`, first
+      test, then validation from the remainder; by id, stratified by age and sex, and identical for
+      everyone who uses the same seed.
 
     Raises:
-      InputError: unknown data set, raw data missing or damaged, not prepared and no raw data.
+      InputError: unknown data set, raw data missing or damaged, or neither prepared nor raw data.
     """
     options = {"masks": config.masks, "mask_mode": config.mask_mode}
     for key in config.get("options", {}):

@@ -1,22 +1,22 @@
-"""Errors that a user can mend, and runs that end early."""
+"""Errors that a user can fix, and exceptions for runs that end early."""
 
 import os
 
 
 class InputError(ValueError):
-    """Something handed in from outside is wrong: a file, a label, a config key, a checkpoint.
+    """Invalid input from outside: a file, a label, a config key, a checkpoint.
 
-    The message is one line. It names the file or key, says what was found there, and what to do.
+    The message is one line that names the file or key, what was found there, and what to do.
     """
 
 
 class Stopped(SystemExit):
-    """A run was asked to end before its last step; started again, it goes on.
+    """A run was asked to stop before its last step; started again, it resumes.
 
-    A SystemExit of status 75 (EX_TEMPFAIL), upon which schedulers start the same command again:
-    so it passes through `except Exception`, and scripts that call `train` end with that status.
+    A SystemExit of status 75 (EX_TEMPFAIL), on which schedulers restart the same command. It passes
+    through `except Exception`, and scripts that call `train` exit with that status.
 
-    `alone` is whether the other processes of the job know nothing of it.
+    `alone` tells whether the other processes of the job do not know about it.
     """
 
     def __init__(self, message: str, *, alone: bool = False):
@@ -26,7 +26,7 @@ class Stopped(SystemExit):
 
 
 class PeerLost(Stopped):
-    """Another process of the job died or does not answer; a `Stopped` without a new checkpoint."""
+    """Another process of the job died or is not responding; no new checkpoint was saved."""
 
     def __init__(self, message: str):
         super().__init__(message, alone=True)

@@ -13,7 +13,7 @@ from boneage_jax.cli import Parser, prepare_jax, run_door
 
 
 def main(argv: Sequence[str]) -> int:
-    """Evaluates as `argv` says and prints the result; returns the exit status."""
+    """Evaluates the run given by `argv` and prints the result; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
     parser.add_argument("--workdir", required=True, help="folder of a training")
     parser.add_argument("--split", default="validation", help="validation | test | train")
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """Runs the command; the console script boneage-evaluate."""
+    """Runs the command; entry point of the console script boneage-evaluate."""
     run_door(main)
 
 

@@ -1,8 +1,8 @@
-"""Models, tasks, data sets, augmentations and config keys of the user's own.
+"""User-defined models, tasks, data sets, augmentations and config keys.
 
-A recipe file of the user's registers them when it is executed: by `--config=MY/FILE.py`, by
-`--extensions=MY/FILE.py` of the other commands, or by `load_extensions`. Nothing of a workdir is
-ever executed, so a run that uses registered names is read back only where its file is given again.
+A Python file registers them when it is executed: by `--config=MY/FILE.py`, by
+`--extensions=MY/FILE.py` of the other commands, or by `load_extensions`. Nothing in a workdir is
+ever executed, so a run that uses registered names can be loaded only if the file is given again.
 docs/extending.md has an example of each.
 """
 
@@ -23,20 +23,20 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, Any]):
-    """Values by name, added by the user."""
+    """Mapping from names to values registered by the user."""
 
     def __init__(self, kind: str, reserved: str = ""):
-        """Makes an empty registry.
+        """Creates an empty registry.
 
         Args:
           kind: what the values are, for messages: model, task ...
-          reserved: regular expression of the package's own names, which cannot be registered.
+          reserved: regular expression of the built-in names, which cannot be registered.
         """
         self.kind, self._reserved = kind, re.compile(reserved or "(?!)")
         self._values: dict[str, Any] = {}
 
     def add(self, name: str, value: Any) -> None:
-        """Registers `value`; the same name again replaces it, as when a file is executed twice.
+        """Registers `value`, replacing an earlier one of the same name, e.g. if a file runs twice.
 
         Raises:
           InputError: see `check`.
@@ -45,14 +45,18 @@ class Registry(Mapping[str, Any]):
         self._values[name] = value
 
     def check(self, name: str) -> None:
-        """Raises InputError for no Python identifier, or a name of the package's own."""
+        """Checks that a name can be registered.
+
+        Raises:
+          InputError: the name is not an identifier, or is built in.
+        """
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InputError(f"{self.kind} {name!r} needs a name of letters, digits and _")
         if self._reserved.fullmatch(name):
             raise InputError(f"{self.kind} {name!r} is one of boneage_jax; choose another name")
 
     def unknown(self, name: str, known: Iterable[str] = ()) -> InputError:
-        """Returns the error for a name that is neither registered nor among `known`."""
+        """Returns the error for a name that is neither registered nor in `known`."""
         names = [*known, *self._values]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -82,10 +86,11 @@ def register_model(name: str) -> Callable[[T], T]:
     """Registers a Flax module class (or function) under `name`, for `config.model.name`.
 
     The result of `make(**options)` maps images float32 [B, H, W, C] to features [B, F] (bone age)
-    or to logits [B, H, W, 1] (hand masks): `__call__(images, *, train, image_keys=None)`, with
-    `image_keys` [B] for random draws in training. Of the options `dtype`, `bn_momentum`,
-    `bn_epsilon`, `bn_axis_name`, `drop_path_rate`, `padding`, `depthwise`, `remat` and `frozen`
-    it gets those that it declares, and everything in `config.model.options`.
+    or to logits [B, H, W, 1] (hand masks). Its signature is
+    `__call__(images, *, train, image_keys=None)`, with `image_keys` [B] for random draws in
+    training. From the options `dtype`, `bn_momentum`, `bn_epsilon`, `bn_axis_name`,
+    `drop_path_rate`, `padding`, `depthwise`, `remat` and `frozen` it receives those that it
+    declares, plus everything in `config.model.options`.
 
     Raises:
       InputError: see `Registry.add`.
@@ -97,7 +102,7 @@ def register_task(name: str) -> Callable[[T], T]:
     """Registers a subclass of `boneage_jax.tasks.task.Task` under `name`, for `config.task`.
 
     Raises:
-      InputError: see `Registry.add`; also a class that lacks what a task must have.
+      InputError: see `Registry.add`; or the class lacks an attribute or method that a task needs.
     """
 
     TASKS.check(name)
@@ -118,8 +123,8 @@ def register_task(name: str) -> Callable[[T], T]:
 def register_dataset(name: str) -> Callable[[T], T]:
     """Registers a TFDS builder class under `name`, for `config.data.name` and `prepare`.
 
-    Records need `image`, uint8 [S, S, 1], `id` (text) and the labels of the task. A builder that
-    has a `raw_dir` argument gets `config.data.raw_dir`; another gets it as TFDS's `manual_dir`.
+    Records need `image`, uint8 [S, S, 1], `id` (text) and the labels of the task. A builder with a
+    `raw_dir` argument receives `config.data.raw_dir` there; others as TFDS's `manual_dir`.
 
     Raises:
       InputError: see `Registry.add`.
@@ -130,8 +135,9 @@ def register_dataset(name: str) -> Callable[[T], T]:
 def register_augmentation(name: str) -> Callable[[T], T]:
     """Registers `augment(batch, keys, config) -> batch` under `name`, for `config.augment.extra`.
 
-    It runs on the device, in training only, after the package's own augmentations. `batch` holds
-    `image` float32 [B, H, W, 1] in [0, 1] and the labels; `keys` one typed random key per image.
+    It runs on the device, in training only, after the built-in augmentations. `batch` holds
+    `image`, float32 [B, H, W, 1] in [0, 1], and the labels; `keys` holds one typed random key per
+    image.
 
     Raises:
       InputError: see `Registry.add`.
@@ -142,15 +148,15 @@ def register_augmentation(name: str) -> Callable[[T], T]:
 def register_config(
     section: str, defaults: Mapping[str, Any], check: Callable[[Any], None] | None = None
 ) -> None:
-    """Adds `config.SECTION` with its keys to every config.
+    """Adds a section `config.SECTION` with its keys to every config.
 
     Args:
       section: name of the section.
-      defaults: key to default value: a bool, int, float or str, which is also the type.
+      defaults: default value by key; a bool, int, float or str, which also sets the type.
       check: called with the section of each config that is checked; raises `InputError`.
 
     Raises:
-      InputError: see `Registry.add`; also a default of another type.
+      InputError: see `Registry.add`; or a default has another type.
     """
     for key, value in defaults.items():
         if not _NAME.fullmatch(key) or not isinstance(value, bool | int | float | str):
@@ -172,13 +178,13 @@ _loaded: dict[Path, ModuleType] = {}
 
 
 def load_extensions(file: str | Path) -> ModuleType:
-    """Executes a Python file of the user's, which registers what it adds; once per process.
+    """Executes a user's Python file, which registers its extensions; once per process.
 
     Returns:
       The module.
 
     Raises:
-      InputError: no such file, or it fails.
+      InputError: the file does not exist or fails.
     """
     path = Path(file).expanduser()
     if not path.is_file():
@@ -186,12 +192,12 @@ def load_extensions(file: str | Path) -> ModuleType:
     path = path.resolve()
     if path in _loaded:
         return _loaded[path]
-    name = f"boneage_jax_extension_{len(_loaded)}_{path.stem}"  # no dot: of no package for TFDS
+    name = f"boneage_jax_extension_{len(_loaded)}_{path.stem}"  # no dot, so TFDS sees no package
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise InputError(f"{file} must be a Python file, NAME.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and TFDS look a class's module up there
+    sys.modules[name] = module  # dataclasses and TFDS look up a class's module here
     try:
         spec.loader.exec_module(module)
     except InputError:
@@ -203,5 +209,5 @@ def load_extensions(file: str | Path) -> ModuleType:
 
 
 def loaded_files() -> list[str]:
-    """Returns the files that `load_extensions` has executed, for child processes."""
+    """Returns the files executed by `load_extensions`, for passing to child processes."""
     return [str(path) for path in _loaded]

@@ -1,8 +1,8 @@
-"""FLOPs of a function, counted from its jaxpr.
+"""Counts the FLOPs of a function from its jaxpr.
 
-A FLOP count here is 2 x the multiply-adds of convolutions and matrix products, padded taps
-included, of the very function that runs: forward and backward. XLA's own cost analysis is not
-used, since it is off by more than 10x for the gradient of a depthwise convolution on CPU.
+FLOPs are 2 x the multiply-adds of convolutions and matrix products, padded taps included, of the
+function that is actually executed, forward and backward. XLA's own cost analysis is not used: it is
+off by more than 10x for the gradient of a depthwise convolution on CPU.
 """
 
 import math
@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
-# A contract with boneage_jax/models, which tests/test_flops.py checks: jitted functions of these
-# names are convolutions, though their jaxprs hold shifted products (depthwise.py) or products with
-# zeros and borders that do not count (convolution.py).
+# A contract with boneage_jax/models, checked by tests/test_flops.py: jitted functions of these
+# names are convolutions, although their jaxprs hold shifted products (depthwise.py) or products
+# with zeros and borders that must not count (convolution.py).
 MARKED_DEPTHWISE = (
     "depthwise_shift_forward",
     "depthwise_shift_input_grad",
@@ -23,7 +23,7 @@ MARKED_CONVOLUTIONS = _PACKED, _SWAPPED = "packed_conv", "swapped_weight_gradien
 
 
 def count_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
-    """Counts the FLOPs of `fn(*args, **kwargs)`; nothing is computed.
+    """Counts the FLOPs of `fn(*args, **kwargs)` without computing anything.
 
     Args:
       fn: any JAX function, jitted or not.
@@ -31,11 +31,11 @@ def count_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
       **kwargs: likewise.
 
     Returns:
-      2 x multiply-adds. The body of a scan counts as often as it runs; of a conditional the
-      dearest branch counts; under shard_map and pmap all devices count.
+      2 x multiply-adds. The body of a scan counts once per iteration; the most expensive branch of
+      a conditional counts; under shard_map and pmap all devices count.
 
     Raises:
-      ValueError: a while loop with matrix products in it, since its length is not known.
+      ValueError: a while loop contains matrix products, since its length is unknown.
     """
     return _count(jax.make_jaxpr(lambda a, k: fn(*a, **k))(args, kwargs).jaxpr)
 
@@ -76,7 +76,7 @@ def _count_equation(eqn: Any) -> int:
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:
-    """Jaxprs among the parameters of an equation; a derivative rule is not run with it."""
+    """Returns the jaxprs among the parameters of an equation, except derivative rules."""
     found = []
     for key, value in params.items():
         if "jvp" in key or "fwd" in key or "bwd" in key:
@@ -90,17 +90,17 @@ def _inner(params: dict[str, Any]) -> list[Any]:
 
 
 def _count_conv(eqn: Any) -> int:
-    """Every output element takes kernel positions x input channels of its group.
+    """Counts taps x input channels of the group for every output element.
 
-    Zeros that a dilation puts between the inputs (the gradient of a strided convolution, a
-    transposed convolution) are not counted: each input meets each kernel position once, so that
-    the gradient costs what the forward pass costs, as in torch's FlopCounterMode.
+    Zeros that a dilation inserts between the inputs (the gradient of a strided convolution, a
+    transposed convolution) are not counted: each input meets each kernel position once, so the
+    gradient costs as much as the forward pass, as in torch's FlopCounterMode.
     """
     numbers = eqn.params["dimension_numbers"]
     image, kernel = (v.aval.shape for v in eqn.invars)
     taps = math.prod(kernel[axis] for axis in numbers.rhs_spec[2:])
     # With batch groups (the kernel gradient of a grouped convolution) each group of the batch
-    # meets its own output channels: the kernel's input channels are already those of one group.
+    # has its own output channels: the kernel's input channels are already those of one group.
     by_output = 2 * taps * kernel[numbers.rhs_spec[1]] * math.prod(eqn.outvars[0].aval.shape)
     dilation = math.prod(eqn.params["lhs_dilation"])
     if dilation == 1:
@@ -111,7 +111,7 @@ def _count_conv(eqn: Any) -> int:
 
 
 def _count_convolution(eqn: Any) -> int:
-    """2 x what a convolution or its weight gradient takes; 0 if it was batched or derived."""
+    """Returns the FLOPs of a convolution or its weight gradient; 0 if it was batched or derived."""
     shapes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars)]
     if [len(shape) for shape in shapes] != [4, 4, 4]:
         return 0
@@ -126,7 +126,7 @@ def _count_convolution(eqn: Any) -> int:
 
 
 def _count_depthwise(eqn: Any) -> int:
-    """2 x k x k x output elements: forward, input gradient and kernel gradient alike."""
+    """Returns 2 x k x k x output elements, also for the input and the kernel gradient."""
     shapes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars) if len(v.aval.shape) == 4]
     kernel = next(s for s in (shapes[1], shapes[-1]) if s[2] == 1 and s[0] == s[1] <= 11)
     small = min(math.prod(s) for s in shapes if s is not kernel)

@@ -18,7 +18,7 @@ from boneage_jax.cli import Parser, parse_config, prepare_jax, run_door
 
 
 def main(argv: Sequence[str]) -> int:
-    """Trains as `argv` says and prints the result; returns the exit status."""
+    """Trains the recipe given by `argv` and prints the result; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
     parser.add_argument("--show_config", action="store_true", help="print the config and exit")
     parser.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0")
@@ -54,7 +54,7 @@ def _train(argv: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """Runs the command; the console script boneage-train."""
+    """Runs the command; entry point of the console script boneage-train."""
     run_door(main, in_a_job=True)
 
 

@@ -1,4 +1,4 @@
-"""How good predictions are: bone age in months, sex, and hand masks."""
+"""Metrics of predictions: bone age in months, sex, and hand masks."""
 
 from typing import Any
 
@@ -6,25 +6,26 @@ import numpy as np
 
 BAND = 24  # months, width of an age band
 _RESAMPLES = 2000
-_AT_ONCE = 2_000_000  # draws of the bootstrap held in memory: 32 MB with their values
+_AT_ONCE = 2_000_000  # bootstrap draws held in memory at a time: 32 MB with their values
 
 
 def age_summary(
     predicted: np.ndarray, true: np.ndarray, male: np.ndarray, train_mean: float
 ) -> dict[str, Any]:
-    """The `age` group of report.json; everything is in months but the fractions within_*.
+    """Returns the `age` group of report.json, in months except for the fractions within_*.
 
     Args:
-      predicted, true: months [n], n >= 1.
-      male: 1, 0, or -1 where the sex is unknown [n].
-      train_mean: mean age of the training split, the prediction that needs no network.
+      predicted: ages in months [n], n >= 1.
+      true: ages in months [n].
+      male: 1, 0, or -1 for unknown sex [n].
+      train_mean: mean age of the training split in months, the prediction without a network.
 
     Returns:
-      mae, with mae_low and mae_high (its 95 % bootstrap interval over the images: percentiles of
-      2000 resamples with a fixed seed), rmse, bias (mean of predicted - true), within_6 and
-      within_12 (fraction of images at most so far off), baseline_mae, by_sex
+      mae, mae_low and mae_high (95 % bootstrap interval over the images, percentiles of 2000
+      resamples with a fixed seed), rmse, bias (mean of predicted - true), within_6 and within_12
+      (fraction of images whose error is at most that), baseline_mae, by_sex
       {male, female: {n, mae, bias}} and by_age [{low, high, n, mae, bias}] for true ages in
-      [low, high). Sexes and bands without an image are left out.
+      [low, high). Sexes and age bands without images are left out.
 
     Raises:
       ValueError: no images, or arrays of different lengths.
@@ -64,11 +65,11 @@ def age_summary(
 
 
 def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of `values` [n]: percentiles of 2000 seeded resamples."""
-    import scipy.stats  # takes a second to load, and only reports need it
+    """Returns the 95 % interval of the mean of `values` [n], from 2000 seeded resamples."""
+    import scipy.stats  # takes a second to load and only reports need it
 
     found = scipy.stats.bootstrap(
-        (np.resize(values, max(len(values), 2)),),  # SciPy wants two: a single value is repeated
+        (np.resize(values, max(len(values), 2)),),  # SciPy needs two: a single value is repeated
         np.mean,
         n_resamples=_RESAMPLES,
         batch=max(_AT_ONCE // len(values), 1),
@@ -80,16 +81,16 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def sex_summary(p_male: np.ndarray, male: np.ndarray) -> dict[str, Any]:
-    """The `sex` group of report.json; male is the positive class, images of unknown sex are out.
+    """Returns the `sex` group of report.json; male is positive, images of unknown sex are excluded.
 
     Args:
       p_male: probability of male [n]; above 0.5 counts as male.
-      male: 1, 0, or -1 where the sex is unknown [n]; at least one is known.
+      male: 1, 0, or -1 for unknown sex [n]; at least one is known.
 
     Returns:
       accuracy, precision, recall, f1, auc, confusion_matrix [[TN, FP], [FN, TP]], and female and
-      male {precision, recall}. A ratio whose denominator is 0 is left out, and so is the AUC
-      where only one sex occurs.
+      male {precision, recall}. Ratios with denominator 0 are left out, and so is the AUC if only
+      one sex occurs.
 
     Raises:
       ValueError: no image of known sex.
@@ -127,7 +128,7 @@ def _ratio(name: str, part: int, whole: int) -> dict[str, float]:
 
 
 def _auc(score: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the ROC curve as the Mann-Whitney statistic; tied scores share their mean rank."""
+    """Returns the area under the ROC curve (Mann-Whitney statistic; ties share their mean rank)."""
     import scipy.stats
 
     n = int(positive.sum())
@@ -141,16 +142,18 @@ def mask_summary(
     false_negative: np.ndarray,
     true_negative: np.ndarray,
 ) -> dict[str, Any]:
-    """The `mask` group of report.json.
+    """Returns the `mask` group of report.json. The hand is the positive class.
 
     Args:
-      true_positive, false_positive, false_negative, true_negative: pixels of each image [n],
-        n >= 1; the hand is positive.
+      true_positive: pixels of each image [n], n >= 1.
+      false_positive: pixels of each image [n].
+      false_negative: pixels of each image [n].
+      true_negative: pixels of each image [n].
 
     Returns:
-      `per_image` (means over the images, with f1_worst and f1_median) and `pooled` (over all
-      pixels), each with pixel_accuracy, precision, recall, f1 (Dice) and iou. A ratio without any
-      pixel below its line is 1: nothing to find, nothing found.
+      `per_image` (means over the images, plus f1_worst and f1_median) and `pooled` (over all
+      pixels), each with pixel_accuracy, precision, recall, f1 (Dice) and iou. A ratio with
+      denominator 0 is 1.
 
     Raises:
       ValueError: no images, or arrays of different lengths.

@@ -1,4 +1,4 @@
-"""Plans a run on a machine that is not here.
+"""Plans a run for absent hardware: counts, bounds and cost of its train step.
 
 usage: python -m boneage_jax.plan --config=RECIPE[:PRESET] --topology=TOPOLOGY
                                   [--output=FILE.json] [--config.KEY=VALUE ...]
@@ -8,7 +8,7 @@ usage: python -m boneage_jax.plan --config=RECIPE[:PRESET] --topology=TOPOLOGY
                 compiler is asked: pip install 'boneage_jax[plan]'; or a number of GPUs (gpu:8 or
                 h100:8, a100:8), for which only what needs no compiler is reported
 
-The real train step is compiled, never run. Minutes for EfficientNet-B4 at 512 px.
+The actual train step is compiled but never run; this takes minutes for EfficientNet-B4 at 512 px.
 """
 
 import json
@@ -20,7 +20,7 @@ from boneage_jax.errors import InputError
 
 
 def main(argv: Sequence[str]) -> int:
-    """Plans as `argv` says and prints counts and bounds; returns the exit status."""
+    """Plans the run given by `argv` and prints counts and bounds; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
     parser.add_argument("--topology", default="", help="see above")
     parser.add_argument("--output", default="", help="also write everything as JSON")
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     from boneage_jax.planning.plan_run import plan_run
     from boneage_jax.planning.plan_text import plan_lines
 
-    jax.config.update("jax_platforms", "cpu")  # no TPU or GPU of this machine is touched
+    jax.config.update("jax_platforms", "cpu")  # leaves TPUs and GPUs of this machine alone
     config, _, _ = parse_config(rest)
     plan = plan_run(
         config, args.topology, price=args.price_per_chip_hour, train_images=args.train_images
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """Runs the command; the console script boneage-plan."""
+    """Runs the command; entry point of the console script boneage-plan."""
     run_door(main, computes=False)
 
 

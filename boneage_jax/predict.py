@@ -15,7 +15,7 @@ from boneage_jax.cli import Parser, prepare_jax, run_door
 
 
 def main(argv: Sequence[str]) -> int:
-    """Predicts as `argv` says and prints a summary; returns the exit status."""
+    """Predicts the files given by `argv` and prints a summary; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
     parser.add_argument("--workdir", required=True, help="folder of a finished training")
     parser.add_argument("--output", required=True, type=Path, help="CSV file to write")
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """Runs the command; the console script boneage-predict."""
+    """Runs the command; entry point of the console script boneage-predict."""
     run_door(main)
 
 

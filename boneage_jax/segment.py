@@ -3,7 +3,7 @@
 usage: python -m boneage_jax.segment --workdir=DIR --output=FOLDER [--keep_parts] [--keep_holes]
                                      [--extensions=FILE.py] PATH...
 
-Writes FOLDER/STEM.png (255 hand, 0 background), and for a person to look at
+Writes FOLDER/STEM.png (255 hand, 0 background), and for review by a person
 FOLDER/review/masks.csv   per file: area, parts, sides touched, confidence, whether to look, why
 FOLDER/review/contact_sheet.png   the masks over their radiographs, doubtful ones first
 FOLDER/review/summary.json   counts, images/s, FLOPs
@@ -16,7 +16,7 @@ from boneage_jax.cli import Parser, prepare_jax, run_door
 
 
 def main(argv: Sequence[str]) -> int:
-    """Segments as `argv` says and prints a summary; returns the exit status."""
+    """Segments the files given by `argv` and prints a summary; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
     parser.add_argument("--workdir", required=True, help="folder of a finished U-Net training")
     parser.add_argument("--output", required=True, type=Path, help="folder for the masks")
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """Runs the command; the console script boneage-segment."""
+    """Runs the command; entry point of the console script boneage-segment."""
     run_door(main)
 
 

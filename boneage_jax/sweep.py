@@ -5,10 +5,10 @@ usage: python -m boneage_jax.sweep --config=RECIPE[:PRESET] --arms=ARMS --output
                                    [--config.KEY=VALUE ...] [--dry_run] [--redraw]
 
 ARMS is a Python file with get_arms(), or the name of a shipped one (levers, transfer, budgets). It
-returns {"base": {}, "huber": {"loss.age": "huber"}}; the first arm is the one that the others are
-compared with. --seeds is a number of seeds or a list such as 3,4 (one alone: 3,). Writes
-FOLDER/runs.csv, summary.csv, best.md, mae_vs_flops.png and hardware.json; started again, it goes on
-with what is not done, and adds other arms, seeds or budgets. --redraw only makes tables and figure.
+returns {"base": {}, "huber": {"loss.age": "huber"}}; the others are compared with the first arm.
+--seeds is a number of seeds or a list such as 3,4 (a single seed: 3,). Writes FOLDER/runs.csv,
+summary.csv, best.md, mae_vs_flops.png and hardware.json. Started again, it continues with the runs
+that are missing; arms, seeds or budgets may be added. --redraw only makes tables and figure.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from boneage_jax.experiments.sweeps import (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the sweep that `argv` describes; returns the exit status."""
+    """Runs the sweep given by `argv`; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
     parser.add_argument("--output", required=True, type=Path, help="folder of the sweep")
     parser.add_argument("--arms", help="Python file with get_arms(), or levers, transfer, budgets")
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """Runs the command; the console script boneage-sweep."""
+    """Runs the command; entry point of the console script boneage-sweep."""
     run_door(main, computes=False)
 
 

@@ -1,11 +1,11 @@
-"""Throughput. A recipe as for training, and how its speed is measured. Presets:
+"""Speed: a recipe as for training, and how its speed is measured. Presets:
 
-configs/bench.py       EfficientNet-Lite0 at 128 px, batch 8: every case, some minutes on 2 cores.
+configs/bench.py       EfficientNet-Lite0 at 128 px, batch 8: all cases, some minutes on 2 cores.
 configs/bench.py:b4    EfficientNet-B4 at 256 px, batch 8, float32: for 2 cores.
 configs/bench.py:unet  the default U-Net at 256 px, batch 8, float32: for 2 cores.
 configs/bench.py:gpu   EfficientNet-B4 at 380 px, bfloat16, batches of 32 to 256: for accelerators.
 
-The keys under `bench`: boneage_jax/benchmarking/settings.py. What is measured: docs/benchmark.md.
+Keys of the section `bench`: boneage_jax/benchmarking/settings.py. Cases: docs/benchmark.md.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from boneage_jax.errors import InputError
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    """The benchmark called `preset`, or the small one."""
+    """Returns the benchmark named `preset`; without a preset, the small one."""
     presets = {"": small, "b4": b4, "unet": unet, "gpu": gpu}
     if preset not in presets:
         names = ", ".join(name for name in presets if name)

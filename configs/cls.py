@@ -1,11 +1,11 @@
 """Bone age and sex. Presets:
 
-configs/cls.py           the embedded run: EfficientNet-B4 on phantom hands at low resolution.
+configs/cls.py           EfficientNet-B4 on phantom hands at low resolution.
 configs/cls.py:rsna      EfficientNet-B4 from ImageNet on the RSNA radiographs, for GPU or TPU.
-configs/cls.py:subset    EfficientNet-Lite0 from ImageNet on some hundred radiographs, for 2 cores.
-configs/cls.py:transfer  pre-trained on other radiographs or phantoms, the last blocks fine-tuned.
-configs/cls.py:scratch   EfficientNet-B0 from random weights on some hundred radiographs.
-configs/cls.py:earlier   the recipe that this project began from, as it was.
+configs/cls.py:subset    EfficientNet-Lite0 from ImageNet on a few hundred radiographs, 2 cores.
+configs/cls.py:transfer  pre-trained on phantoms or other radiographs, last blocks fine-tuned.
+configs/cls.py:scratch   EfficientNet-B0 from random weights on a few hundred radiographs.
+configs/cls.py:earlier   the original recipe of this project, unchanged.
 """
 
 from ml_collections import ConfigDict
@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 from boneage_jax.config import base_config
 from boneage_jax.errors import InputError
 
-# Noisy Student weights (Xie et al. 2020, arXiv:1911.04252) as timm publishes them.
+# Noisy Student weights (Xie et al. 2020, arXiv:1911.04252), published by timm.
 IMAGENET_B4 = "hf:timm/tf_efficientnet_b4.ns_jft_in1k"
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    """The recipe called `preset`, or the embedded run."""
+    """Returns the recipe named `preset`; without a preset, the one on phantoms."""
     presets = {
         "": phantom,
         "rsna": rsna,
@@ -38,7 +38,7 @@ def phantom() -> ConfigDict:
     config = base_config()
     config.batch_size = 32
     config.epochs = 2.8
-    config.model.bn_momentum = 0.95  # a short run: statistics must follow within tens of steps
+    config.model.bn_momentum = 0.95  # a short run: statistics must adapt within tens of steps
     config.model.drop_path_rate = 0.0
     config.model.dropout = 0.1
     config.loss.sex_weight = 0.2
@@ -50,9 +50,9 @@ def phantom() -> ConfigDict:
 def rsna() -> ConfigDict:
     """python -m boneage_jax.main --config=configs/cls.py:rsna [--config.data.raw_dir=DIR]
 
-    The ImageNet weights come from the hub (pip install 'boneage_jax[hf]'), or from a file of timm's
-    tf_efficientnet_b4: --config.model.pretrained=FILE. Never run in full: no accelerator was at
-    hand.
+    The ImageNet weights come from the Hugging Face hub (pip install 'boneage_jax[hf]'), or from a
+    file of timm's tf_efficientnet_b4: --config.model.pretrained=FILE. Never run in full, for lack
+    of an accelerator.
     """
     config = base_config()
     config.data.name = "rsna_bone_age"
@@ -72,7 +72,7 @@ def rsna() -> ConfigDict:
 
 
 def strong_augmentation(config: ConfigDict) -> None:
-    """Moves, turns, sizes and exposures about as they vary between radiographs."""
+    """Sets position, rotation, size and exposure to vary about as much as between radiographs."""
     config.augment.rotate = 20.0
     config.augment.translate = 0.1
     config.augment.zoom = 0.2
@@ -85,9 +85,9 @@ def strong_augmentation(config: ConfigDict) -> None:
 def subset() -> ConfigDict:
     """python -m boneage_jax.main --config=configs/cls.py:subset --config.data.raw_dir=DIR
 
-    Needs the ImageNet weights of EfficientNet-Lite0: pip install 'boneage_jax[lite]'. Give it more
-    or fewer FLOPs with --config.budget_flops; from 50e12 on they go to an ensemble. What each line
-    is worth: docs/recipes.md.
+    Needs the ImageNet weights of EfficientNet-Lite0: pip install 'boneage_jax[lite]'. Change the
+    FLOPs with --config.budget_flops; from 50e12 on they train an ensemble. docs/recipes.md states
+    what each line contributes.
     """
     config = base_config()
     config.data.name = "rsna_bone_age"
@@ -113,9 +113,9 @@ def subset() -> ConfigDict:
 def transfer() -> ConfigDict:
     """python -m boneage_jax.main --config=configs/cls.py:transfer --config.data.raw_dir=DIR
 
-    First all of EfficientNet-Lite0 on phantoms, then its last six blocks on radiographs. To start
-    from other radiographs instead, train on them (--config.data.name=radiograph_folder) and give
-    that run: --config.pretrain.data= --config.pretrain.steps=0 --config.init_from=WORKDIR, and a
+    Trains all of EfficientNet-Lite0 on phantoms, then its last six blocks on radiographs. To start
+    from other radiographs instead, train on them (--config.data.name=radiograph_folder) and pass
+    that run: --config.pretrain.data= --config.pretrain.steps=0 --config.init_from=WORKDIR, with a
     number of steps in place of the budget: --config.budget_flops=0 --config.steps=600.
     """
     config = subset()
@@ -130,8 +130,8 @@ def transfer() -> ConfigDict:
 def scratch() -> ConfigDict:
     """python -m boneage_jax.main --config=configs/cls.py:scratch --config.data.raw_dir=DIR
 
-    From random weights on some hundred radiographs, within 30 minutes on 2 CPU cores. Small images
-    and small batches: from scratch, more steps teach more than more pixels.
+    Trains from random weights on a few hundred radiographs, within 30 minutes on 2 CPU cores. Small
+    images and small batches: from scratch, more steps help more than more pixels.
     """
     config = base_config()
     config.data.name = "rsna_bone_age"
@@ -159,10 +159,10 @@ def earlier() -> ConfigDict:
     """python -m boneage_jax.main --config=configs/cls.py:earlier --config.data.raw_dir=KAGGLE
 
     EfficientNet-B4 at 256 px, Adam at 7e-4, absolute error in months, batches of 32, 10 epochs, no
-    augmentation; 30 % of the training images held out for the test, 20 % of the others for
+    augmentation; 30 % of the training images held out for testing, 20 % of the others for
     validation. It reported 11.3 months and sex accuracy 0.83 on 12,611 radiographs whose background
-    a U-Net had multiplied away: --config.data.masks=UNET --config.data.mask_mode=multiply. Which
-    weights it began from is not known; --config.model.pretrained=FILE gives others than random.
+    was multiplied away by a U-Net: --config.data.masks=UNET --config.data.mask_mode=multiply. Its
+    initial weights are unknown; --config.model.pretrained=FILE replaces the random ones.
     """
     config = base_config()
     config.data.name = "rsna_bone_age"

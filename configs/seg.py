@@ -1,8 +1,8 @@
 """Hand masks. Presets:
 
-configs/seg.py         the embedded run: the default U-Net on phantom hands.
-configs/seg.py:subset  first on phantoms, then on some tens of labelled radiographs.
-configs/seg.py:all     as `subset`, on every labelled radiograph: nothing is left to measure on.
+configs/seg.py         the default U-Net on phantom hands.
+configs/seg.py:subset  pre-trained on phantoms, then trained on a few tens of radiographs.
+configs/seg.py:all     as `subset`, on all labelled radiographs, with none left for evaluation.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from boneage_jax.errors import InputError
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    """The recipe called `preset`, or the embedded run."""
+    """Returns the recipe named `preset`; without a preset, the one on phantoms."""
     presets = {"": phantom, "subset": subset, "all": every}
     if preset not in presets:
         raise InputError(f"configs/seg.py has no preset {preset!r}; choose subset or all, or none")
@@ -38,7 +38,7 @@ def phantom() -> ConfigDict:
     config.augment.translate = 0.1
     config.augment.zoom = 0.2
     config.augment.shear = 8.0
-    # Images are standardised, so exposure does not matter; how it varies within an image does.
+    # Images are standardised, so overall exposure does not matter; variation within an image does.
     config.augment.shading = 0.25
     config.augment.gamma = 0.5
     config.augment.invert = 0.1

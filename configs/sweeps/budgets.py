@@ -1,4 +1,4 @@
-"""The recipe `subset` as it is, for error against FLOPs.
+"""Arms for error against FLOPs: the recipe `subset`, unchanged.
 
 python -m boneage_jax.sweep --config=configs/cls.py:subset --arms=configs/sweeps/budgets.py \
   --config.data.raw_dir=DIR --budgets=10e12,26e12,77e12 --output=FOLDER
@@ -8,5 +8,5 @@ from typing import Any
 
 
 def get_arms() -> dict[str, dict[str, Any]]:
-    """One arm: nothing is changed."""
+    """Returns the single arm, without changes."""
     return {"subset": {}}

@@ -1,13 +1,13 @@
-"""One lever of the recipe `subset` changed at a time, for equal FLOPs.
+"""Arms that change one lever of the recipe `subset` at a time, at equal FLOPs.
 
 python -m boneage_jax.sweep --config=configs/cls.py:subset --arms=configs/sweeps/levers.py \
   --config.data.raw_dir=DIR --config.member_flops=0 --config.data.config=128 \
   --config.data.test_fraction=0.11 --config.data.validation_fraction=0.25 \
   --budgets=6e12 --seeds=2 --output=FOLDER
 
-The part that the preset reports on is held out as a locked test split, so that nothing is chosen by
-it, and sizes below 192 px make it cheap. What acts on a trained network alone (mirror images,
-augmented views, bias correction) is compared on the runs of such a sweep by
+The images that the preset reports on are held out as a locked test split, so that they do not
+influence any choice; sizes below 192 px keep the sweep cheap. Levers that act on a trained network
+(test-time flips, augmented views, bias correction) are compared on the runs of such a sweep by
 benchmarks/studies/evaluation_levers.py.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def get_arms() -> dict[str, dict[str, Any]]:
-    """Overrides of the recipe by arm; the first is the recipe itself."""
+    """Returns the overrides of the recipe by arm; the first arm is the recipe itself."""
     light = {"rotate": 10.0, "translate": 0.05, "zoom": 0.1, "shear": 0.0}
     light |= {"brightness": 0.0, "contrast": 0.0, "gamma": 0.2}
     return {
