@@ -1,6 +1,7 @@
-"""Data sets of hand radiographs for TFDS, prepared and read without TensorFlow.
+"""TFDS data sets of hand radiographs, prepared and read without TensorFlow.
 
-Importing this package makes `tfds.builder("rsna_bone_age/512", data_dir=...)` and the others known.
+Importing this package registers the builders, e.g. `tfds.builder("rsna_bone_age/512",
+data_dir=...)`.
 """
 
 from tfds_rsna import hand_mask, hand_phantom, radiograph_folder, rsna_bone_age

@@ -1,4 +1,4 @@
-"""Builders by name, and the preparation of their data sets: once, and never half."""
+"""Finds builders by name and prepares their data sets, once and atomically."""
 
 import contextlib
 import importlib
@@ -42,7 +42,7 @@ BuilderClass = type[tfds.core.GeneratorBasedBuilder]
 
 
 class _Place(NamedTuple):
-    """Where a data set is to lie: its data folder, and below that NAME/CONFIG/VERSION."""
+    """Location of a data set: its data folder, and NAME/CONFIG/VERSION below that."""
 
     root: Path
     below: Path
@@ -64,33 +64,33 @@ def prepare(
     mask_mode: str = "",
     **options: Any,
 ) -> tfds.core.DatasetBuilder:
-    """Prepares a data set unless that is done; progress goes to standard error.
+    """Prepares a data set unless it is already prepared; progress goes to standard error.
 
-    The new data replaces the old only when it is whole; an interrupted call leaves the old. Of
-    several processes with one `data_dir` one prepares, and the others wait for it.
+    New data replaces old data only once it is complete; an interrupted call leaves the old data in
+    place. If several processes share a `data_dir`, one prepares and the others wait.
 
     Args:
-      name: of the builder, or `name/config`.
+      name: name of the builder, or `name/config`.
       raw_dir: folder of the raw data; may be empty once prepared.
-      data_dir: where prepared data lies; `TFDS_DATA_DIR` or TFDS's default if empty.
+      data_dir: folder of prepared data; `TFDS_DATA_DIR` or TFDS's default if empty.
       skip_unreadable: leave out unreadable images instead of raising.
       overwrite: prepare again in any case.
-      download: fetch the raw data from its publisher where `raw_dir` is empty and it is needed.
-      masks: a folder of hand masks, or the workdir of a U-Net: the radiographs are stored without
-        background, as the config SIZE-MODE.
+      download: download the raw data from its publisher if it is needed and `raw_dir` is empty.
+      masks: a folder of hand masks, or the workdir of a U-Net: stores the radiographs without
+        background, under the config SIZE-MODE.
       mask_mode: crop (the default), upright or multiply, see
         `boneage_jax.data.masks.remove_background`.
-      **options: of the builder, see its `OPTIONS`; empty strings and None count as not given.
+      **options: options of the builder, see its `OPTIONS`; empty strings and None are ignored.
 
     Returns:
       The builder of the prepared data; its `as_data_source(split)` reads the records.
 
     Raises:
-      InputError: unknown name, config or option, raw data missing or damaged (see the builder),
-        no place to write.
+      InputError: unknown name, config or option, raw data missing or damaged (see the builder), or
+        the data folder cannot be written to.
     """
     cls, config = find_builder(name)
-    if "masks" in getattr(cls, "OPTIONS", {}):  # there, masks are what is learned
+    if "masks" in getattr(cls, "OPTIONS", {}):  # in such a data set the masks are labels
         options, masks = options | {"masks": masks}, ""
     takes_masks = "masks" in inspect.signature(cls.__init__).parameters
     if mask_mode and not masks:
@@ -119,7 +119,7 @@ def prepare(
         earlier = _earlier(root, below, wanted)
         reason = "--overwrite" if overwrite else _why_prepare(place, wanted, cls, earlier)
         if reason and needs_raw_data(cls) and not raw:
-            if place.root != root:  # what somebody made from a folder is not replaced by a download
+            if place.root != root:  # never replace data made from a folder by a download
                 folder = found.folder if found and found.folder else "DIR"
                 raise InputError(
                     f"{label} in {place.path} was made from a raw folder ({reason}); name it: "
@@ -173,9 +173,10 @@ def _check_raw_dir(cls: BuilderClass, raw_dir: str | os.PathLike[str], root: Pat
 def _find_place(
     root: Path, below: Path, raw: Path | None, settings: Mapping[str, Any]
 ) -> tuple[_Place, Fingerprint]:
-    """Where the data of a raw folder lies or will lie, and its fingerprint.
+    """Returns the location of the data of a raw folder, existing or not, and its fingerprint.
 
-    Without a raw folder the newest of the prepared sets is taken, whatever it was made from.
+    Without a raw folder, the newest prepared set with these options is taken, whatever it was made
+    from.
     """
     if raw is None:
         wanted = fingerprint(None, settings)
@@ -183,7 +184,7 @@ def _find_place(
         fitting = [one for one in found if _settings_fit(one.made_from, wanted)]
         return _Place(fitting[0].root if fitting else root, below), wanted
     old = read_fingerprint(root / below)
-    if old is not None and old.raw == stat_digest(raw, root):  # of an older version
+    if old is not None and old.raw == stat_digest(raw, root):  # prepared by an older version
         wanted = fingerprint(None, settings)
         return _Place(root, below), wanted._replace(raw=old.raw)
     known = load_digests(root)
@@ -196,7 +197,7 @@ def _find_place(
 
 
 def _earlier(root: Path, below: Path, wanted: Fingerprint) -> list[Path]:
-    """Sets made from the same raw folder when it had another content."""
+    """Returns the sets made from the same raw folder when it had other content."""
     return [
         one.root / below
         for one in prepared_sets(root, below)
@@ -208,14 +209,14 @@ def _earlier(root: Path, below: Path, wanted: Fingerprint) -> list[Path]:
 
 
 def _settings_fit(found: Fingerprint | None, wanted: Fingerprint) -> bool:
-    """Whether a prepared set has the options that a reader without raw data asks for."""
+    """Returns whether a prepared set has the options that a reader without raw data asks for."""
     asked = {k: v for k, v in wanted.settings.items() if k != "skip_unreadable"}
     have = found.settings if found else {}
     return all(have.get(key) == value for key, value in asked.items())
 
 
 def is_prepared(name: str, data_dir: str | os.PathLike[str] = "") -> bool:
-    """Returns whether `prepare` would find data of `name/config`, of whatever raw folder.
+    """Returns whether `name/config` is made from raw data and prepared, from whatever raw folder.
 
     Raises:
       InputError: unknown name or config.
@@ -226,13 +227,13 @@ def is_prepared(name: str, data_dir: str | os.PathLike[str] = "") -> bool:
 
 
 def needs_raw_data(cls: BuilderClass) -> bool:
-    """Returns whether a builder reads raw data, or makes its images itself."""
+    """Returns whether a builder reads raw data rather than generating its images."""
     has_argument = "raw_dir" in inspect.signature(cls.__init__).parameters
     return has_argument or bool(cls.MANUAL_DOWNLOAD_INSTRUCTIONS)
 
 
 def find_builder(name: str) -> tuple[BuilderClass, str]:
-    """Returns class and config of `name` or `name/config`, the first config by default.
+    """Returns the class and config of `name` or `name/config`; the first config by default.
 
     Raises:
       InputError: unknown name or config.
@@ -251,7 +252,7 @@ def find_builder(name: str) -> tuple[BuilderClass, str]:
 
 
 def _check_options(cls: BuilderClass, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that differ from the default; numbers parsed where the default is a number."""
+    """Returns the options that differ from their defaults, with numbers parsed."""
     known = getattr(cls, "OPTIONS", {})
     parameters = inspect.signature(cls.__init__).parameters
     given: dict[str, Any] = {}
@@ -277,7 +278,7 @@ def _check_options(cls: BuilderClass, options: Mapping[str, Any]) -> dict[str, A
 def _why_prepare(
     place: _Place, wanted: Fingerprint, cls: BuilderClass, earlier: Sequence[Path]
 ) -> str:
-    """Why the data must be prepared; empty if the prepared set will do."""
+    """Returns the reason why the data must be prepared; empty if the prepared set is usable."""
     path = place.path
     if not path.is_dir():
         return "the raw folder has changed" if earlier else "not prepared yet"
@@ -285,12 +286,12 @@ def _why_prepare(
         with _quiet():
             prepared = tfds.builder_from_directory(path)
         files = [file for split in prepared.info.splits.values() for file in split.filepaths]
-    except Exception:  # TFDS raises many kinds on damaged metadata
+    except Exception:  # TFDS raises many types on damaged metadata
         return "the existing data is damaged"
     if not files or not all(os.path.exists(file) for file in files):
         return "the existing data is incomplete"
     found = read_fingerprint(path)
-    if not wanted.raw and needs_raw_data(cls):  # somebody who only reads takes what is prepared
+    if not wanted.raw and needs_raw_data(cls):  # a reader without raw data takes what is prepared
         return "" if _settings_fit(found, wanted) else "the options have changed"
     if found is None:
         return "the existing data has no fingerprint"
@@ -334,7 +335,7 @@ def _build(
     raw: Path | None,
     settings: Mapping[str, Any],
 ) -> None:
-    """Builds in a folder beside, then swaps: the old data stays until the new is whole."""
+    """Builds in a temporary folder, then swaps: old data stays until the new data is complete."""
     started = time.perf_counter()
     path = place.path
     with tempfile.TemporaryDirectory(prefix="incomplete.", dir=root) as beside:
@@ -346,7 +347,7 @@ def _build(
         if (background := getattr(builder, "background", None)) is not None:
             background.save(Path(builder.data_dir, "background"))
             _report_doubts(background.empty, background.doubtful)
-        common = Path(beside, cls.name, ".config")  # TFDS notes the default config there
+        common = Path(beside, cls.name, ".config")  # TFDS records the default config there
         if common.is_dir():
             shutil.copytree(common, place.root / cls.name / ".config", dirs_exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -370,7 +371,7 @@ def _report_doubts(empty: Sequence[str], doubtful: Collection[str]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without TFDS's own reports: its bars count records, ours count images with a rate."""
+    """Context manager that silences TFDS: its progress bars count records, ours count images."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()

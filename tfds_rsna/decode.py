@@ -1,4 +1,4 @@
-"""Decodes and resizes many radiographs with all cores, in order, in bounded memory."""
+"""Decodes and resizes radiographs on all cores, in order, with bounded memory."""
 
 import itertools
 import os
@@ -21,7 +21,7 @@ from boneage_jax.data.files import UnreadableImage, fit_square, read_grey
 from boneage_jax.errors import InputError
 from boneage_jax.inference.background_removal import Background
 
-_LISTED = 20  # names in an error message; the rest is counted
+_LISTED = 20  # names listed in an error message; the rest are counted
 _AHEAD = 4  # images in flight per thread
 _MAX_BYTES = 1 << 30
 
@@ -37,7 +37,7 @@ class ZipMember(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One image to decode; `key` names it in the data set."""
+    """One image to decode; `key` identifies it in the data set."""
 
     key: str
     source: Path | ZipMember
@@ -60,10 +60,10 @@ def decode_all(
     description: str,
     background: Background | None = None,
 ) -> Iterator[Decoded]:
-    """Decodes images, each to a grey square; the order is that of `items`.
+    """Decodes images to grey squares, in the order of `items`.
 
-    Threads, not processes: OpenCV and zlib release the GIL, so that an image costs the same as
-    in a process of its own, without the start-up and the copies between processes.
+    Uses threads, not processes: OpenCV and zlib release the GIL, so an image costs the same as in a
+    separate process, without the start-up and the copies between processes.
 
     Args:
       items: what to decode.
@@ -71,13 +71,13 @@ def decode_all(
       skip_unreadable: leave unreadable images out and list them on standard error, instead of
         raising after the last image.
       description: of the progress bar, on standard error.
-      background: takes the background out of each image, by the mask of its file's stem.
+      background: removes the background of each image with the mask of its file's stem.
 
     Yields:
       One `Decoded` per readable image.
 
     Raises:
-      InputError: after the last image, naming every unreadable one (the first 20, and how many).
+      InputError: after the last image, with the number of unreadable ones and the first 20 names.
     """
     started, workers = time.perf_counter(), _cores()
     bar = tqdm(total=len(items), desc=description, unit="image", mininterval=0.5, disable=None)
@@ -132,7 +132,7 @@ class _Decoder:
             return Decoded(item.key, self._fit(item, image), height, width)
         except UnreadableImage as error:
             return error
-        except InputError as error:  # of its mask
+        except InputError as error:  # from its mask
             return UnreadableImage(str(item.source), str(error))
 
     def _fit(self, item: Item, image: np.ndarray) -> np.ndarray:
@@ -166,5 +166,5 @@ def _list_unreadable(errors: Sequence[UnreadableImage], total: int) -> str:
 
 
 def _cores() -> int:
-    """Cores this process may use, which a scheduler can limit below those of the machine."""
+    """Returns the cores that this process may use; a scheduler can limit them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Downloads a large file: goes on where it was cut off, and names the file once it is checked."""
+"""Downloads large files, with resumption and verification."""
 
 import hashlib
 import http.client
@@ -16,22 +16,22 @@ _TIMEOUT = 60  # seconds without a byte
 
 
 def download(url: str, target: Path, sha256: str = "") -> Path:
-    """Downloads `url` to `target`, which is written only whole and checked.
+    """Downloads `url` to `target`, which appears only once complete and verified.
 
-    A cut-off download leaves `target` + `.part`, and the next call asks for the rest. A file that
-    is there already is taken as it is.
+    An interrupted download leaves `target` + `.part`, and the next call requests the rest. An
+    existing `target` is used without a check.
 
     Args:
       url: http(s) address.
-      target: file to write; its folder is made.
+      target: file to write; its folder is created.
       sha256: expected digest, not checked if empty.
 
     Returns:
       `target`.
 
     Raises:
-      InputError: no network, the server refuses, the file is cut short, another digest, or no
-        space to write.
+      InputError: no network, the server refuses, the file is truncated, the digest differs, or
+        there is no space to write.
     """
     if target.exists():
         return target
@@ -68,7 +68,7 @@ def _fetch(url: str, part: Path) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        error.close()  # nothing is left to send; the digest tells whether the part is right
+        error.close()  # nothing left to send; the digest decides whether the part is complete
         return
     with response:
         resumed = response.status == 206

@@ -1,4 +1,4 @@
-"""What a prepared data set was made from: the content of its raw files, and the settings."""
+"""Fingerprint of a prepared data set: the content of its raw files, and the settings."""
 
 import hashlib
 import json
@@ -13,18 +13,18 @@ from boneage_jax.storage.safe_write import write_text
 
 _NOTE = "prepared_from.json"
 _DEPTH = 8  # folders below the raw folder
-# Of a folder of masks its PNGs, of a U-Net's workdir the network: not reports or evaluations.
+# PNGs in a folder of masks, the network in a U-Net's workdir; not reports or evaluations.
 _MASKS = re.compile(r"[^/]*\.png$|facts\.json$|config\.json$|checkpoints/")
 
 
 class Fingerprint(NamedTuple):
-    """What a data set is prepared from.
+    """What a data set was prepared from.
 
     Attributes:
       raw: digest of the names and contents of the raw files, "" for none.
-      files: likewise of the files and folders that settings name, e.g. masks.
+      files: the same for files and folders named in the settings, e.g. masks.
       settings: the options of the builder, as text.
-      folder: where the raw files lay; it does not count when fingerprints are compared.
+      folder: location of the raw files; ignored when fingerprints are compared.
     """
 
     raw: str
@@ -42,14 +42,15 @@ def fingerprint(
 ) -> Fingerprint:
     """Computes the fingerprint of raw data and of the settings it is read with.
 
-    Contents are read only where names, sizes or modification times are not those of an earlier
-    call: 11 GB take 10 s and more. A copied folder has the same fingerprint.
+    Contents are read only if names, sizes, times or locations differ from those of an earlier call,
+    since 11 GB take at least 10 s. A copied folder has the same fingerprint.
 
     Args:
       raw_dir: folder of the raw data, or None.
-      settings: the builder's options; values count as text.
-      exclude: a folder that does not count: prepared data may lie inside `raw_dir`.
-      known: digests of earlier calls, by digests of names, sizes and times; new ones are added.
+      settings: the builder's options; values are compared as text.
+      exclude: a folder to skip, since prepared data may be inside `raw_dir`.
+      known: digests of contents from earlier calls, by digests of names, sizes, times and
+        locations; new ones are added.
     """
     excluded = os.path.realpath(exclude) if exclude else ""
     known = {} if known is None else known
@@ -68,18 +69,18 @@ def fingerprint(
 
 
 def stat_digest(folder: Path, exclude: Path | None = None) -> str:
-    """Returns the digest of names, sizes and modification times that older versions noted."""
+    """Returns the digest of names, sizes and modification times that older versions recorded."""
     excluded = os.path.realpath(exclude) if exclude else ""
     return _of_lines(_stat_lines(list(_files(folder, excluded))))
 
 
 def write_fingerprint(prepared: str | os.PathLike[str], found: Fingerprint) -> None:
-    """Notes in a prepared data set what it was made from."""
+    """Records a fingerprint in a prepared data set."""
     write_text(Path(prepared, _NOTE), json.dumps(found._asdict(), indent=1))
 
 
 def read_fingerprint(prepared: str | os.PathLike[str]) -> Fingerprint | None:
-    """Returns what a prepared data set was made from; None if that was not noted."""
+    """Returns the fingerprint recorded in a prepared data set, or None."""
     try:
         found = json.loads(Path(prepared, _NOTE).read_text(encoding="utf-8"))
         texts = (str(found["raw"]), str(found.get("files", "")))
@@ -89,7 +90,7 @@ def read_fingerprint(prepared: str | os.PathLike[str]) -> Fingerprint | None:
 
 
 def _digest(files: list[tuple[str, Path]], known: dict[str, str]) -> str:
-    # Where the files lie counts as well: exports may give all files one size and one time.
+    # The location counts too: exports may give all files the same size and time.
     places = [f"{os.path.realpath(path)} {path.stat().st_ctime_ns}" for _, path in files]
     stat = _of_lines(_stat_lines(files) + places)
     if stat not in known:
@@ -102,7 +103,7 @@ def _digest(files: list[tuple[str, Path]], known: dict[str, str]) -> str:
 
 def _of_content(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # without Python's lock
+        return hashlib.file_digest(file, "sha256").hexdigest()  # releases the GIL
 
 
 def _of_lines(lines: list[str]) -> str:
@@ -122,7 +123,7 @@ def _stat_lines(files: list[tuple[str, Path]]) -> list[str]:
 
 
 def _files(path: Path, excluded: str) -> Iterator[tuple[str, Path]]:
-    """The files that count, each with its name below `path`; `path` itself where it is one."""
+    """Yields the files that count with their paths relative to `path`, itself a folder or file."""
     if path.is_file():
         yield ".", path
         return

@@ -3,9 +3,9 @@
 usage: python -m tfds_rsna.prepare NAME[/CONFIG] --raw_dir=DIR [--data_dir=DIR] [options]
 
 NAME: rsna_bone_age, radiograph_folder, hand_mask, hand_phantom; CONFIG: the image size, e.g. 512.
-The prepared data lies in --data_dir, else TFDS_DATA_DIR, else ~/tensorflow_datasets; each raw
-folder has a place of its own there. A second call does nothing, unless the content of the raw
-folder or the options have changed. TensorFlow is not needed.
+The prepared data goes to --data_dir, else TFDS_DATA_DIR, else ~/tensorflow_datasets, with a
+subfolder for each raw folder. A second call does nothing unless the content of the raw folder or
+the options have changed. TensorFlow is not needed.
 """
 
 import signal
@@ -18,7 +18,7 @@ from tfds_rsna.builders import NAMES, find_builder, prepare
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prepares as `argv` says and prints the sizes of the splits; returns the exit status."""
+    """Prepares the data set given by `argv` and prints the split sizes; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
     parser.add_argument("name", metavar="NAME[/CONFIG]", help=f"{', '.join(NAMES)}")
     parser.add_argument("--raw_dir", default="", help="folder of the raw data")
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         parser.add_argument(f"--{option}", default="", help="; ".join(texts).replace("%", "%%"))
     args = vars(parser.parse_args(argv))
     args.pop("extensions", None)
-    # A batch system's stop unwinds like Ctrl-C, and leaves nothing half-done.
+    # SIGTERM of a batch system unwinds like Ctrl-C, so that nothing is left half-done.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     builder = prepare(args.pop("name"), download=True, **args)
     for name, split in builder.info.splits.items():
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _options() -> dict[str, list[str]]:
-    """Options of the builders with their explanations, by name."""
+    """Returns the options of the builders with their explanations, by name."""
     options: dict[str, list[str]] = {}
     for name in NAMES:
         for option, text in getattr(find_builder(name)[0], "OPTIONS", {}).items():
@@ -55,7 +55,7 @@ def _options() -> dict[str, list[str]]:
 
 
 def run() -> None:
-    """Runs the command; the console script boneage-prepare."""
+    """Runs the command; entry point of the console script boneage-prepare."""
     run_door(main, computes=False)
 
 

@@ -1,4 +1,4 @@
-"""What the builders that read a folder of raw radiographs have in common."""
+"""Base class of the builders that read a folder of raw radiographs."""
 
 import contextlib
 import contextvars
@@ -26,7 +26,7 @@ _as_given: contextvars.ContextVar[bool] = contextvars.ContextVar("as_given", def
 
 @contextlib.contextmanager
 def data_dir_as_given() -> Iterator[None]:
-    """Within, builders read and write the `data_dir` that they are given, and no place below it."""
+    """Context manager in which builders use the given `data_dir` itself, not a subfolder of it."""
     token = _as_given.set(True)
     try:
         yield
@@ -35,17 +35,16 @@ def data_dir_as_given() -> Iterator[None]:
 
 
 class RawDataBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Prepares from a raw folder, and reads what was prepared.
+    """Prepares a data set from a raw folder, and reads the prepared records.
 
-    Each raw folder has a place of its own below `data_dir`, see `tfds_rsna.sources`.
-
-    All arguments beyond TFDS's own are needed for preparing only.
+    Each raw folder has its own data folder below `data_dir`, see `tfds_rsna.sources`. All arguments
+    beyond TFDS's own are needed only for preparing.
 
     Args:
-      raw_dir: folder of the raw data; TFDS's `DownloadConfig(manual_dir=...)` stands in for it.
-        Without either the set prepared last is read, whatever folder it was made from.
+      raw_dir: folder of the raw data; TFDS's `DownloadConfig(manual_dir=...)` is equivalent.
+        Without either, the most recently prepared set is read, whatever folder it was made from.
       skip_unreadable: leave out unreadable images instead of stopping.
-      masks: of the configs without background: a folder of hand masks or a U-Net's workdir.
+      masks: for configs without background, a folder of hand masks or a U-Net's workdir.
     """
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = "manual_dir is the folder of the raw data, as raw_dir is."
@@ -62,7 +61,7 @@ class RawDataBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         self._skip_unreadable = skip_unreadable
         self._masks = masks
         self.background: Background | None = None
-        self._root: Path | None = None  # where places are found; None: the data_dir is one
+        self._root: Path | None = None  # contains the data folders; None: data_dir is used as given
         if not _as_given.get():
             self._root = default_root(tfds_options.get("data_dir"))
             if self._raw_dir is not None:
@@ -72,7 +71,7 @@ class RawDataBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         super().__init__(**{"file_format": "array_record"} | tfds_options)
 
     def _newest(self, config: Any) -> Path | None:
-        """The data folder of the set prepared last, None where there is none."""
+        """Returns the data folder of the most recently prepared set, or None."""
         assert self._root is not None
         config = config or next(iter(self.builder_configs), "")
         name = config if isinstance(config, str) else config.name
@@ -98,10 +97,10 @@ class RawDataBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         download_config: tfds.download.DownloadConfig | None = None,
         **options: Any,
     ) -> None:
-        """Prepares as TFDS does, unless that is done; `manual_dir` stands for `raw_dir`.
+        """Prepares as TFDS does, unless already prepared; `manual_dir` is equivalent to `raw_dir`.
 
         Raises:
-          InputError: there is no such folder, or it cannot be read, see the builder.
+          InputError: the folder does not exist or cannot be read, see the builder.
         """
         manual = str(download_config.manual_dir or "") if download_config else ""
         if manual and self._raw_dir is None and self._root is not None:
@@ -117,38 +116,38 @@ class RawDataBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
             write_fingerprint(self.data_dir, found)
 
     def _move_to(self, root: Path) -> None:
-        """Makes `root` the data folder of this builder, whose info is read again."""
+        """Makes `root` the data folder of this builder and reloads its info."""
         self._data_dir_root, self._data_dir = self._build_data_dir(str(root))
         if (self.data_path / "dataset_info.json").exists():
             self.info.read_from_directory(self._data_dir)
 
     def _find_raw_dir(self, dl_manager: tfds.download.DownloadManager) -> Path | None:
-        """The folder of the raw data; None where neither raw_dir nor manual_dir was given.
+        """Returns the folder of the raw data; None if neither raw_dir nor manual_dir was given.
 
         Raises:
-          InputError: there is no such folder, or it is empty.
+          InputError: the folder does not exist or is empty.
         """
         if self._raw_dir is not None:
             return _existing(self._raw_dir)
-        manual = dl_manager._manual_dir  # the public name fails where there is none
+        manual = dl_manager._manual_dir  # the public property raises if it is unset
         if manual is None:
             return None
         conventional = Path(manual) == Path(dl_manager.download_dir, "manual")
         return None if conventional and not Path(manual).is_dir() else _existing(Path(manual))
 
     def _open_background(self) -> None:
-        """Sets `background`, what removes it from each image; None for whole radiographs."""
+        """Sets `background`, which removes backgrounds; None for a config that keeps them."""
         assert self.builder_config is not None
         self.background = open_background(self.builder_config.name, self._masks)
 
 
 def _find_place(root: Path, raw_dir: Path) -> Path:
-    """The data folder of a raw folder with its content of now."""
+    """Returns the data folder for the current content of a raw folder."""
     known = load_digests(root)
     before = dict(known)
     digest = fingerprint(_existing(raw_dir), {}, exclude=root, known=known).raw
     if known != before:
-        with contextlib.suppress(OSError):  # a folder that is only read from
+        with contextlib.suppress(OSError):  # a read-only folder
             save_digests(root, known)
     return place_of(root, raw_dir, digest)
 

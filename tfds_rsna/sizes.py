@@ -1,4 +1,4 @@
-"""The configs of the builders: squares of a size, with or without background."""
+"""Builder configs: square images of a given size, with or without background."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _WHAT = {
 
 
 def size_configs(sizes: Sequence[str], modes: Sequence[str] = ()) -> list[tfds.core.BuilderConfig]:
-    """A config for each size ("original" keeps each image's own), then SIZE-MODE for each mode."""
+    """Returns a config per size ("original" keeps each image's own), then SIZE-MODE per mode."""
     plain = [
         tfds.core.BuilderConfig(
             name=size,
@@ -37,16 +37,20 @@ def size_configs(sizes: Sequence[str], modes: Sequence[str] = ()) -> list[tfds.c
 
 
 def parse_config(name: str) -> tuple[int | None, str]:
-    """Size in pixels (None: each image's own) and mode ("" with background) of a config's name."""
+    """Parses the name of a config.
+
+    Returns:
+      (side in pixels, None for each image's own size; mode, "" if the background is kept).
+    """
     size, _, mode = name.partition("-")
     return (None if size == "original" else int(size)), mode
 
 
 def name_config(name: str, mode: str) -> str:
-    """The config without background of the size of `name`.
+    """Returns the name of the config without background of the same size as `name`.
 
     Raises:
-      InputError: `name` keeps original sizes, or says another mode.
+      InputError: `name` keeps original sizes, or names another mode.
     """
     size, given = parse_config(name)
     if size is None:
@@ -57,10 +61,10 @@ def name_config(name: str, mode: str) -> str:
 
 
 def open_background(name: str, masks: str | Path) -> Background | None:
-    """What a config needs to take backgrounds out; None for one that keeps them.
+    """Returns what removes the backgrounds for a config; None for one that keeps them.
 
     Raises:
-      InputError: masks are needed and not given, or cannot be used.
+      InputError: masks are needed but not given, or cannot be used.
     """
     mode = parse_config(name)[1]
     if not mode:

@@ -1,8 +1,8 @@
-"""Where prepared data lies: a folder per raw folder, so that none overwrites another.
+"""Locations of prepared data: one folder per raw folder, so that none overwrites another.
 
-DATA_DIR/sources/NAME-DIGEST/ is a data folder of TFDS of its own; NAME is that of the raw folder,
-DIGEST begins that of its content. What is drawn or downloaded, and what older versions prepared,
-lies in DATA_DIR itself.
+DATA_DIR/sources/NAME-DIGEST/ is a separate TFDS data folder. NAME is the name of the raw folder,
+DIGEST the first digits of the digest of its content. Generated and downloaded data, and data
+prepared by older versions, are in DATA_DIR itself.
 """
 
 import json
@@ -17,11 +17,11 @@ from boneage_jax.storage.safe_write import write_text
 from tfds_rsna.fingerprint import Fingerprint, read_fingerprint
 
 _FOLDER, _SEEN = "sources", "seen.json"
-_DIGITS = 12  # of the digest, in the name of a folder
+_DIGITS = 12  # digits of the digest in the name of a folder
 
 
 class Prepared(NamedTuple):
-    """A prepared data set: the data folder it lies in, what it was made from, and when."""
+    """A prepared data set: its data folder, its fingerprint, and the time it was prepared."""
 
     root: Path
     made_from: Fingerprint | None
@@ -35,14 +35,14 @@ def default_root(data_dir: str | os.PathLike[str] | None = "") -> Path:
 
 
 def place_of(root: Path, raw_dir: Path, digest: str) -> Path:
-    """Returns the data folder of a raw folder with a certain content, which need not exist."""
+    """Returns the data folder for a raw folder with a given content; it need not exist yet."""
     known = sorted((root / _FOLDER).glob(f"*-{digest[:_DIGITS]}"))
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", raw_dir.absolute().name)[:40].strip("-.") or "raw"
     return known[0] if known else root / _FOLDER / f"{name}-{digest[:_DIGITS]}"
 
 
 def prepared_sets(root: Path, below: Path) -> list[Prepared]:
-    """Lists the prepared data sets of one builder, config and version, the newest first.
+    """Returns the prepared data sets of one builder, config and version, newest first.
 
     Args:
       root: folder of prepared data.
@@ -59,7 +59,7 @@ def prepared_sets(root: Path, below: Path) -> list[Prepared]:
 
 
 def load_digests(root: Path) -> dict[str, str]:
-    """Reads the digests of raw folders seen before, see `fingerprint`; none where damaged."""
+    """Reads the digests of raw folders seen before, see `fingerprint`; empty if damaged."""
     try:
         seen = json.loads((root / _FOLDER / _SEEN).read_text())
     except (OSError, ValueError):
@@ -71,7 +71,7 @@ def save_digests(root: Path, digests: dict[str, str]) -> None:
     """Writes the digests of raw folders seen so far.
 
     Raises:
-      OSError: the folder cannot be written.
+      OSError: the folder cannot be written to.
     """
     (root / _FOLDER).mkdir(parents=True, exist_ok=True)
     write_text(root / _FOLDER / _SEEN, json.dumps(digests, indent=0) + "\n")

@@ -1,7 +1,7 @@
-"""What the machine adds: exposure, film curve, blur, noise, collimation, borders, markers.
+"""Image acquisition: exposure, film curve, blur, noise, collimation, borders, markers.
 
-The quirks are those of the RSNA 2017 radiographs. Everything random is drawn by `draw_exposure`
-before the image size enters; `expose` only applies it.
+The artefacts are those of the RSNA 2017 radiographs. `draw_exposure` makes all random draws before
+the image size is used; `expose` only applies them.
 """
 
 import dataclasses
@@ -9,8 +9,8 @@ import dataclasses
 import cv2
 import numpy as np
 
-_GRAIN = 256  # pixels of the noise field, whatever the size of the image
-_GLYPH = 96  # pixels that a marker is drawn with
+_GRAIN = 256  # pixels of the noise field, for all image sizes
+_GLYPH = 96  # pixels of the square in which a marker is drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,19 +18,24 @@ class Exposure:
     """One exposure; lengths are fractions of the image's side.
 
     Attributes:
-      soft, bone: contrast of the soft tissue, and of bone, per unit of thickness.
-      gain, offset, gamma: film curve: offset + gain * darkening ** gamma.
+      soft: contrast of soft tissue per unit of thickness.
+      bone: contrast of bone per unit of thickness.
+      gain: film curve, offset + gain * darkening ** gamma.
+      offset: see `gain`.
+      gamma: see `gain`.
       gradient: slope of the background along x and y (heel effect).
-      grain, mottle: standard deviation of fine and of coarse noise.
+      grain: standard deviation of fine noise.
+      mottle: standard deviation of coarse noise.
       blur: standard deviation of the focal spot's blur.
-      field: corners float32 [4, 2] of the collimated field, or None; outside it is unexposed.
+      field: corners float32 [4, 2] of the collimated field, or None; unexposed outside it.
       outside: brightness outside the field.
       border: (left, top, right, bottom) widths of a white scanning border.
-      marker: the lead marker's text, "" for none.
-      marker_at: its centre.
-      marker_size, marker_tilt: its height; degrees.
+      marker: text of the lead marker, "" for none.
+      marker_at: centre of the marker.
+      marker_size: height of the marker.
+      marker_tilt: rotation of the marker in degrees.
       inverted: black bones on white.
-      seed: of the noise fields.
+      seed: seed of the noise fields.
     """
 
     soft: float
@@ -54,9 +59,13 @@ class Exposure:
 
 
 def draw_exposure(rng: np.random.Generator, *, left: bool) -> Exposure:
-    """Draws an exposure; `left` says which hand it is, for the marker.
+    """Draws an exposure.
 
-    A draw is made whether or not its quirk is present, so that no quirk changes another.
+    Every draw is made even if its artefact is absent, so that artefacts do not affect each other.
+
+    Args:
+      rng: makes the draws.
+      left: whether it is a left hand, for the marker.
     """
     centre, half = rng.normal(0.5, 0.01, 2), rng.uniform(0.44, 0.50, 2)
     turn, collimated = np.deg2rad(rng.normal(0, 4)), rng.random() < 0.35
@@ -89,17 +98,17 @@ def draw_exposure(rng: np.random.Generator, *, left: bool) -> Exposure:
 
 
 def expose(attenuation: np.ndarray, exposure: Exposure, size: int) -> np.ndarray:
-    """The radiograph of an attenuation map.
+    """Returns the radiograph of an attenuation map.
 
     Args:
-      attenuation: float32 [k * size, k * size], what the rays cross, times its coefficient.
-      exposure: how it is taken.
+      attenuation: float32 [k * size, k * size], path length times attenuation coefficient.
+      exposure: acquisition parameters.
       size: side of the radiograph in pixels.
 
     Returns:
       uint8 [size, size].
     """
-    # Beer-Lambert: what passes falls exponentially with what the rays cross.
+    # Beer-Lambert law: the transmitted intensity falls exponentially with attenuation.
     blur = exposure.blur * attenuation.shape[0]
     image = 1 - cv2.exp(-attenuation)
     if blur > 0.3:
@@ -135,12 +144,12 @@ def _collimate(image: np.ndarray, field: np.ndarray, outside: float) -> np.ndarr
     cv2.fillConvexPoly(open_field, corners, 255, cv2.LINE_AA, 4)
     passed = open_field.astype(np.float32) / 255
     soft = cv2.GaussianBlur(passed, (0, 0), 0.004 * size + 0.2)
-    # Scattered rays leave a pale rim along the edge of the field.
+    # Scattered radiation leaves a pale rim along the edge of the field.
     return image * soft + outside * (1 - soft) + 0.5 * soft * (1 - soft)
 
 
 def _place_marker(image: np.ndarray, exposure: Exposure) -> None:
-    """Writes a lead letter over two initials on its plate into `image`."""
+    """Draws a lead letter above two initials on a plate into `image`."""
     glyph = np.zeros((_GLYPH, _GLYPH), np.uint8)
     cv2.rectangle(glyph, (20, 8), (76, 88), 36, -1, cv2.LINE_AA)
     cv2.putText(glyph, exposure.marker[0], (28, 58), 0, 1.9, 255, 7, cv2.LINE_AA)

@@ -1,7 +1,7 @@
-"""Draws bones as the lengths of the rays' paths through cortex and spongy bone.
+"""Draws bones as path lengths of the rays through cortical and spongy bone.
 
-Each bone is computed in coordinates of its own, within its own bounding box, so that the cost is
-that of the bones' area and not of the frame.
+Each bone is computed in its own coordinates within its own bounding box, so the cost is
+proportional to the area of the bones, not of the frame.
 """
 
 import functools
@@ -13,16 +13,16 @@ import numpy as np
 from tfds_rsna.hand_phantom.pose import Canvas
 from tfds_rsna.hand_phantom.skeleton import Bone, Carpal, Skeleton
 
-_THICKNESS = 0.028  # half width of a typical bone, hand units: path lengths are counted in it
-_STEPS = 64  # of a shaft's profile
+_THICKNESS = 0.028  # half width of a typical bone in hand units, the unit of path lengths
+_STEPS = 64  # samples of a shaft's profile
 
 
 def draw_bones(skeleton: Skeleton, canvas: Canvas, trabeculae: np.ndarray) -> np.ndarray:
-    """Mineral that the rays cross, 1 for about a finger bone's half width of cortex.
+    """Returns the mineral that the rays cross; 1 is about a finger bone's half width of cortex.
 
     Args:
       skeleton: the bones.
-      canvas: where they lie.
+      canvas: maps the bones to pixels.
       trabeculae: float32 [n, n] white noise, stretched over the canvas.
 
     Returns:
@@ -49,8 +49,10 @@ class _Patch(NamedTuple):
 def _patch(
     image: np.ndarray, canvas: Canvas, origin: np.ndarray, axis: np.ndarray, box: np.ndarray
 ) -> _Patch | None:
-    """The patch around `box`, corners [4, 2] in coordinates along `axis` from `origin` and across
-    it; None where the canvas does not reach."""
+    """Returns the part of the canvas around `box`, or None if it is outside.
+
+    `box` holds corners [4, 2] in coordinates from `origin` along `axis` and across it.
+    """
     frame = np.array([[axis[0], -axis[1]], [axis[1], axis[0]]])
     corners = canvas.place(origin + box @ frame.T)
     side = canvas.side
@@ -58,7 +60,7 @@ def _patch(
     right, bottom = np.clip(np.ceil(corners.max(0)) + 1, 0, side).astype(int).tolist()
     if right <= left or bottom <= top:
         return None
-    # Pixels to hand units to the bone's own axes: two affine maps, made one.
+    # Pixels to hand units to the bone's own axes: two affine maps combined.
     linear = frame.T @ np.linalg.inv(canvas.matrix[:, :2])
     offset = -linear @ canvas.matrix[:, 2] - frame.T @ origin
     x = np.arange(left, right, dtype=np.float32)
@@ -78,7 +80,7 @@ def _draw_bone(image: np.ndarray, bone: Bone, canvas: Canvas) -> None:
     patch = _patch(image, canvas, bone.base, span / length, box)
     if patch is None:
         return
-    plate = bone.thickness + bone.gap  # where the shaft begins
+    plate = bone.thickness + bone.gap  # start of the shaft
     if bone.fused < 1:
         mineral = _shaft(bone, patch, plate, length)
         if bone.epiphysis:
@@ -86,20 +88,20 @@ def _draw_bone(image: np.ndarray, bone: Bone, canvas: Canvas) -> None:
         patch.image[...] += (1 - bone.fused) * mineral
     if bone.fused > 0:
         mineral = _shaft(bone, patch, 0.0, length)
-        # The closed plate remains as a thin dense line for some years.
+        # A closed growth plate remains visible as a thin dense line for some years.
         line = np.exp(-(((patch.along - bone.thickness) / (0.07 * bone.width)) ** 2))
         mineral *= 1 + 0.30 * line
         patch.image[...] += bone.fused * mineral
 
 
 def _shaft(bone: Bone, patch: _Patch, begin: float, end: float) -> np.ndarray:
-    """A tube of cortex around spongy bone: the rays' paths through both, float32 of the patch."""
+    """Returns path lengths in a tube of cortex around spongy bone, float32 of the patch."""
     half = bone.width / 2
     place = (patch.along - np.float32(begin)) / np.float32(end - begin)
     step = np.clip(place * (_STEPS - 1), 0, _STEPS - 1).astype(np.intp)
     profile = _profile(bone.kind, round(bone.waist, 2))
     outer = half * profile.width[step]
-    # Ends are rounded: the metaphysis a little, the other end as a joint's head.
+    # Ends are rounded: the metaphysis slightly, the other end like the head of a joint.
     near = np.clip((patch.along - begin) / (0.30 * half), 0, 1)
     far = np.clip((end - patch.along) / ((1.0 if bone.kind == "distal" else 0.7) * half), 0, 1)
     outer = outer * np.sqrt(near * (2 - near)) ** 0.5 * np.sqrt(far * (2 - far))
@@ -108,20 +110,20 @@ def _shaft(bone: Bone, patch: _Patch, begin: float, end: float) -> np.ndarray:
     whole = np.sqrt(np.maximum(outer * outer - square, 0))
     marrow = np.sqrt(np.maximum(np.maximum(inner, 0) ** 2 - square, 0))
     mineral = (whole - (1 - profile.inside[step]) * marrow) / _THICKNESS
-    # The zone of provisional calcification: a white line where the shaft meets its growth plate.
+    # Zone of provisional calcification: a white line where the shaft meets its growth plate.
     line = np.exp(-(((patch.along - begin) / (0.16 * half)) ** 2))
     return _flatten(mineral * (1 + 0.5 * line), half)
 
 
 def _epiphysis(bone: Bone, patch: _Patch) -> np.ndarray:
-    """A round dot that widens to a plate and caps the shaft."""
+    """Returns path lengths in an epiphysis: a round dot that widens to a plate on the shaft."""
     half = bone.width / 2
     grown = min(bone.epiphysis, 1.0)
     head = bone.kind == "metacarpal"  # a ball; the others are plates
     axis = half * bone.epiphysis * (0.92 if head else 1.0)
     thick = bone.thickness / 2 * grown ** (1.0 if head else 0.75)
     x = np.abs(patch.across / axis)
-    # It sits nearer to the shaft than to the joint, whose cartilage is thick in small children.
+    # Closer to the shaft than to the joint, whose cartilage is thick in small children.
     centre = bone.thickness - thick
     y = (patch.along - np.float32(centre)) / np.float32(thick)
     power = 2.0 + 1.2 * grown
@@ -153,8 +155,8 @@ def _draw_carpal(image: np.ndarray, carpal: Carpal, canvas: Canvas) -> None:
     patch.image[...] += _flatten(mineral * (thickness / _THICKNESS), thickness)
 
 
-# Half width of a shaft over that of its metaphysis: places from the growth plate (0) to the other
-# end (1), and there (share of the waist, constant).
+# Half width of a shaft relative to its metaphysis: positions from the growth plate (0) to the other
+# end (1), and the width there as (weight of the waist, constant).
 _KNOTS: dict[str, tuple[tuple[float, ...], tuple[tuple[float, float], ...]]] = {
     "metacarpal": (
         (0, 0.12, 0.3, 0.6, 0.8, 0.95, 1),
@@ -178,8 +180,11 @@ _KNOTS: dict[str, tuple[tuple[float, ...], tuple[tuple[float, float], ...]]] = {
 
 
 class _Profile(NamedTuple):
-    """Along a shaft, float32 [_STEPS] each: half width over that of the metaphysis, thickness of
-    the cortex over that at mid-shaft, attenuation of the inside over that of cortex."""
+    """Profiles along a shaft, float32 [_STEPS] each.
+
+    Half width relative to the metaphysis, thickness of the cortex relative to mid-shaft, and
+    attenuation of the inside relative to cortex.
+    """
 
     width: np.ndarray
     wall: np.ndarray
@@ -192,8 +197,8 @@ def _profile(kind: str, waist: float) -> _Profile:
     place = np.linspace(0, 1, _STEPS)
     width = np.interp(place, knots, [share * waist + constant for share, constant in widths])
     width = np.convolve(np.pad(width, 4, mode="edge"), np.full(9, 1 / 9), mode="valid")
-    # The marrow is at mid-shaft; the ends are spongy bone in a thin shell. Of the forearm only the
-    # lower end is in the picture.
+    # Marrow fills the mid-shaft; the ends are spongy bone in a thin shell. Only the distal end of
+    # the forearm is in the image.
     middle = (0.10, 1.0, 1.0) if kind in ("radius", "ulna") else (0.32, 0.68, 1.0)
     far = 1.0 if kind in ("radius", "ulna") else 0.2
     wall = np.interp(place, (0, *middle), (0.2, 1, 1, far))
@@ -202,5 +207,5 @@ def _profile(kind: str, waist: float) -> _Profile:
 
 
 def _flatten(mineral: np.ndarray, half: float) -> np.ndarray:
-    """Wide bones are flat: their depth grows slower than their width."""
+    """Scales the mineral of flat bones, whose depth grows more slowly than their width."""
     return mineral * np.float32((_THICKNESS / half) ** 0.55)

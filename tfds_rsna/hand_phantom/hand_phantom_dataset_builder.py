@@ -1,4 +1,4 @@
-"""TFDS builder: procedural hand radiographs that need no download."""
+"""TFDS builder for procedural hand radiographs, which need no download."""
 
 import dataclasses
 import sys
@@ -26,7 +26,7 @@ class PhantomConfig(tfds.core.BuilderConfig):
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Hand phantoms; the same index is the same hand at every size and on every machine."""
+    """Hand phantoms; an index gives the same hand at every size and on every machine."""
 
     VERSION = tfds.core.Version("1.1.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {

@@ -1,14 +1,14 @@
-"""What a hand shows at a given bone age and sex: milestones in months, and curves through them.
+"""Skeletal maturity by bone age and sex: milestones in months, and curves through them.
 
-The tables hold approximate population medians in months for (boys, girls). They set the order and
-the pace of a phantom's growth and are no reference for reading a radiograph. They follow:
+The tables hold approximate population medians in months for (boys, girls). They determine the order
+and pace of a phantom's growth and are no reference for reading radiographs. They follow:
 
 - onset of ossification: Garn, Rohmann & Silverman 1967, Med Radiogr Photogr 43:45-66, the median
-  of their percentiles; the pisiform, which they leave out, after Gilsanz & Ratib 2005;
-- width of the epiphysis against its metaphysis, and fusion of the growth plate: the standards of
-  Greulich & Pyle 1959, and the stages of Gilsanz & Ratib 2005, Hand Bone Age (Springer): epiphyses
-  as wide as the metaphysis before puberty, capping it in puberty, then fusing, distal phalanges
-  first, proximal and middle phalanges and metacarpals next, ulna and radius last;
+  of their percentiles; the pisiform, which they omit, after Gilsanz & Ratib 2005;
+- width of the epiphysis relative to its metaphysis, and fusion of the growth plate: the standards
+  of Greulich & Pyle 1959, and the stages of Gilsanz & Ratib 2005, Hand Bone Age (Springer):
+  epiphyses as wide as the metaphysis before puberty, capping it in puberty, then fusing, distal
+  phalanges first, proximal and middle phalanges and metacarpals next, ulna and radius last;
 - cortical thickness: Garn 1970, The Earlier Gain and the Later Loss of Cortical Bone: the cortex
   of the second metacarpal grows faster than its width, in boys for longer.
 """
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-MONTHS = (6.0, 216.0)  # bone ages of phantoms, drawn uniformly
+MONTHS = (6.0, 216.0)  # range of the bone ages of phantoms, drawn uniformly
 
 
 class Milestone(NamedTuple):
@@ -47,11 +47,11 @@ CARPAL_ONSET = {
     "scaphoid": Milestone(68, 49),
     "trapezoid": Milestone(75, 50),
     "pisiform": Milestone(132, 108),
-    "sesamoid": Milestone(153, 129),  # of the adductor of the thumb
+    "sesamoid": Milestone(153, 129),  # of the thumb's adductor
 }
-CARPAL_GROWN = Milestone(168, 144)  # carpal bones have their grown size and outline
+CARPAL_GROWN = Milestone(168, 144)  # carpal bones have their adult size and outline
 
-# Garn gives an onset for each finger; these are the medians over the fingers of one kind.
+# Garn gives an onset per finger; these are the medians over the fingers for each kind of bone.
 EPIPHYSES = {
     "proximal": Epiphysis(Milestone(17, 11), Milestone(183, 158), Milestone(202, 178)),
     "middle": Epiphysis(Milestone(25, 16), Milestone(183, 159), Milestone(203, 179)),
@@ -61,19 +61,19 @@ EPIPHYSES = {
     "ulna": Epiphysis(Milestone(85, 64), Milestone(190, 168), Milestone(216, 198)),
 }
 AS_WIDE = Milestone(114, 88)  # the epiphysis is as wide as its metaphysis
-CAPPING = Milestone(168, 142)  # it overlaps the edges of its metaphysis
+CAPPING = Milestone(168, 142)  # the epiphysis overlaps the edges of its metaphysis
 
-GROWN = Milestone(204, 180)  # proportions of the bones are those of an adult
+GROWN = Milestone(204, 180)  # the bones have adult proportions
 
 
 def carpal_size(name: str, age: float, male: bool, shift: float = 1.0) -> float:
-    """Width of a carpal centre over its grown width: 0 before its onset, 1 when grown.
+    """Returns the width of a carpal centre relative to the adult: 0 before onset, 1 when grown.
 
     Args:
       name: a key of `CARPAL_ONSET`.
       age: bone age in months.
       male: sex.
-      shift: this hand's milestones over the median ones.
+      shift: this hand's milestones relative to the median.
     """
     onset, grown = CARPAL_ONSET[name].of(male) * shift, CARPAL_GROWN.of(male) * shift
     if age < onset:
@@ -83,7 +83,7 @@ def carpal_size(name: str, age: float, male: bool, shift: float = 1.0) -> float:
 
 
 def epiphysis_width(kind: str, age: float, male: bool, shift: float = 1.0) -> float:
-    """Width of an epiphysis over that of its metaphysis; 0 before it appears."""
+    """Returns the width of an epiphysis relative to its metaphysis; 0 before it appears."""
     onset = EPIPHYSES[kind].onset.of(male) * shift
     if age < onset:
         return 0.0
@@ -93,24 +93,24 @@ def epiphysis_width(kind: str, age: float, male: bool, shift: float = 1.0) -> fl
 
 
 def plate_gap(kind: str, age: float, male: bool, shift: float = 1.0) -> float:
-    """Thickness of the dark growth plate over the width of its bone; 0 once it is closed."""
+    """Returns the thickness of the growth plate relative to the bone's width; 0 once closed."""
     stages = EPIPHYSES[kind]
     begin = stages.fuses.of(male) * shift
     return float(np.interp(age, [6.0, begin], [0.20, 0.06])) * (1 - fusion(kind, age, male, shift))
 
 
 def fusion(kind: str, age: float, male: bool, shift: float = 1.0) -> float:
-    """0 while the growth plate is open, 1 once bone has replaced it."""
+    """Returns 0 while the growth plate is open, rising to 1 once bone has replaced it."""
     stages = EPIPHYSES[kind]
     ends = [stages.fuses.of(male) * shift, stages.fused.of(male) * shift]
     return float(np.interp(age, ends, [0.0, 1.0]))
 
 
 def growth(age: float, male: bool) -> float:
-    """How far the proportions have come: 0 in the first months, 1 in the adult."""
+    """Returns the progress of the proportions from the first months (0) to the adult (1)."""
     return float(np.clip(age / GROWN.of(male), 0.0, 1.0))
 
 
 def cortical_fraction(age: float, male: bool) -> float:
-    """Share of a metacarpal's width at mid-shaft that is cortex (both walls together)."""
+    """Returns the fraction of a metacarpal's width at mid-shaft that is cortex (both walls)."""
     return 0.32 + (0.24 if male else 0.22) * growth(age, male)

@@ -1,11 +1,11 @@
-"""Where a hand lies in the frame, and how its lengths become pixels."""
+"""Position of a hand in the frame, and the map from its lengths to pixels."""
 
 import dataclasses
 
 import cv2
 import numpy as np
 
-_SHIFT = 4  # bits of sub-pixel position that OpenCV draws with
+_SHIFT = 4  # fractional bits of OpenCV's sub-pixel coordinates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,9 +13,9 @@ class Canvas:
     """A square of pixels, and the affine map from hand units to it.
 
     Attributes:
-      side: in pixels.
-      matrix: float64 [2, 3], hand units (a third 1 appended) to pixels; (0, 0) is the middle of
-        the first pixel.
+      side: side in pixels.
+      matrix: float64 [2, 3], maps hand units (with a third coordinate 1) to pixels; (0, 0) is the
+        centre of the first pixel.
     """
 
     side: int
@@ -27,16 +27,16 @@ class Canvas:
         return float(np.hypot(*self.matrix[:, 0]))
 
     def place(self, points: np.ndarray) -> np.ndarray:
-        """Hand units [n, 2] to pixels [n, 2]."""
+        """Maps hand units [n, 2] to pixels [n, 2]."""
         return points @ self.matrix[:, :2].T + self.matrix[:, 2]
 
     def fill(self, image: np.ndarray, points: np.ndarray) -> None:
-        """Fills a polygon of hand units [n, 2] with 255."""
+        """Fills a polygon, in hand units [n, 2], with 255."""
         fixed = np.rint(self.place(points) * (1 << _SHIFT)).astype(np.int32)
         cv2.fillPoly(image, [fixed], 255, cv2.LINE_AA, _SHIFT)
 
     def disc(self, image: np.ndarray, centre: np.ndarray, radius: float) -> None:
-        """Fills a disc, given in hand units, with 255."""
+        """Fills a disc, in hand units, with 255."""
         x, y = np.rint(self.place(centre) * (1 << _SHIFT)).astype(int).tolist()
         pixels = round(radius * self.unit * (1 << _SHIFT))
         cv2.circle(image, (x, y), pixels, 255, -1, cv2.LINE_AA, _SHIFT)
@@ -44,13 +44,14 @@ class Canvas:
 
 @dataclasses.dataclass(frozen=True)
 class Pose:
-    """Where the hand lies in a frame of side 1.
+    """Position of the hand in a frame of side 1.
 
     Attributes:
       scale: length of one hand unit.
-      angle: degrees of rotation.
-      x, y: where the middle of the hand lies.
-      left: a left hand, palm down: the thumb is to the right.
+      angle: rotation in degrees.
+      x: horizontal position of the middle of the hand.
+      y: vertical position of the middle of the hand.
+      left: a left hand, palm down: the thumb is on the right.
     """
 
     scale: float
@@ -60,7 +61,7 @@ class Pose:
     left: bool
 
     def canvas(self, side: int) -> Canvas:
-        """This pose in a square of `side` pixels."""
+        """Returns the canvas of this pose in a square of `side` pixels."""
         turn = np.deg2rad(self.angle)
         cos, sin = np.cos(turn) * self.scale * side, np.sin(turn) * self.scale * side
         flip = 1.0 if self.left else -1.0
@@ -71,7 +72,7 @@ class Pose:
 
 
 def draw_pose(rng: np.random.Generator) -> Pose:
-    """Draws a pose. Scale tells nothing of the age: small and large hands fill the frame alike."""
+    """Draws a pose. The scale is independent of age: small and large hands fill the frame alike."""
     return Pose(
         scale=float(rng.uniform(0.66, 0.98)),
         angle=float(np.clip(rng.normal(0, 8), -20, 20)),

@@ -1,7 +1,7 @@
-"""From an index to a hand radiograph with its mask.
+"""Renders a hand radiograph and its mask from an index.
 
-Every random number is drawn before the image size enters, so that an index is the same hand at
-every size. Bones are drawn at twice the size; the sensor averages down.
+All random numbers are drawn before the image size is used, so an index gives the same hand at every
+size. Bones are drawn at twice the size; the simulated sensor averages them down.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from tfds_rsna.hand_phantom.skeleton import grow_skeleton
 from tfds_rsna.hand_phantom.soft_tissue import draw_silhouette, tissue_thickness
 
 _OVERSAMPLE = 2
-_TEXTURE = 192  # pixels of the trabecular texture, whatever the size of the image
+_TEXTURE = 192  # pixels of the trabecular texture, for all image sizes
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 
@@ -31,17 +31,17 @@ class Phantom(NamedTuple):
 
 
 def make_phantom(index: int, size: int, split: str | int = "train") -> Phantom:
-    """Phantom number `index` of a split.
+    """Returns phantom number `index` of a split.
 
     Args:
       index: 0, 1, 2 ...; the same index is the same hand at every size.
       size: side in pixels.
-      split: train, validation or test; or a seed of your own, which gives hands of its own.
+      split: train, validation or test; or an integer seed, which gives other hands.
 
     Returns:
       See `Phantom`. The same arguments give the same hand in every process.
     """
-    # A seed of one's own is a third key, so that it repeats none of the splits.
+    # An integer seed is a third key, so that it never repeats hands of the splits.
     key = [_SPLITS[split], index] if isinstance(split, str) else [len(_SPLITS), index, split]
     rng = np.random.default_rng(np.random.SeedSequence(key))
     male = bool(rng.random() < 0.5)
@@ -50,8 +50,15 @@ def make_phantom(index: int, size: int, split: str | int = "train") -> Phantom:
 
 
 def draw_hand(age: float, male: bool, size: int, rng: np.random.Generator) -> Phantom:
-    """A hand of a given bone age (months) and sex in a square of `size`; `rng` draws the rest."""
-    # Streams of their own: one bone more must not change the pose or the exposure.
+    """Draws a hand of a given bone age (months) and sex in a square of `size` pixels.
+
+    Args:
+      age: bone age in months.
+      male: sex.
+      size: side in pixels.
+      rng: draws everything else.
+    """
+    # Separate streams, so that an additional bone does not change the pose or the exposure.
     body, posing, exposing, texture = rng.spawn(4)
     pose = draw_pose(posing)
     skeleton = grow_skeleton(age, male, body)
@@ -61,7 +68,7 @@ def draw_hand(age: float, male: bool, size: int, rng: np.random.Generator) -> Ph
     side = _OVERSAMPLE * size
     attenuation = draw_bones(skeleton, pose.canvas(side), trabeculae)
     attenuation *= exposure.bone
-    # Soft tissue is smooth: a quarter of the pixels is enough, and half of the time at 512 px.
+    # Soft tissue is smooth: a quarter of the pixels suffices and halves the time at 512 px.
     canvas = pose.canvas(size)
     hand = draw_silhouette(skeleton, canvas)
     tissue = tissue_thickness(hand, canvas)

@@ -1,10 +1,11 @@
-"""Where the bones of one hand lie, and their shape: lengths in hand units, angles in degrees.
+"""Position and shape of the bones of one hand; lengths in hand units, angles in degrees.
 
-The wrist joint is the origin, the middle finger points along +y, the thumb lies at +x. One unit is
+The wrist joint is the origin, the middle finger points along +y, the thumb is at +x. One unit is
 about 25 cm in an adult; the tip of the middle finger is at 0.83. Bone lengths and widths follow the
 adult means of Garn, Hertzog, Poznanski & Nagy 1972, Radiology 105:375-381 (metacarpophalangeal
-length), rounded; as fractions of the hand they hold at every age, save for what `grow_skeleton`
-says. A phantom is a teaching model of the milestones in `maturity.py`, no anatomical atlas.
+length), rounded; as fractions of the hand they hold at every age except as described in
+`grow_skeleton`. A phantom is a teaching model of the milestones in `maturity.py`, not an anatomical
+atlas.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from tfds_rsna.hand_phantom import maturity
 
 
 class _Outline(NamedTuple):
-    """A grown carpal bone: centre, half axes, tilt, and two harmonics that leave the ellipse."""
+    """A grown carpal bone: centre, half axes, tilt, and two harmonics that deform the ellipse."""
 
     x: float
     y: float
@@ -41,7 +42,7 @@ _CARPALS = {
 
 
 class _Ray(NamedTuple):
-    """Base of a metacarpal, its direction from +y towards the thumb, and the bones' lengths."""
+    """Base of a metacarpal, its direction from +y towards the thumb, and the bone lengths."""
 
     x: float
     y: float
@@ -64,7 +65,7 @@ _WIDTHS = {
     "radius": 0.128,
     "ulna": 0.066,
 }
-_EPIPHYSIS_THICKNESS = {  # over the width of the bone
+_EPIPHYSIS_THICKNESS = {  # relative to the width of the bone
     "metacarpal": 0.66,
     "proximal": 0.32,
     "middle": 0.31,
@@ -76,18 +77,19 @@ _EPIPHYSIS_THICKNESS = {  # over the width of the bone
 
 @dataclasses.dataclass(frozen=True)
 class Bone:
-    """One tubular bone; its growth plate lies near `base`.
+    """One tubular bone; its growth plate is near `base`.
 
     Attributes:
       kind: a key of `maturity.EPIPHYSES`.
-      base, tip: float64 [2], the ends of the bone.
-      width: of the metaphysis.
-      epiphysis: width of the epiphysis over that of the metaphysis, 0 before it appears.
-      thickness: room for the epiphysis along the bone, epiphysis grown.
+      base: float64 [2], end of the bone with the growth plate.
+      tip: float64 [2], the other end.
+      width: width of the metaphysis.
+      epiphysis: width of the epiphysis relative to the metaphysis, 0 before it appears.
+      thickness: space for the grown epiphysis along the bone.
       gap: thickness of the open growth plate.
       fused: 0 open ... 1 closed.
-      cortex: share of the width at mid-shaft that is cortex.
-      waist: width at mid-shaft over that of the metaphysis.
+      cortex: fraction of the width at mid-shaft that is cortex.
+      waist: width at mid-shaft relative to the metaphysis.
     """
 
     kind: str
@@ -104,13 +106,15 @@ class Bone:
 
 @dataclasses.dataclass(frozen=True)
 class Carpal:
-    """The ossified part of a carpal bone or sesamoid: an ellipse bent by two harmonics.
+    """The ossified part of a carpal bone or sesamoid: an ellipse deformed by two harmonics.
 
     Attributes:
       name: a key of `maturity.CARPAL_ONSET`.
-      centre, axes: float64 [2], the half axes at a tilt of 0 along x and y.
+      centre: float64 [2].
+      axes: float64 [2], half axes, along x and y at a tilt of 0.
       tilt: degrees from +y towards the thumb.
-      triangular, square: weights of the third and fourth harmonic of the outline.
+      triangular: weight of the third harmonic of the outline.
+      square: weight of the fourth harmonic of the outline.
     """
 
     name: str
@@ -123,14 +127,14 @@ class Carpal:
 
 @dataclasses.dataclass(frozen=True)
 class Skeleton:
-    """One hand: its bones, its carpal centres, what the soft tissue needs.
+    """One hand: its bones, its carpal centres, and what the soft tissue needs.
 
     Attributes:
-      bones: 19 of the fingers, radius and ulna.
-      carpals: those that have begun to ossify.
-      density: mineral density over that of a median adult.
+      bones: the 19 bones of the fingers, radius and ulna.
+      carpals: carpal centres that have begun to ossify.
+      density: mineral density relative to a median adult.
       fingers: per finger the joints from metacarpal base to tip, float64 [n, 2], thumb first.
-      tissue: thickness of the soft tissue over that of a median adult.
+      tissue: thickness of the soft tissue relative to a median adult.
     """
 
     bones: list[Bone]
@@ -146,18 +150,18 @@ class _Growth:
 
     age: float
     male: bool
-    pace: float  # this hand's milestones over the median ones
+    pace: float  # this hand's milestones relative to the median
     robust: float
     cortex: float
     rng: np.random.Generator
 
     def shift(self) -> float:
-        """Milestones of one bone over the median: the hand's pace, and the bone's own."""
+        """Returns one bone's milestones relative to the median: the hand's pace times its own."""
         return self.pace * float(np.clip(self.rng.normal(1.0, 0.025), 0.94, 1.06))
 
     def bone(self, kind: str, base: np.ndarray, tip: np.ndarray, stout: float = 1.0) -> Bone:
         grown, shift = maturity.growth(self.age, self.male), self.shift()
-        # A small child's bones are plump, hardly waisted, and wide apart.
+        # The bones of small children are plump, hardly waisted, and far apart.
         width = _WIDTHS[kind] * stout * self.robust * (1.14 - 0.14 * grown)
         width *= float(self.rng.normal(1.0, 0.015))
         epiphysis = maturity.epiphysis_width(kind, self.age, self.male, shift)
@@ -176,11 +180,11 @@ class _Growth:
 
 
 def grow_skeleton(age: float, male: bool, rng: np.random.Generator) -> Skeleton:
-    """The skeleton of one hand.
+    """Grows the skeleton of one hand.
 
-    Girls and boys of the same stage differ as they do in life, and weakly: boys' bones are wider
-    for their length with a thicker cortex, and their ring finger is longer than their index finger
-    (the 2D:4D ratio: Manning et al. 1998, Hum Reprod 13:3000-3004; widened here).
+    Girls and boys of the same stage differ weakly, as in reality: boys' bones are wider for their
+    length with a thicker cortex, and their ring finger is longer than their index finger (the 2D:4D
+    ratio: Manning et al. 1998, Hum Reprod 13:3000-3004; exaggerated here).
 
     Args:
       age: bone age in months.
@@ -227,7 +231,7 @@ def _grow_fingers(shared: _Growth) -> tuple[list[np.ndarray], list[Bone]]:
         if finger == 0:
             kinds.remove("middle")
         angle = ray.angle + (thumb if finger == 0 else 0.0)
-        # Metacarpals move little; the fingers fan out from their heads.
+        # Metacarpals hardly move; the fingers fan out from their heads.
         fan = ray.angle * (spread - 1.0) * (0.9 if finger else 0.0) + rng.normal(0, 1.5)
         at = np.array([ray.x, ray.y])
         path = [at]
@@ -236,7 +240,7 @@ def _grow_fingers(shared: _Growth) -> tuple[list[np.ndarray], list[Bone]]:
                 angle += fan
             heading = np.deg2rad(angle)
             direction = np.array([np.sin(heading), np.cos(heading)])
-            # Fingers of small children are short beside the palm.
+            # Fingers of small children are short relative to the palm.
             short = 1.0 if kind == "metacarpal" else 0.90 + 0.10 * grown
             end = at + direction * length * lengthen[finger] * short
             near, far = at + direction * joint / 2, end - direction * joint / 2
@@ -259,17 +263,17 @@ def _grow_carpals(shared: _Growth, thumb_joint: np.ndarray) -> list[Carpal]:
     rng, carpals = shared.rng, []
     for name, outline in _CARPALS.items():
         size = maturity.carpal_size(name, shared.age, shared.male, shared.shift())
-        vary = rng.normal(size=5)  # drawn for absent bones too: older hands share the draws
+        vary = rng.normal(size=5)  # drawn for absent bones too, so that older hands share the draws
         if not size:
             continue
         centre = np.array([outline.x, outline.y]) + 0.002 * vary[:2]
-        if name == "sesamoid":  # on the palm's side of the head of the thumb's metacarpal
+        if name == "sesamoid":  # on the palmar side of the head of the thumb's metacarpal
             centre = thumb_joint + np.array([-0.030, 0.002])
         stout = 1.0 + 0.35 * (shared.robust - 1.0)
         axes = (
             1.07 * np.array([outline.across, outline.along]) * stout * size * (1 + 0.02 * vary[2:4])
         )
-        # Centres begin as round dots and take their outline as they grow (Greulich & Pyle 1959).
+        # Centres start as round dots and develop their outline as they grow (Greulich & Pyle 1959).
         axes = axes * size + np.sqrt(axes.prod()) * (1 - size)
         tilt = outline.tilt + 4.0 * float(vary[4])
         bent = size**2

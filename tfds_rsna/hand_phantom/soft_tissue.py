@@ -1,4 +1,4 @@
-"""The soft tissue of a hand: its outline and its thickness."""
+"""Soft tissue of a hand: its outline and its thickness."""
 
 import cv2
 import numpy as np
@@ -8,7 +8,7 @@ from tfds_rsna.hand_phantom.skeleton import Skeleton
 
 
 def draw_silhouette(skeleton: Skeleton, canvas: Canvas) -> np.ndarray:
-    """The hand's outline: fingers as cones between joints, palm and forearm as a polygon.
+    """Draws the outline of the hand: fingers as cones between joints, palm and arm as a polygon.
 
     Returns:
       uint8 [side, side], 0 ... 255 with a soft edge.
@@ -19,7 +19,7 @@ def draw_silhouette(skeleton: Skeleton, canvas: Canvas) -> np.ndarray:
         stout = (1.10, 1.0, 1.02, 0.97, 0.86)[finger] * wide
         along = (path[-1] - path[-2]) / np.linalg.norm(path[-1] - path[-2])
         joints = np.concatenate([path[1:-1], (path[-1] - 0.010 * along)[None]])
-        # Thick at the base, thinner to the tip.
+        # Thick at the base, thinner towards the tip.
         radii = np.linspace(0.044, 0.029, len(joints)) * stout
         for joint, radius in zip(joints, radii, strict=True):
             canvas.disc(hand, joint, float(radius))
@@ -30,7 +30,7 @@ def draw_silhouette(skeleton: Skeleton, canvas: Canvas) -> np.ndarray:
             cone = [start + beside[0], end + beside[1], end - beside[1], start - beside[0]]
             canvas.fill(hand, np.array(cone))
     canvas.fill(hand, _palm(skeleton, wide))
-    # Blurring and cutting at one half rounds the corners: webs, wrist, thenar.
+    # Blurring and thresholding at one half rounds the corners: webs, wrist, thenar.
     smooth = cv2.GaussianBlur(hand, (0, 0), 0.011 * canvas.unit)
     edge = 24.0 / max(0.011 * canvas.unit, 1.0)
     return cv2.convertScaleAbs(np.clip((smooth.astype(np.float32) - 127.5) * edge + 127.5, 0, 255))
@@ -63,11 +63,11 @@ def _palm(skeleton: Skeleton, wide: float) -> np.ndarray:
 
 
 def tissue_thickness(hand: np.ndarray, canvas: Canvas) -> np.ndarray:
-    """Soft tissue, round in section: steep at the edge; the palm thicker than the fingers.
+    """Returns the thickness of soft tissue: round in section, thicker in the palm than in fingers.
 
     Args:
-      hand: what `draw_silhouette` draws.
-      canvas: where it lies.
+      hand: silhouette from `draw_silhouette`.
+      canvas: canvas of the silhouette.
 
     Returns:
       float32 [side, side], about 0.7 in a finger and 1.2 in the palm.

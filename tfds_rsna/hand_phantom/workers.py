@@ -1,10 +1,10 @@
-"""Draws many phantoms with all cores, in order.
+"""Draws phantoms on all cores, in order.
 
-Drawing is many small NumPy calls, which threads do not speed up (measured: 7.3 ms a phantom of
-96 px with one thread or two). `multiprocessing` would import the caller's `__main__` again, JAX and
-unguarded scripts included, and forking a process that runs JAX is not safe. So each worker is a
-fresh interpreter that knows this module only, and writes its phantoms into a pipe. Starting one
-costs about 1 s of processor time, as much as 130 phantoms.
+Drawing consists of many small NumPy calls, which threads do not speed up (measured: 7.3 ms per
+phantom of 96 px with one thread or two). `multiprocessing` would import the caller's `__main__`
+again, including JAX and unguarded scripts, and forking a process that runs JAX is not safe. So each
+worker is a fresh interpreter that imports only this module and writes its phantoms to a pipe.
+Starting one costs about 1 s of processor time, as much as 130 phantoms.
 """
 
 import os
@@ -20,20 +20,20 @@ from tfds_rsna.hand_phantom.render import Phantom, make_phantom
 
 _LABELS = struct.Struct("<d?")  # bone age, male
 _WORK = f"from {__name__} import work; work()"
-_WORTHWHILE = 256  # phantoms; fewer are drawn before the workers have started (about 1 s)
+_WORTHWHILE = 256  # phantoms; fewer are drawn sooner than workers start (about 1 s)
 
 
 def draw_many(split: str, count: int, size: int, processes: int | None = None) -> Iterator[Phantom]:
-    """Phantoms 0 ... count - 1 of a split, in order.
+    """Yields phantoms 0 ... count - 1 of a split, in order.
 
     Args:
       split: train, validation or test.
       count: number of phantoms.
       size: side in pixels.
-      processes: that draw; all cores by default, 1 draws in this process.
+      processes: number of workers; all cores by default, 1 draws in this process.
 
     Raises:
-      RuntimeError: a worker ended early (killed, out of memory); what it said is on standard error.
+      RuntimeError: a worker ended early (killed, out of memory); its output is on standard error.
     """
     processes = min(processes or _cores(), count)
     if processes < 2 or count < _WORTHWHILE or not sys.executable:
@@ -72,12 +72,12 @@ def _receive(worker: subprocess.Popen[bytes], size: int) -> Phantom:
 
 
 def work() -> None:
-    """What a worker runs: writes its share of the phantoms to standard output.
+    """Writes a worker's share of the phantoms to standard output.
 
     The arguments of the process are split, count, size, first index, step.
     """
     split, (count, size, first, step) = sys.argv[1], map(int, sys.argv[2:])
-    cv2.setNumThreads(1)  # the cores are taken by the other workers
+    cv2.setNumThreads(1)  # the other workers use the other cores
     out = sys.stdout.buffer
     for index in range(first, count, step):
         phantom = make_phantom(index, size, split)

@@ -1,4 +1,4 @@
-"""TFDS builder: any CSV of (file, age, sex) with its radiographs."""
+"""TFDS builder for any CSV of (file, age, sex) with its radiographs."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,20 +35,25 @@ _FRACTIONS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
 class Builder(RawDataBuilder):
-    """Grey squares with age in months and sex, from a CSV and a folder of images.
+    """Grey square images with age in months and sex, from a CSV and a folder of images.
 
-    All arguments beyond TFDS's own are needed for preparing only.
+    All arguments beyond TFDS's own are needed only for preparing.
 
     Args:
       raw_dir: folder with the CSV and, at any depth, the images.
-      csv: its CSV; the only one there if empty.
-      file_column, age_column, sex_column, split_column, id_column: guessed from the header if
-        empty; what was taken is printed.
-      age_unit: months, years or days; from the name of the column, else months, if empty.
-      fractions: of the splits where the CSV has no split column: a mapping or `train=0.8,test=0.2`.
-      seed: of those splits, which are by id and stratified by age and sex.
+      csv: name of the CSV; if empty, the only one in the folder.
+      file_column: column with the image. This and the other columns are guessed from the header if
+        empty; the columns used are printed.
+      age_column: column with the age.
+      sex_column: column with the sex.
+      split_column: column with the split.
+      id_column: column with the person.
+      age_unit: months, years or days; if empty, taken from the name of the column, else months.
+      fractions: sizes of the splits if the CSV has no split column, as a mapping or
+        `train=0.8,test=0.2`.
+      seed: seed of those splits, which are by id and stratified by age and sex.
       skip_unreadable: leave out unreadable images instead of stopping.
-      masks: of the configs without background: a folder of hand masks or a U-Net's workdir.
+      masks: for configs without background, a folder of hand masks or a U-Net's workdir.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -167,7 +172,7 @@ class Builder(RawDataBuilder):
 
 
 def _describe(path: Path, rows: Sequence[Radiograph], columns: Columns) -> str:
-    """One line that lets a user notice a wrong guess, a wrong unit of age above all."""
+    """Returns one line that lets a user notice a wrong guess, above all a wrong unit of age."""
     ages = [row.age for row in rows]
     taken = ", ".join(
         f"{kind}={name!r}"

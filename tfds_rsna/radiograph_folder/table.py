@@ -1,4 +1,4 @@
-"""Reads the CSV of a radiograph folder: which image has which id, age, sex and split."""
+"""Reads the CSV of a radiograph folder: id, age, sex and split of each image."""
 
 import csv
 import dataclasses
@@ -15,7 +15,7 @@ MONTHS_PER = {"months": 1.0, "years": 12.0, "days": 12 / 365.25}
 # A DICOM age string such as 058Y (PS3.5, value representation AS) carries its own unit.
 _DICOM_AGE = re.compile(r"(\d{3})([DWMY])")
 _DICOM_MONTHS = {"D": 12 / 365.25, "W": 7 * 12 / 365.25, "M": 1.0, "Y": 12.0}
-MAX_MONTHS = 1440.0  # 120 years: chest films of adults are welcome too
+MAX_MONTHS = 1440.0  # 120 years, so that radiographs of adults are accepted too
 
 _MALE = {"1", "1.0", "m", "male", "true", "boy", "man"}
 _FEMALE = {"0", "0.0", "f", "female", "false", "girl", "woman"}
@@ -31,7 +31,7 @@ _SPLITS = {
     "testing": "test",
 }
 
-# Names are compared in lower case, letters and digits only; the first that occurs is taken.
+# Names are compared in lower case, letters and digits only; the first match is taken.
 _FILE_NAMES = (
     "file", "filename", "filepath", "path", "image", "imagefile", "imagefilename", "imagename",
     "imagepath", "imageindex", "imageid", "caseid", "id",
@@ -45,7 +45,7 @@ _UNIT_WORDS = {"month": "months", "year": "years", "yr": "years", "day": "days"}
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Names of the columns to read; "" means: guess it (`id`, `sex`, `split` may be absent)."""
+    """Names of the columns to read; "" means guess it (`id`, `sex`, `split` may be absent)."""
 
     file: str = ""
     age: str = ""
@@ -69,10 +69,10 @@ class Radiograph:
 
 
 def find_csv(raw_dir: Path, name: str) -> Path:
-    """The CSV called `name` in `raw_dir`, or the only one there.
+    """Returns the CSV called `name` in `raw_dir`, or the only one there.
 
     Raises:
-      InputError: no folder, no such CSV, or several to choose from.
+      InputError: the folder or the CSV does not exist, or there are several to choose from.
     """
     if not raw_dir.is_dir():
         raise InputError(f"raw_dir {raw_dir} is not a folder")
@@ -93,7 +93,7 @@ def guess_columns(header: Iterable[str], asked: Columns, path: Path) -> Columns:
     The unit comes from `asked`, else from the column's name (`age_years`), else it is months.
 
     Raises:
-      InputError: an asked column is absent, none is recognised, or the unit is unknown.
+      InputError: a requested column is absent, none is recognised, or the unit is unknown.
     """
     names = [name for name in header if name.strip()]
     known = {_plain(name): name for name in reversed(names)}
@@ -140,22 +140,22 @@ def guess_columns(header: Iterable[str], asked: Columns, path: Path) -> Columns:
 
 
 def read_table(path: Path, raw_dir: Path, asked: Columns) -> tuple[list[Radiograph], Columns]:
-    """Reads and checks every row of a CSV.
+    """Reads and checks all rows of a CSV.
 
     Args:
       path: the CSV: UTF-8, with a header, separated by commas, semicolons or tabs.
-      raw_dir: where the images are. A file name without folder is also searched for below it,
-        and a name without suffix (an id) matches the stem of an image.
-      asked: column names where they are known.
+      raw_dir: folder of the images. A file name without folder is also searched for below it, and a
+        name without suffix (an id) matches the stem of an image.
+      asked: column names, where known.
 
     Returns:
-      The rows sorted by `key`, identical ones once, and the columns that were used. Without an
-      id column the id of a row is the stem of its file.
+      (rows sorted by `key` without duplicates, columns that were used). Without an id column the id
+      of a row is the stem of its file.
 
     Raises:
-      InputError: unreadable CSV, missing column or file, a file outside `raw_dir`, an age that
-        is no number or not within 0 and 1440 months, an unknown sex or split, or rows of one
-        file or one id that contradict each other.
+      InputError: unreadable CSV, missing column or file, a file outside `raw_dir`, an age that is
+        not a number within 0 and 1440 months, an unknown sex or split, or contradicting rows of one
+        file or one id.
     """
     header, lines = _read_cells(path)
     columns = guess_columns(header, asked, path)
@@ -213,7 +213,7 @@ def _read_cells(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]
 
 
 def _finder(raw_dir: Path) -> Callable[[str, str], Path | None]:
-    """A search for the image of a cell; the tree is walked once, and only if that is needed."""
+    """Returns a function that finds the image of a cell; walks the tree at most once, if needed."""
     index: dict[str, list[Path]] = defaultdict(list)
 
     def list_images() -> None:
@@ -267,7 +267,7 @@ def _sex(cell: str, inverted: bool, place: str) -> int:
     if text in _UNKNOWN:
         return -1
     if text in _MALE or text in _FEMALE:
-        # In a column called `female` a yes means female; the words themselves stay what they are.
+        # In a column called `female` a yes means female; words such as male keep their meaning.
         code = text[0] in "01" or text in ("true", "false")
         return int((text in _MALE) != (inverted and code))
     raise InputError(f"{place}: sex {cell!r} is not M, F, male, female, 1, 0, true, false or blank")
@@ -281,7 +281,7 @@ def _split(cell: str, place: str) -> str:
 
 
 def _consistent(rows: list[Radiograph], path: Path, *, by_person: bool) -> list[Radiograph]:
-    """Drops repeated rows; refuses rows that contradict each other or leak between splits."""
+    """Drops duplicate rows; rejects rows that contradict each other or leak between splits."""
 
     def clash(kind: str, name: str, a: Radiograph, b: Radiograph, what: str, remedy: str) -> None:
         if getattr(a, what) != getattr(b, what):
@@ -296,7 +296,7 @@ def _consistent(rows: list[Radiograph], path: Path, *, by_person: bool) -> list[
         same = files.setdefault(row.key, row)
         for what in ("id", "age", "male", "split"):
             clash("file", row.key, same, row, what, "keep the right row")
-        # One person may return at another age; two files of one stem may not disagree.
+        # A person may be imaged at several ages; without an id column, equal stems must agree.
         first = people.setdefault(row.id, row)
         for what in ("male", "split") if by_person else ("age", "male", "split"):
             clash("id", row.id, first, row, what, "correct it or set id_column")

@@ -1,4 +1,4 @@
-"""The label tables of the RSNA bone age data: which split one belongs to, and its rows."""
+"""Label tables of the RSNA bone age data: which split a table belongs to, and its rows."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ _KNOWN_NAMES = (
 
 
 class _Columns(NamedTuple):
-    """The header of one split's table, in lower case; `age` is empty where it has no ages."""
+    """The header of one split's table, in lower case; `age` is empty if the table has no ages."""
 
     split: str
     id: str
@@ -32,7 +32,7 @@ class _Columns(NamedTuple):
     male: str
 
 
-# In this order: the last header is contained in the second.
+# The order matters: the last header is contained in the second.
 _HEADERS = (
     _Columns("train", "id", "boneage", "male"),
     _Columns("test", "case id", "ground truth bone age (months)", "sex"),
@@ -65,19 +65,19 @@ class Table(NamedTuple):
 
 
 def read_table(data: bytes, name: str) -> Table | None:
-    """Reads one CSV or XLSX file; its columns tell the split.
+    """Reads one CSV or XLSX file; its columns determine the split.
 
     Args:
-      data: the file.
-      name: of the file, for errors; its suffix tells the format.
+      data: contents of the file.
+      name: name of the file, for errors; its suffix determines the format.
 
     Returns:
-      The table, or None for a file of another name with other columns: not one of ours.
+      The table, or None if neither the name nor the columns are those of a label table.
 
     Raises:
-      InputError: a file of a known name with wrong columns or without rows; an id that is no
-        integer or is repeated, an age outside 0..240 months, a value that is no sex; the
-        `test.csv` whose ages are not the published ones. Files and rows are named.
+      InputError: a file of a known name has wrong columns or no rows; an id is not an integer or is
+        repeated; an age is outside 0..240 months; a sex is unknown; or it is the `test.csv` whose
+        ages are not the published ones. The message names file and row.
     """
     rows = _read_xlsx(data, name) if name.lower().endswith(".xlsx") else _read_csv(data, name)
     known = name.replace("\\", "/").replace(":", "/").rsplit("/", 1)[-1].lower() in _KNOWN_NAMES
@@ -117,7 +117,7 @@ def _refuse_wrong_test(table: Table) -> None:
 
 
 def _read_csv(data: bytes, name: str) -> list[tuple[int, list[str]]]:
-    """Non-blank rows with their line numbers."""
+    """Returns the non-blank rows with their line numbers."""
     try:
         reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
@@ -127,9 +127,9 @@ def _read_csv(data: bytes, name: str) -> list[tuple[int, list[str]]]:
 
 
 def _read_xlsx(data: bytes, name: str) -> list[tuple[int, list[str]]]:
-    """Non-blank rows of the first sheet with their row numbers."""
+    """Returns the non-blank rows of the first sheet with their row numbers."""
     try:
-        with warnings.catch_warnings():  # openpyxl warns of styles it does not keep
+        with warnings.catch_warnings():  # openpyxl warns about styles it does not keep
             warnings.simplefilter("ignore")
             book = openpyxl.load_workbook(io.BytesIO(data), data_only=True)
             sheet = book.worksheets[0]
@@ -137,7 +137,7 @@ def _read_xlsx(data: bytes, name: str) -> list[tuple[int, list[str]]]:
                 (line, ["" if cell is None else str(cell).strip() for cell in row])
                 for line, row in enumerate(sheet.iter_rows(values_only=True), start=1)
             ]
-    except Exception as error:  # openpyxl raises many kinds on damaged files
+    except Exception as error:  # openpyxl raises many types on damaged files
         raise InputError(f"{name}: not a readable XLSX file: {error}") from error
     return [(line, row) for line, row in rows if any(row)]
 
@@ -172,10 +172,10 @@ def _number(text: str) -> float | None:
 
 
 def merge_tables(tables: list[Table]) -> dict[str, Table]:
-    """One table per split; equal copies are one, a table with ages wins over one without.
+    """Returns one table per split; equal copies count once, and tables with ages take precedence.
 
     Raises:
-      InputError: two tables of one split that differ.
+      InputError: two tables of one split differ.
     """
     merged: dict[str, Table] = {}
     for table in sorted(tables, key=lambda table: not table.has_ages):
@@ -196,5 +196,5 @@ def merge_tables(tables: list[Table]) -> dict[str, Table]:
 
 
 def is_test_id(key: int) -> bool:
-    """Whether an id is one of the 200 published test radiographs."""
+    """Returns whether an id is one of the 200 published test radiographs."""
     return key in _TEST_IDS

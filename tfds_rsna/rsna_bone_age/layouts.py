@@ -1,9 +1,9 @@
 """Finds the RSNA bone age data in a folder, however it was downloaded and unpacked.
 
-Accepted, alone or together: the Kaggle copy, RSNA's zips as they are, their unpacked trees (the
-validation images are in two zips inside the zip), and flattened variants. Nothing depends on
-folder names except which split an image of an ambiguous id belongs to: a table is known by its
-columns, an image by its name, `<id>.png`.
+Accepts, alone or combined: the Kaggle copy, RSNA's original zips, their unpacked trees (the
+validation images are in two zips inside the zip), and flattened variants. Tables are recognised by
+their columns and images by their name, `<id>.png`. Folder names matter only for the split of an
+image whose id is ambiguous.
 """
 
 import os
@@ -21,7 +21,7 @@ from tfds_rsna.decode import ZipMember
 from tfds_rsna.rsna_bone_age.labels import EXPECTED, Table, is_test_id, merge_tables, read_table
 
 _DEPTH = 6  # folders below raw_dir
-_LISTED = 20  # ids in a message
+_LISTED = 20  # ids listed in a message
 _MAX_TABLE_BYTES = 50_000_000
 _SPLIT_WORD = re.compile(r"(?<![a-z])(train|val|test)")
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
@@ -39,7 +39,7 @@ class Radiograph(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """A file, and the path below `raw_dir` that it has or would have once unpacked."""
+    """A file, and its path below `raw_dir`, as if all archives were unpacked."""
 
     path: PurePosixPath
     source: Source
@@ -48,17 +48,17 @@ class _Entry(NamedTuple):
 def find_splits(raw_dir: Path, scratch: Path) -> dict[str, list[Radiograph]]:
     """Finds images and labels and matches them.
 
-    What is left out is printed on standard error: a split without ages, labels without image.
+    Prints what is left out to standard error: splits without ages, labels without image.
 
     Args:
       raw_dir: the folder.
-      scratch: where zips inside zips are unpacked to (1.1 GB for the validation images).
+      scratch: folder for unpacking zips inside zips (1.1 GB for the validation images).
 
     Returns:
-      For `train`, `validation`, `test`, those present: radiographs sorted by id.
+      Radiographs sorted by id, for each of `train`, `validation` and `test` that is present.
 
     Raises:
-      InputError: no table or no image, images without label, one id twice, a damaged archive or
+      InputError: no table or no images, images without label, a duplicate id, a damaged archive or
         table (see `read_table`).
     """
     entries = list(_entries(raw_dir, scratch))
@@ -104,7 +104,7 @@ def find_splits(raw_dir: Path, scratch: Path) -> dict[str, list[Radiograph]]:
 
 
 def _read_tables(entries: Sequence[_Entry], raw_dir: Path) -> tuple[dict[str, Table], set[str]]:
-    """The tables with ages by split, and all splits that have a table."""
+    """Returns the tables with ages by split, and all splits that have a table."""
     tables, others = [], []
     for entry in entries:
         if entry.path.suffix.lower() not in (".csv", ".xlsx"):
@@ -123,7 +123,7 @@ def _read_tables(entries: Sequence[_Entry], raw_dir: Path) -> tuple[dict[str, Ta
 
 
 def _split_of(entry: _Entry, key: int, tables: dict[str, Table], all_tables: set[str]) -> str:
-    """Split of an image: what its folders say, where that split has a table; else its id."""
+    """Returns an image's split: by its folders if that split has a table, else by its id."""
     holding = [split for split, table in tables.items() if key in table.labels]
     named = ""
     for folder in reversed(entry.path.parts[:-1]):
@@ -142,7 +142,7 @@ def _split_of(entry: _Entry, key: int, tables: dict[str, Table], all_tables: set
 
 
 def _add(images: dict[tuple[str, int], Source], at: tuple[str, int], source: Source) -> None:
-    """Keeps one source per image; an unpacked file wins over its archive."""
+    """Keeps one source per image; an unpacked file takes precedence over its archive."""
     first = images.setdefault(at, source)
     if first is source:
         return
@@ -153,7 +153,7 @@ def _add(images: dict[tuple[str, int], Source], at: tuple[str, int], source: Sou
 
 
 def _entries(raw_dir: Path, scratch: Path) -> Iterator[_Entry]:
-    """Every file below `raw_dir`, those inside archives included; hidden ones are not."""
+    """Yields every file below `raw_dir`, including those in archives, except hidden ones."""
     for path in sorted(_walk(raw_dir, _DEPTH)):
         inner = PurePosixPath(path.relative_to(raw_dir).as_posix())
         if path.suffix.lower() == ".zip":
@@ -181,7 +181,7 @@ def _members(archive: Path, at: PurePosixPath, scratch: Path) -> Iterator[_Entry
                 if info.is_dir() or any(_hidden(part) for part in inner.parts):
                     continue
                 if inner.suffix.lower() == ".zip":
-                    # Seeking in a compressed member reads it from its start each time.
+                    # Seeking in a compressed member rereads it from its start each time.
                     unpacked = scratch / f"{len(list(scratch.iterdir()))}-{inner.name}"
                     with opened.open(info) as source, unpacked.open("wb") as target:
                         shutil.copyfileobj(source, target, 1 << 20)
@@ -212,7 +212,7 @@ def _read(source: Source) -> bytes:
 
 
 def _hidden(name: str) -> bool:
-    """Also what macOS leaves in archives: `__MACOSX/._7.png`."""
+    """Returns whether a file is hidden or added by macOS to archives, e.g. `__MACOSX/._7.png`."""
     return name.startswith(".") or name == "__MACOSX"
 
 

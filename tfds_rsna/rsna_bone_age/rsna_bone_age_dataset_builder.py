@@ -1,4 +1,4 @@
-"""TFDS builder: the RSNA Pediatric Bone Age Challenge 2017."""
+"""TFDS builder for the RSNA Pediatric Bone Age Challenge 2017."""
 
 import tempfile
 import urllib.parse
@@ -21,16 +21,17 @@ _SIZES = ("256", "384", "512", "640", "original", "128", "160", "192", "224", "3
 
 
 class Builder(RawDataBuilder):
-    """Grey squares with bone age in months and sex.
+    """Grey square images with bone age in months and sex.
 
-    All arguments beyond TFDS's own are needed for preparing only.
+    All arguments beyond TFDS's own are needed only for preparing.
 
     Args:
       raw_dir: folder with the data in any layout (see `layouts`), or TFDS's `manual_dir`;
         downloaded from RSNA if neither is given.
       skip_unreadable: leave out unreadable images instead of stopping.
-      masks: of the configs without background: a folder of hand masks or a U-Net's workdir.
-      base_url, checksums: where to download from, and the SHA-256 of each archive there.
+      masks: for configs without background, a folder of hand masks or a U-Net's workdir.
+      base_url: where to download the archives from.
+      checksums: SHA-256 of each archive.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -39,7 +40,7 @@ class Builder(RawDataBuilder):
     OPTIONS: ClassVar[dict[str, str]] = {"base_url": "where RSNA's archives are downloaded from"}
     CAN_DOWNLOAD = True
     BASE_URL = "https://s3.amazonaws.com/east1.public.rsna.org/AI/2017/"
-    # SHA-256; that of the test set is not known.
+    # SHA-256; unknown for the test set.
     CHECKSUMS: ClassVar[dict[str, str]] = {
         "Bone+Age+Training+Set.zip": (
             "9eab917f59bf520b4eb10803d33e7007ea3b3c2bd4df1c55aff45bc339b2736a"
@@ -73,7 +74,7 @@ class Builder(RawDataBuilder):
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
-                    # Bytes, not PNG: read in a fifth of the time, and without TensorFlow.
+                    # Bytes, not PNG: reads in a fifth of the time, and without TensorFlow.
                     "image": tfds.features.Tensor(
                         shape=(self._size, self._size, 1), dtype=np.uint8, encoding="bytes"
                     ),
@@ -90,7 +91,7 @@ class Builder(RawDataBuilder):
         )
 
     def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
-        # Beside the records, where there is space for them: /tmp is often small.
+        # Beside the records, since /tmp is often small.
         with tempfile.TemporaryDirectory(dir=self.data_path, prefix="unpacked") as scratch:
             self._scratch = Path(scratch)
             super()._download_and_prepare(*args, **kwargs)
@@ -129,7 +130,7 @@ class Builder(RawDataBuilder):
             )
 
     def _download(self, folder: Path) -> Path:
-        """Not by TFDS's download manager, which cannot go on with 9 GB that were cut off."""
+        """Downloads the archives; TFDS's download manager cannot resume an interrupted 9 GB."""
         for name, sha256 in self._checksums.items():
             try:
                 target = folder / urllib.parse.unquote_plus(name)
