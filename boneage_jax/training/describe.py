@@ -1,4 +1,4 @@
-"""What a training prints before its first step, and parameters.txt."""
+"""Startup summary of a training run: printed lines and parameters.txt."""
 
 import sys
 from pathlib import Path

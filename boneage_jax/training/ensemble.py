@@ -1,7 +1,7 @@
-"""Ensembles: one recipe trained from several seeds, whose predictions are averaged.
+"""Ensembles: one recipe trained with several seeds; the predictions are averaged.
 
-The members are ordinary runs in WORKDIR/members/0, 1, ...; WORKDIR itself holds their joint report,
-predictions, calibration and one line of metrics.jsonl per member.
+The members are ordinary runs in WORKDIR/members/0, 1, ...; WORKDIR itself holds the joint report,
+predictions, calibration and a metrics.jsonl with one line per member.
 """
 
 import json
@@ -32,12 +32,13 @@ from boneage_jax.training.final_report import final_report
 
 
 def member_config(config: ConfigDict, number: int, mask_flops: int = 0) -> ConfigDict:
-    """The config of one member: a seed of its own and an equal share of the budget.
+    """Returns the config of one member: its own seed and an equal share of the budget.
 
     Args:
-      config: of the ensemble, a checked config of more than one member.
-      number: of the member, from 0.
-      mask_flops: what the masks have cost; each member's budget holds them, all pay them once.
+      config: checked config of an ensemble, with more than one member.
+      number: index of the member, from 0.
+      mask_flops: FLOPs spent on the masks. Every member's budget includes them, although they are
+        paid only once.
     """
     own, count = ConfigDict(config.to_dict()), member_count(config)
     own.members, own.member_flops = 1, 0.0
@@ -54,16 +55,19 @@ def train_members(
     train: Callable[..., dict[str, Any]],
     devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, Any]:
-    """Trains the members one after the other, each as far as it is not done yet, and reports.
+    """Trains the members one after the other and writes the joint report.
+
+    Finished members are skipped, interrupted ones are resumed.
 
     Args:
-      config: a checked config of more than one member.
-      workdir: of the ensemble.
+      config: checked config of an ensemble, with more than one member.
+      workdir: workdir of the ensemble.
       train: `boneage_jax.train`, which calls this function.
       devices: see `boneage_jax.train`.
 
     Returns:
-      The content of report.json; its curve has one entry per member: the error of all so far.
+      Contents of report.json. Its curve has one entry per member: the error of the averaged
+      predictions of all members so far.
 
     Raises:
       InputError: see `boneage_jax.train`.
@@ -96,7 +100,7 @@ def train_members(
 def _write_curve(
     workdir: Path, members: Sequence[Trained], parts: Sequence[Rows], split: Split
 ) -> None:
-    """Writes metrics.jsonl: the error of one member, of two, and so on, at what they cost."""
+    """Writes metrics.jsonl: error and total cost of the first member, the first two, and so on."""
     step = flops = 0
     with MetricWriter(workdir, resume_step=None) as writer:
         for count, member in enumerate(members, start=1):

@@ -1,4 +1,4 @@
-"""The end of a training: calibration and report, for single networks and ensembles alike."""
+"""The end of a training run: calibration and report, for single networks and ensembles."""
 
 from pathlib import Path
 from typing import Any
@@ -25,23 +25,23 @@ def final_report(
     """Writes calibration, predictions, figures, report.html and report.json of a workdir.
 
     Args:
-      members: the networks, one or those of an ensemble.
-      dataset: of the run.
-      rows: uncorrected predictions on the validation split beside their labels; averages over the
+      members: the trained network, or the members of an ensemble.
+      dataset: data set of the run.
+      rows: uncorrected predictions on the validation split with their labels, averaged over the
         members.
-      workdir: of the run or the ensemble.
+      workdir: workdir of the run or the ensemble.
 
     Returns:
-      The content of report.json.
+      Contents of report.json.
 
     Raises:
       InputError: a file cannot be written, or a result is not finite.
     """
-    waiting_for_nothing()  # nothing here waits for others; figures may take their time
+    waiting_for_nothing()  # no peers to wait for; figures may take long
     config = members[0].network.config
     split = dataset.split(config.data.eval_split)
     fitted_on, rows = rows, corrected(rows, config)
-    if len(members) == 1:  # the whole history, whichever checkpoint was selected
+    if len(members) == 1:  # the full history, whichever checkpoint was selected
         history, opened = read_metrics(workdir), len(openings(workdir))
         (trained,) = members
         split_name = config.data.eval_split

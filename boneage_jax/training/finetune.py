@@ -1,8 +1,8 @@
-"""Which parts of a network are trained, and how fast: `config.finetune`.
+"""Selects which parameters are trained, and at what learning rate: `config.finetune`.
 
-The heads, all that is outside the backbone, always train. What is frozen takes part in no backward
-pass: it is no argument of the function that is differentiated, has no optimizer state, no moving
-average and no decay, and its BatchNorm keeps to the statistics it came with.
+The heads, i.e. everything outside the backbone, always train. Frozen layers take no part in the
+backward pass: they are not among the differentiated arguments and have no optimizer state, no
+moving average and no weight decay, and their BatchNorm keeps its initial running statistics.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ class Trainable:
     """The trained part of a network.
 
     Attributes:
-      blocks: of the backbone, from the input, each with its layers; empty for a network without a
-        backbone, all of which trains.
+      blocks: layers of each block of the backbone, ordered from the input; empty for a network
+        without a backbone, which trains as a whole.
       frozen: layers of the backbone that are not trained.
     """
 
@@ -38,16 +38,16 @@ class Trainable:
         return not self.frozen
 
     def heads_only(self) -> "Trainable":
-        """The same network with its whole backbone frozen."""
+        """Returns a copy with the whole backbone frozen."""
         layers = [layer for block in self.blocks.values() for layer in block]
         return Trainable(self.blocks, frozenset(layers))
 
     def __call__(self, path: Path) -> bool:
-        """Whether the parameter at this path of keys is trained."""
+        """Returns whether the parameter at this path of keys is trained."""
         return path[0] != _BACKBONE or layer_of(path[1]) not in self.frozen
 
     def depth(self, path: Path) -> int:
-        """Blocks between a parameter and the heads: 0 for the heads, 1 for the last block."""
+        """Returns the distance to the heads in blocks: 0 for the heads, 1 for the last block."""
         if path[0] != _BACKBONE:
             return 0
         layer = layer_of(path[1])
@@ -57,13 +57,15 @@ class Trainable:
 
 
 def trainable_part(config: ConfigDict) -> Trainable:
-    """What `config.finetune` leaves to train.
+    """Returns the part of the network that `config.finetune` leaves trainable.
+
+    A network other than an EfficientNet trains as a whole.
 
     Args:
-      config: a checked config.
+      config: checked config.
 
     Raises:
-      InputError: more blocks or layers than the network has, or a network that has no backbone.
+      InputError: `config.finetune` asks for more blocks or layers than the network has.
     """
     name, settings = config.model.name, config.finetune
     if name not in VARIANTS:
@@ -88,9 +90,9 @@ def trainable_part(config: ConfigDict) -> Trainable:
 
 
 def rate_factors(params: Any, part: Trainable, decay: float) -> Any:
-    """A factor of the learning rate for each parameter: decay ** its blocks from the heads.
+    """Returns one learning-rate factor per parameter: decay ** (blocks from the heads).
 
-    Howard & Ruder 2018, arXiv:1801.06146 (discriminative fine-tuning); per block as in Bao et al.
+    Discriminative fine-tuning, Howard & Ruder 2018, arXiv:1801.06146; per block as in Bao et al.
     2021, arXiv:2106.08254.
     """
     return jax.tree_util.tree_map_with_path(
@@ -99,12 +101,12 @@ def rate_factors(params: Any, part: Trainable, decay: float) -> Any:
 
 
 def in_backbone(params: Any) -> Any:
-    """True for each parameter of the backbone, False for those of the heads."""
+    """Returns a tree of booleans: True for backbone parameters, False for the heads."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == _BACKBONE, params)
 
 
 def pretraining_part(config: ConfigDict) -> ConfigDict:
-    """The config with the whole network in training from start to end, as pre-training needs it."""
+    """Returns the config with the whole network trained throughout, as pre-training requires."""
     whole = ConfigDict(config.to_dict())
     whole.finetune = base_config().finetune
     whole.progressive = base_config().progressive
@@ -112,7 +114,11 @@ def pretraining_part(config: ConfigDict) -> ConfigDict:
 
 
 def check_finetune(config: ConfigDict) -> None:
-    """Raises InputError where a network without a backbone is to be fine-tuned in part."""
+    """Checks that task and network support `config.finetune`, unless it is left at its defaults.
+
+    Raises:
+      InputError: a task other than bone_age, or a network other than an EfficientNet.
+    """
     changed = config.finetune.to_dict() != base_config().finetune.to_dict()
     if changed and config.task != "bone_age":
         raise InputError(f"config.finetune is for bone_age, not for {config.task}; leave it out")

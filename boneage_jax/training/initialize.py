@@ -1,4 +1,4 @@
-"""The state that a run begins with: a checkpoint, another run's network, weights, or random."""
+"""Initial state of a run: a checkpoint, another run's network, pretrained weights, or random."""
 
 import dataclasses
 import os
@@ -35,15 +35,15 @@ def initial_state(
     start: int | None,
     train: Train,
 ) -> TrainState:
-    """Returns the state that a run goes on from, on its devices.
+    """Returns the state from which a run starts or resumes, on its devices.
 
     Args:
       run: the run.
-      workdir: of the run.
-      checkpoints: of the workdir.
-      batches: the training batches; moved to where the checkpoint stood.
-      start: step of the checkpoint to go on from, None for a run that begins.
-      train: `boneage_jax.train`, for a pre-training.
+      workdir: workdir of the run.
+      checkpoints: checkpoints of the workdir.
+      batches: training batches; set to the position saved with the checkpoint.
+      start: step of the checkpoint to resume from, None for a new run.
+      train: `boneage_jax.train`, for pre-training.
 
     Raises:
       InputError: a damaged checkpoint, or weights that do not fit the network.
@@ -70,7 +70,10 @@ def initial_state(
 
 
 def pretraining(config: ConfigDict) -> ConfigDict:
-    """The config of the run that `config.pretrain` asks for: the same but for data and length."""
+    """Returns the config of the pre-training that `config.pretrain` asks for.
+
+    Same as `config` except for data, length and settings that do not apply to pre-training.
+    """
     first = ConfigDict(config.to_dict())
     name, _, size = config.pretrain.data.partition("/")
     first.data.name, first.data.config = name, size
@@ -86,15 +89,15 @@ def pretraining(config: ConfigDict) -> ConfigDict:
 
 
 def start_from(state: TrainState, folder: str | os.PathLike[str], task: str) -> TrainState:
-    """A fresh state with the parameters and statistics that another run ended with.
+    """Returns a fresh state with the parameters and running statistics of another, finished run.
 
-    Its averaged parameters are taken where it kept them. The FLOPs it spent count on: what came
-    before is part of the price of what follows.
+    Uses the averaged parameters if that run kept them. Its FLOPs are carried over: pre-training is
+    part of the total cost.
 
     Args:
-      state: of the run that begins.
-      folder: workdir of the run that has ended.
-      task: that both must have.
+      state: initial state of the new run.
+      folder: workdir of the finished run.
+      task: task that both runs must have.
 
     Raises:
       InputError: no such run, another task, or a network of another shape.
@@ -111,14 +114,14 @@ def start_from(state: TrainState, folder: str | os.PathLike[str], task: str) -> 
 
 
 def with_pretrained_backbone(state: TrainState, config: ConfigDict) -> TrainState:
-    """A fresh state of a bone-age network whose backbone has the weights `config` names.
+    """Returns a fresh bone-age state whose backbone has the weights `config.model.pretrained`.
 
     The network reads images normalised by `config.normalize`, not by the constants of the source;
     both give a mean near 0 and a standard deviation near 1.
 
     Raises:
-      InputError: the weights cannot be read, are of another network, or were made with other
-        padding or another BatchNorm epsilon than the config has.
+      InputError: the weights cannot be read, belong to another network, or were made with a
+        padding or BatchNorm epsilon that differs from the config.
     """
     model = config.model
     options = pretrained_options(model.name, model.pretrained)
@@ -141,13 +144,13 @@ def with_pretrained_backbone(state: TrainState, config: ConfigDict) -> TrainStat
 
 
 def _averages(state: TrainState, params: Any) -> Any:
-    """Copies of those parameters that the state keeps averages of: no buffer may serve twice."""
+    """Copies the parameters to be averaged: a donated state must not hold a buffer twice."""
     kept = flatten_dict(state.ema_params)
     return jax.tree.map(jnp.copy, select(params, kept.__contains__))
 
 
 def _same_shapes(found: Any, wanted: Any, folder: str | os.PathLike[str]) -> Any:
-    """`found` on the default device, once it has the structure and shapes of `wanted`."""
+    """Returns `found` on the default device after checking its structure against `wanted`."""
     have, need = flatten_dict(found, sep="/"), flatten_dict(wanted, sep="/")
     for name in sorted(have.keys() | need.keys()):
         shapes = [list(tree[name].shape) if name in tree else "nothing" for tree in (have, need)]

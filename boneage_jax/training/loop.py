@@ -1,6 +1,6 @@
 """Training loop: logging, evaluation, checkpointing, rollback.
 
-The host does not wait for the step it has just started: it stays two steps ahead, but on several
+The host does not wait for the step it has just started: it runs two steps ahead, except on several
 simulated CPU devices.
 """
 
@@ -25,11 +25,11 @@ from boneage_jax.training.nonfinite import Watched, all_finite
 from boneage_jax.training.run import Run
 from boneage_jax.training.step_log import StepLog
 
-_RUN_AHEAD = 2  # steps queued on the device; more only holds more batches in memory
+_RUN_AHEAD = 2  # steps queued on the device; more would only hold more batches in memory
 
 
 class Loop:
-    """The steps of one training, from where it stands to its end."""
+    """Training loop of one run, from its current step to the last."""
 
     def __init__(
         self,
@@ -40,32 +40,32 @@ class Loop:
         stopping: Stopping,
         start: int,
     ):
-        """Takes up a run.
+        """Prepares the loop to start or resume at step `start`.
 
         Args:
           run: the run.
-          log: where it logs.
-          checkpoints: where it saves.
-          eval_split: the images it is evaluated on.
-          stopping: asked after each step whether to end.
+          log: receives metrics and validation results.
+          checkpoints: receives the checkpoints.
+          eval_split: split to evaluate on.
+          stopping: queried after each step.
           start: updates done before this start.
         """
         self._run, self._log, self._checkpoints = run, log, checkpoints
         self._eval_split, self._stopping = eval_split, stopping
         self._first = self._step = start
-        self._made = 0  # steps since this start, those rolled back included
-        self._notice = False  # a machine is about to be taken away
-        self._compiled: set[int] = set()  # ids of the steps that have run
-        self._queue: collections.deque[Any] = collections.deque()  # steps that may not have ended
+        self._made = 0  # steps since this start, including those rolled back
+        self._notice = False  # a preemption notice was received
+        self._compiled: set[int] = set()  # ids of the step functions that have run
+        self._queue: collections.deque[Any] = collections.deque()  # steps that may still run
         self._ahead = 0 if _shares_cores(run) else _RUN_AHEAD
         self._is_finite = jax.jit(all_finite)
 
     def run_steps(self, state: TrainState, batches: Any) -> TrainState:
-        """Makes the steps from where the run stands to its end.
+        """Trains to the last step and returns the final state.
 
         Raises:
-          InputError: steps that are not finite, as `config.nonfinite` has it, or a full disk.
-          Stopped: asked to end early; a checkpoint is saved.
+          InputError: non-finite steps, subject to `config.nonfinite`, or a full disk.
+          Stopped: the run was asked to end early; a checkpoint has been saved.
         """
         run, config, log = self._run, self._run.config, self._log
         if self._step == run.total_steps:
@@ -74,7 +74,7 @@ class Loop:
             Watched.begin(run.task.metrics_type.empty(), log.guard.total)
         )
         if config.nonfinite == "rollback" and self._checkpoints.latest_step() is None:
-            self._save(state, batches, None)  # something to go back to
+            self._save(state, batches, None)  # a state to roll back to
         with self._progress() as bar:
             while self._step < run.total_steps:
                 state, metrics = self._make_step(state, metrics, batches, bar)
@@ -94,13 +94,13 @@ class Loop:
                         bad = log.guard.judge_state(self._step)
                 if bad:
                     state = self._roll_back(state, bar)
-                    log.guard.total = int(metrics.total)  # those thrown away with it, too
+                    log.guard.total = int(metrics.total)  # including those discarded with it
                     metrics = metrics.emptied(empty)
                     continue
                 if evaluate or save:
                     values = self._evaluate(state, bar) if evaluate else None
                     self._save(state, batches, values)
-                    self._queue.clear()  # saving has waited for the state
+                    self._queue.clear()  # saving waited for the state
                     log.restart_clock(self._step)
                 if stop and self._step < run.total_steps:
                     self._checkpoints.wait()
@@ -147,7 +147,7 @@ class Loop:
         return state, metrics
 
     def _reason_to_stop(self) -> str:
-        """Why the run must end after this step, "" while it need not; on all processes alike."""
+        """Returns why to end after this step, "" to continue; the same on all processes."""
         waiting_for("the step or the other processes")
         self._notice |= self._checkpoints.reached_preemption(self._first + self._made)
         asked = self._stopping.reason_for_all(self._step, self._run.config.log_every)
@@ -155,18 +155,18 @@ class Loop:
 
     def _save(self, state: TrainState, batches: Any, values: dict[str, float] | None) -> None:
         if values is not None and self._run.task.metric not in values:
-            values = None  # not finite: this checkpoint cannot be the best
+            values = None  # not finite: this checkpoint cannot be selected as best
         state = self._run.parallel.as_global(state)
         self._checkpoints.save(self._step, state, batches, values)
-        if _on_cpu(self._run):  # the writing would take the cores from the steps beside it
+        if _on_cpu(self._run):  # writing would compete with the steps for the cores
             self._checkpoints.wait()
 
     def _roll_back(self, state: TrainState, bar: tqdm) -> TrainState:
-        """Restores the state of the last checkpoint; the data goes on from where it is."""
+        """Restores the last checkpoint; the data iterator is not rewound."""
         self._queue.clear()
         self._checkpoints.wait()
         step = self._checkpoints.latest_step()
-        assert step is not None  # the run began with one
+        assert step is not None  # saved before the first step
         like = self._run.parallel.as_global(state)
         restored = self._checkpoints.restore(step, like)
         self._log.rewind(self._step, step, bar)
@@ -179,7 +179,7 @@ class Loop:
 
 
 def _shares_cores(run: Run) -> bool:
-    """Whether simulated CPU devices share the cores: queued steps can miss XLA's rendezvous."""
+    """Returns whether simulated CPU devices share cores: queued steps can miss XLA's rendezvous."""
     return _on_cpu(run) and run.parallel.device_count > 1
 
 

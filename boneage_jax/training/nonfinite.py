@@ -1,8 +1,9 @@
-"""Steps whose loss or gradients are not finite: left out on the device, judged on the host.
+"""Steps with a non-finite loss or gradient: skipped on the device, handled on the host.
 
-The train step checks itself and leaves the state as it was where the check fails, so no bad number
-ever gets into it, whatever the policy. What the host does about it is `config.nonfinite`: it reads
-the counts with the metrics of a log line, one line late, and so waits for no step.
+The train step checks its own results and leaves the state unchanged if they are not finite, so a
+bad value never enters the state, whatever the policy. `config.nonfinite` says what the host does
+about it. The host reads the counts with the metrics of a log line, one line late, so it waits for
+no step.
 """
 
 import dataclasses
@@ -20,30 +21,31 @@ _REMEDY = "lower config.optimizer.learning_rate or .clip_norm, or look at the da
 
 
 def all_finite(*trees: Any) -> jax.Array:
-    """bool [], whether every number of the trees is finite, and small enough to be summed."""
+    """Returns bool [], whether all values of the trees are finite and small enough to be summed."""
     sums = [jnp.sum(leaf) for leaf in jax.tree.leaves(trees) if jnp.issubdtype(leaf, jnp.inexact)]
     return jnp.isfinite(jnp.stack(sums)).all() if sums else jnp.ones((), bool)
 
 
 def accept(good: jax.Array, new: Any, old: Any) -> Any:
-    """`new` where `good` (bool []), else `old`, leaf by leaf.
+    """Returns `new` if `good` (bool []), else `old`, leaf by leaf.
 
-    A select and no branch: it joins the loop that writes each leaf, where a branch would be a
-    program of its own.
+    A select, not a branch: it fuses into the loop that writes each leaf, while a branch would be a
+    separate program.
     """
     return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
 
 @flax.struct.dataclass
 class Watched:
-    """Metrics of the steps since a log line, with the count of those left out.
+    """Metrics of the steps since the last log line, with counts of skipped steps.
 
     Attributes:
       metrics: merged over the finite steps.
-      total: int32 [], steps left out so far.
-      streak: int32 [], how many of them in a row up to now.
-      longest: int32 [], the longest such row that went on since the log line.
-      first: int32 [], the first of them since the log line (updates done after it), 0 for none.
+      total: int32 [], steps skipped so far.
+      streak: int32 [], length of the current streak of skipped steps.
+      longest: int32 [], length of the longest streak since the log line, counted from its first
+        step.
+      first: int32 [], the first step skipped since the log line (updates done after it), 0 if none.
     """
 
     metrics: Collection
@@ -54,26 +56,29 @@ class Watched:
 
     @classmethod
     def begin(cls, metrics: Collection, total: int = 0) -> "Watched":
-        """Nothing seen yet, but for `total` steps left out before this start."""
+        """Returns empty metrics and counts, with `total` steps skipped before this start."""
         zero = jnp.zeros((), jnp.int32)
         return cls(metrics, jnp.asarray(total, jnp.int32), zero, zero, zero)
 
     def emptied(self, like: "Watched") -> "Watched":
-        """The same counts up to now, all else as in `like`; nothing is computed."""
+        """Returns `like` with the current `total` and `streak`; computes nothing."""
         return dataclasses.replace(like, total=self.total, streak=self.streak)
 
 
 def record(before: Any, new: Collection, good: jax.Array, step: jax.Array) -> Any:
-    """`before`, a collection or `Watched`, and the metrics of one more step where it was good.
+    """Adds the metrics of one more step, if it was good.
 
     Args:
-      before: of the steps before.
-      new: of this step; a collection of averages, of which zeros are the empty one.
+      before: a collection or `Watched` of the earlier steps.
+      new: metrics of this step; a collection of averages, for which zeros mean empty.
       good: bool [], whether the step was finite.
       step: int32 [], updates done after this step.
+
+    Returns:
+      The updated metrics, of the type of `before`.
     """
     kept = before.metrics if isinstance(before, Watched) else before
-    new = jax.tree.map(  # in the dtype it had before, also under JAX_ENABLE_X64
+    new = jax.tree.map(  # keeps the dtype, also under JAX_ENABLE_X64
         lambda x, old: jnp.where(good, x, jnp.zeros_like(x)).astype(old.dtype), new, kept
     )
     if not isinstance(before, Watched):
@@ -90,12 +95,12 @@ def record(before: Any, new: Collection, good: jax.Array, step: jax.Array) -> An
 
 
 class Guard:
-    """What a run does about steps that were left out.
+    """Applies `config.nonfinite` to skipped steps.
 
     Args:
-      config: of the run; `nonfinite` and `nonfinite_limit` are read.
-      total: steps left out before this start.
-      rollbacks: of the run before this start.
+      config: config of the run; `nonfinite` and `nonfinite_limit` are read.
+      total: steps skipped before this start.
+      rollbacks: rollbacks before this start.
     """
 
     def __init__(self, config: ConfigDict, total: int = 0, rollbacks: int = 0):
@@ -113,14 +118,14 @@ class Guard:
         return {key: float(value) for key, value in row.items() if value}
 
     def judge(self, step: int, total: int, longest: int, first: int) -> bool:
-        """Returns whether the run must go back to its last checkpoint.
+        """Returns whether the run must roll back to its last checkpoint.
 
         Args:
-          step: up to which the counts are known.
+          step: step up to which the counts are known.
           total, longest, first: see `Watched`.
 
         Raises:
-          InputError: the run shall end, in one line with the step and the remedy.
+          InputError: the run must end; the message is one line with the step and the remedy.
         """
         new, self.total = total - self.total, total
         if not new:
@@ -143,7 +148,10 @@ class Guard:
         return True
 
     def judge_state(self, step: int) -> bool:
-        """The same of a state that holds numbers which are not finite; it must not be saved.
+        """Handles a state that holds non-finite values and must not be saved.
+
+        Returns:
+          True: the run must roll back.
 
         Raises:
           InputError: see `judge`.
@@ -155,7 +163,11 @@ class Guard:
         return True
 
     def count_rollback(self, where: str) -> None:
-        """Notes one more roll-back, or raises InputError where there were enough of them."""
+        """Counts one more rollback.
+
+        Raises:
+          InputError: `config.nonfinite_limit` is reached.
+        """
         if self.rollbacks >= self._limit:
             raise InputError(
                 f"{where}, after {self.rollbacks} roll-backs (config.nonfinite_limit="

@@ -1,4 +1,4 @@
-"""The optax chain that a config describes."""
+"""Builds the optax optimizer and the learning-rate schedule of a config."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,12 +19,12 @@ class Groups:
     """How the updates of the backbone differ from those of the heads.
 
     Attributes:
-      in_backbone: maps a tree of parameters to booleans, True for those of the backbone.
-      backbone_decay: weight decay of the backbone's kernels, -1 for that of all.
-      rate_factors: maps a tree of parameters to factors of the learning rate, None for 1.
-      head_steps: steps at the start in which the backbone is not updated.
-      resting: whether the optimizer is that of these steps. With and without, its state has the
-        same structure.
+      in_backbone: maps a parameter tree to booleans, True for the backbone.
+      backbone_decay: weight decay of the backbone's kernels; -1 applies `weight_decay` to all.
+      rate_factors: maps a parameter tree to factors of the learning rate; None for 1.
+      head_steps: initial steps in which the backbone is not updated.
+      resting: whether the optimizer is for those initial steps. The structure of its state is the
+        same either way.
     """
 
     in_backbone: Callable[[Any], Any] = lambda params: jax.tree.map(lambda _: False, params)
@@ -37,16 +37,16 @@ class Groups:
 def make_schedule(
     config: ConfigDict, total_steps: int, peak: float | None = None
 ) -> optax.Schedule:
-    """Learning rate over steps.
+    """Builds the learning-rate schedule.
 
     Args:
       config: `learning_rate` (the peak), `schedule` (constant | cosine | one_cycle),
-        `warmup` (fraction of the run that rises linearly from zero).
-      total_steps: the updates of the whole run; the schedule ends there.
-      peak: in place of `learning_rate`, see `peak_rate`.
+        `warmup` (fraction of the run with a linear rise from zero).
+      total_steps: updates of the whole run; the schedule ends there.
+      peak: overrides `learning_rate`, see `peak_rate`.
 
     Raises:
-      InputError: for an unknown schedule or a warm-up outside [0, 1).
+      InputError: an unknown schedule or a warm-up outside [0, 1).
     """
     if config.schedule not in _SCHEDULES:
         raise InputError(
@@ -71,21 +71,21 @@ def make_schedule(
 
 
 def decay_mask(params: Any) -> Any:
-    """True for kernels, False for biases and BatchNorm parameters, which are not decayed."""
+    """Returns True for kernels, False for biases and BatchNorm parameters (no decay)."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def peak_rate(config: ConfigDict, batch_size: int) -> float:
-    """The learning rate scaled to the batch.
+    """Returns the learning rate scaled to the batch size.
 
     Args:
-      config: `learning_rate`, which is that of `reference_batch` images where this is not 0, and
-        `batch_scaling`: linear (Goyal et al. 2017, arXiv:1706.02677) | sqrt (as Adam's noise
-        suggests: Malladi et al. 2022, arXiv:2205.10287).
+      config: `learning_rate`, given for `reference_batch` images (unscaled if that is 0), and
+        `batch_scaling`: linear (Goyal et al. 2017, arXiv:1706.02677) | sqrt (suited to Adam's
+        gradient noise: Malladi et al. 2022, arXiv:2205.10287).
       batch_size: images per step over all devices.
 
     Raises:
-      InputError: another scaling.
+      InputError: an unknown `batch_scaling`.
     """
     if config.batch_scaling not in ("linear", "sqrt"):
         raise InputError(f"optimizer.batch_scaling={config.batch_scaling!r}: choose linear or sqrt")
@@ -102,18 +102,18 @@ def make_optimizer(
     peak: float | None = None,
     groups: Groups | None = None,
 ) -> optax.GradientTransformation:
-    """Gradient clipping, then the named optimizer on the schedule.
+    """Builds gradient clipping followed by the named optimizer on its schedule.
 
     Args:
       config: the `optimizer` section: `name`, `learning_rate`, `schedule`, `warmup`,
-        `weight_decay` (decoupled, kernels only), `clip_norm` (0 switches it off), `beta1`,
+        `weight_decay` (decoupled, kernels only), `clip_norm` (0 disables clipping), `beta1`,
         `beta2`.
       total_steps: see `make_schedule`.
-      peak: learning rate instead of the section's.
-      groups: how the parameters of backbone and heads differ, None for not at all.
+      peak: overrides the section's `learning_rate`.
+      groups: how backbone and heads differ; None if they do not.
 
     Raises:
-      InputError: for an unknown optimizer, or a weight decay that the optimizer does not have.
+      InputError: an unknown optimizer, or weight decay with an optimizer that has none.
     """
     schedule = make_schedule(config, total_steps, peak)
     groups = groups or Groups()
@@ -125,7 +125,7 @@ def make_optimizer(
     if not groups.head_steps:
         core = _core(config, schedule, groups)
     else:
-        # Each group has a state of its own: bias correction counts the steps of that group alone.
+        # Separate state per group: bias correction counts the steps of that group only.
         late = _core(config, lambda step: schedule(step + groups.head_steps), groups)
         core = optax.partition(
             {
@@ -162,12 +162,12 @@ def _core(
         parts.append(_scale_by_factors(groups.rate_factors))
     parts.append(optax.scale_by_learning_rate(schedule))
     if config.name == "rmsprop":
-        parts.append(optax.trace(decay=config.beta1))  # of the scaled steps, as in TensorFlow
+        parts.append(optax.trace(decay=config.beta1))  # after scaling, as in TensorFlow
     return optax.chain(*parts)
 
 
 def _resting(core: optax.GradientTransformation) -> optax.GradientTransformation:
-    """No update, and the state of `core` left as it is."""
+    """Builds an optimizer with zero updates that leaves the state of `core` unchanged."""
     return optax.GradientTransformation(
         core.init, lambda updates, state, params=None: (optax.tree.zeros_like(updates), state)
     )

@@ -1,8 +1,8 @@
-"""The phases of a run: stretches of steps with one image size and one trained part each.
+"""The phases of a run: ranges of steps with one image size and one trained part each.
 
-Two switches make phases: `config.finetune.head_first`, a start in which the heads alone are
-trained, and `config.progressive`, a start on smaller images (Howard 2018; Touvron et al. 2019,
-arXiv:1906.06423; Tan & Le 2021, arXiv:2104.00298). Each phase has a compiled step of its own.
+Two settings create phases: `config.finetune.head_first` trains the heads alone at first, and
+`config.progressive` starts on smaller images (Howard 2018; Touvron et al. 2019, arXiv:1906.06423;
+Tan & Le 2021, arXiv:2104.00298). Each phase has its own compiled step.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from boneage_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Stretch:
-    """What a phase runs: images of `size` pixels; the heads alone, or all that trains."""
+    """What a phase trains: images of `size` pixels; only the heads, or all trainable parts."""
 
     size: int
     heads_only: bool
@@ -25,7 +25,7 @@ class Stretch:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A stretch from update `start` to before update `stop`."""
+    """One phase: the updates from `start` up to but not including `stop`."""
 
     stretch: Stretch
     start: int
@@ -33,15 +33,15 @@ class Phase:
 
 
 def parse_progressive(config: ConfigDict, stored: int) -> list[tuple[int, float]]:
-    """The (size, fraction of the steps) of `config.progressive`, in order.
+    """Parses `config.progressive` into (size, fraction of the steps), in order.
 
     Args:
       config: the whole config.
-      stored: pixels of the stored images.
+      stored: size of the stored images in pixels.
 
     Raises:
-      InputError: not as many fractions as sizes, sizes that do not rise to the stored one, or
-        fractions that do not add up to 1.
+      InputError: not lists of numbers, lists of different lengths, sizes that do not rise to the
+        stored one, or fractions that do not add up to 1.
     """
     texts = config.progressive.sizes, config.progressive.fractions
     if not any(texts):
@@ -70,7 +70,7 @@ def parse_progressive(config: ConfigDict, stored: int) -> list[tuple[int, float]
 
 
 def plan(config: ConfigDict, stored: int, total_steps: int) -> list[Phase]:
-    """The phases of a run of `total_steps` updates; phases without a step are left out.
+    """Returns the phases of a run of `total_steps` updates, without empty ones.
 
     Raises:
       InputError: see `parse_progressive`.
@@ -94,12 +94,12 @@ def steps_within(
     plan_of: Callable[[int], Sequence[Phase]],
     cost: Callable[[Stretch], int],
 ) -> int:
-    """The largest number of steps whose phases cost no more than `budget` FLOPs, 0 for none.
+    """Returns the largest number of steps whose phases cost at most `budget` FLOPs, 0 if none.
 
     Args:
       budget: FLOPs.
-      plan_of: the phases of a number of steps.
-      cost: FLOPs of one step of a stretch.
+      plan_of: returns the phases of a number of steps.
+      cost: returns the FLOPs of one step of a stretch.
     """
 
     def price(steps: int) -> int:
@@ -111,5 +111,5 @@ def steps_within(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if price(middle) <= budget else (low, middle)
-    # Rounding of fractions may let a slightly longer run be cheaper; a step or two, not sought.
+    # Rounded fractions can make a run that is a step or two longer cheaper; not searched for.
     return low

@@ -1,4 +1,4 @@
-"""What learns: a network with its optimizer, its phases and the FLOPs of its steps."""
+"""A training run: a network with its optimizer, its phases and the FLOPs of its steps."""
 
 import dataclasses
 import functools
@@ -41,14 +41,14 @@ from boneage_jax.training.step import TrainStep, make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A config made into a training; FLOPs are counted and steps traced on first use only.
+    """A config turned into a training run; FLOPs are counted and steps traced on first use.
 
     Attributes:
-      network: what is trained, and evaluates itself.
-      optimizer: of the whole run.
+      network: the network to train, with its eval step.
+      optimizer: optimizer of the whole run.
       total_steps: optimizer updates of the whole run.
-      trainable: what of the network is trained.
-      phases: of the run, one where neither image size nor trained part changes.
+      trainable: trained part of the network.
+      phases: phases of the run; a single one if neither image size nor trained part changes.
     """
 
     network: Network
@@ -59,17 +59,17 @@ class Run:
 
     @property
     def config(self) -> ConfigDict:
-        """The checked config."""
+        """Checked config."""
         return self.network.config
 
     @property
     def info(self) -> DataInfo:
-        """Of the training data."""
+        """Properties of the training data."""
         return self.network.info
 
     @property
     def parallel(self) -> Parallel:
-        """The devices."""
+        """Devices and how steps run on them."""
         return self.network.parallel
 
     @property
@@ -97,11 +97,11 @@ class Run:
         )
 
     def state_shapes(self) -> TrainState:
-        """Returns shapes, dtypes and placement of the state."""
+        """Returns shapes, dtypes and shardings of the state."""
         return self.parallel.state_shapes(self.fresh_state)
 
     def fresh_state(self) -> TrainState:
-        """Returns the state before the first step, see `fresh_state`."""
+        """Returns the state before the first step, see the function `fresh_state`."""
         return fresh_state(self.config, self.info, self.task, self.optimizer)
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -113,9 +113,9 @@ class Run:
         return functools.cache(self._count)
 
     def _count(self, stretch: Stretch) -> int:
-        if self.parallel.mode == "pmap":  # a step that knows of its axis counts one device
+        if self.parallel.mode == "pmap":  # a step with a device axis counts one device only
             return _train_flops(self.config, self.info, stretch)
-        # Shapes with their placement: so that compiling finds the trace that counting has made.
+        # Shapes with shardings, so that compilation reuses the trace made for counting.
         batch = self.parallel.batch_shapes(self.batch_shapes())
         step = self._pure_steps(stretch)
         return count_flops(step, self.state_shapes(), self.task.metrics_type.empty(), batch)
@@ -130,7 +130,7 @@ class Run:
         return functools.cache(make)
 
     def train_step_at(self, step: int) -> Any:
-        """Returns the train step on the devices that makes update number `step`, from 0."""
+        """Returns the train step, on the devices, for update number `step` (from 0)."""
         phase = next(phase for phase in self.phases if step < phase.stop)
         return self._train_steps(phase.stretch)
 
@@ -147,15 +147,15 @@ class Run:
 def build_run(
     config: ConfigDict, info: DataInfo, devices: Sequence[jax.Device] | None = None
 ) -> Run:
-    """Builds network, optimizer and phases; nothing is compiled yet.
+    """Builds network, optimizer and phases; compiles nothing.
 
     Args:
-      config: a checked config.
-      info: of the training data.
-      devices: the devices to run on, all by default.
+      config: checked config.
+      info: properties of the training data.
+      devices: devices to run on, all by default.
 
     Raises:
-      InputError: a config value that the parts do not accept.
+      InputError: a config value that network, optimizer or phases do not accept.
     """
     network = build_network(config, info, devices)
     network.parallel.check_batch("batch_size", config.batch_size, config.accumulate)
@@ -169,17 +169,17 @@ def build_run(
 def load_run(
     folder: str | os.PathLike[str], devices: Sequence[jax.Device] | None = None
 ) -> tuple[Run, TrainState, int]:
-    """Reads back a whole training: to go on with it by hand, or to look at its optimizer.
+    """Loads a whole training run, to continue it by hand or to inspect its optimizer.
 
     Args:
-      folder: the workdir of a single network.
-      devices: to run on, all by default.
+      folder: workdir of a single network.
+      devices: devices to run on, all by default.
 
     Returns:
-      (the run, the state that it selected, the step of that).
+      (the run, the state of the selected checkpoint, its step).
 
     Raises:
-      InputError: no run there, no checkpoint, or a damaged one.
+      InputError: no run in the folder, no checkpoint, or a damaged one.
     """
     folder = open_workdir(folder)
     config = check_config(load_config(folder / CONFIG))
@@ -195,7 +195,7 @@ def load_run(
 def _optimizer(
     config: ConfigDict, total_steps: int, *, resting: bool = False
 ) -> optax.GradientTransformation:
-    """The optimizer of a run, or with `resting` that of its steps for the heads alone."""
+    """Builds the optimizer of a run; with `resting`, that of its heads-only steps."""
     settings, part = config.finetune, trainable_part(config)
     groups = Groups(
         in_backbone=in_backbone,
@@ -217,7 +217,7 @@ def _pure_train_step(
     total_steps: int,
     axis_name: str | None = None,
 ) -> TrainStep:
-    """The train step of a stretch; it knows nothing of devices."""
+    """Builds the train step of a stretch, independent of devices."""
     whole = trainable_part(config)
     part = whole.heads_only() if stretch.heads_only else whole
     return make_train_step(
@@ -240,7 +240,7 @@ def _total_steps(config: ConfigDict, info: DataInfo) -> int:
         return config.steps or epochs
     cost = functools.cache(lambda stretch: _train_flops(config, info, stretch))
     stretches = functools.partial(plan, config, info.image_size)
-    # Pre-training has no phases: the whole network at the full size.
+    # Pre-training has no phases: it trains the whole network at full size.
     before = config.pretrain.steps and config.pretrain.steps * _train_flops(
         pretraining_part(config), info, Stretch(info.image_size, False)
     )
@@ -261,13 +261,13 @@ def _total_steps(config: ConfigDict, info: DataInfo) -> int:
 
 
 def _side(data: str) -> int:
-    """Pixels in NAME/SIZE or NAME/SIZE-VARIANT; 0 where no size is named."""
+    """Returns the pixels in NAME/SIZE or NAME/SIZE-VARIANT; 0 if no size is given."""
     size = data.partition("/")[2].partition("-")[0]
     return int(size) if size.isdigit() else 0
 
 
 def _train_flops(config: ConfigDict, info: DataInfo, stretch: Stretch) -> int:
-    # No schedule changes the FLOPs of a step; a head-first part must be there to rest.
+    # No schedule changes the FLOPs of a step, but a heads-only phase needs steps to exist.
     steps = 1000
     optimizer = _optimizer(config, steps)
     task = make_task(config, info, None)
@@ -282,10 +282,10 @@ def _train_flops(config: ConfigDict, info: DataInfo, stretch: Stretch) -> int:
 def fresh_state(
     config: ConfigDict, info: DataInfo, task: Task, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The state before the first step, the same on any number of devices."""
+    """Returns the state before the first step, the same on any number of devices."""
     part = trainable_part(config)
 
-    # One program: value by value JAX would compile some 90 small ones.
+    # One program: JAX would otherwise compile some 90 small ones.
     @jax.jit
     def make(root: jax.Array) -> TrainState:
         variables = task.init(jax.random.fold_in(root, 0), (info.image_size, info.image_size, 1))

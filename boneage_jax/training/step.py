@@ -1,6 +1,6 @@
-"""The train step, pure, shared by every task.
+"""The train step: a pure function shared by all tasks.
 
-A task hands in its model, loss and metrics (see `boneage_jax.tasks`). The step knows nothing of
+A task supplies model, loss and metrics (see `boneage_jax.tasks`). The step is independent of
 devices: `boneage_jax.runtime.parallel` runs it on one or many. `axis_name` names the device axis
 under pmap and is None under jit, where the batch is one global array.
 """
@@ -48,28 +48,28 @@ def make_train_step(
 ) -> TrainStep:
     """Builds `(state, metrics, batch, flops=0) -> (state, metrics)`.
 
-    The batch holds `image` uint8 [B, H, W, 1], `draw` uint32 [B] (the running number of each
-    image in the whole run, the seed of its augmentation and dropout), `weight` float32 [B] and
-    the labels of the task. `flops` are those of a step on the whole batch, counted in the step
-    itself. Metrics stay on the device and are merged there: no host sync.
+    The batch holds `image` uint8 [B, H, W, 1], `draw` uint32 [B] (running index of each image in
+    the whole run, the seed of its augmentation and dropout), `weight` float32 [B] and the labels
+    of the task. `flops` is the cost of a step on the whole batch, which the step adds to
+    `flops_spent`. Metrics stay on the device and are merged there, without a host sync.
 
-    A step whose loss, gradients or new statistics are not finite leaves parameters, statistics,
-    average and optimizer state as they were; `step` and `flops_spent` go on, and its metrics count
-    for nothing. Where `metrics` comes as `Watched` such steps are counted there.
+    A step whose loss, gradients or new running statistics are not finite leaves parameters,
+    statistics, moving average and optimizer state unchanged; `step` and `flops_spent` still
+    advance, and its metrics are dropped. If `metrics` is a `Watched`, such steps are counted there.
 
     Args:
       task: model, loss and metrics.
-      inputs: turns the stored uint8 images into what the model reads; draws augmentations where
-        keys ([B]) are given.
       optimizer: optax transformation, applied after the gradient mean over devices.
-      ema_decay: decay of the moving average of parameters, 0 for none. The first steps use
-        (1 + step) / (10 + step) where that is smaller, so that the start is forgotten.
-      accumulate: number of micro-batches, run one after the other by a scan; B must divide.
+      inputs: turns the stored uint8 images into the model's input; draws augmentations if keys
+        ([B]) are given.
+      ema_decay: decay of the moving average of the parameters, 0 for none. Early steps use
+        (1 + step) / (10 + step) if that is smaller, so that the initial values are forgotten.
+      accumulate: number of micro-batches, run in sequence by a scan; must divide B.
       axis_name: device axis to reduce over, or None.
-      trained: says of a path of keys whether the parameter there has optimizer state and average.
-      learning: the same of the parameters that this step differentiates by and changes, a part of
-        those that are `trained`; all of them where None. No backward pass runs through layers in
-        front of the first of these.
+      trained: maps a path of keys to whether that parameter has optimizer state and an average.
+      learning: maps a path of keys to whether this step differentiates and updates that
+        parameter; a subset of `trained`, None for all of it. The backward pass does not reach
+        layers before the first of these.
     """
     learning = learning or trained
 
@@ -81,14 +81,14 @@ def make_train_step(
             {"params": params, "batch_stats": batch_stats}, batch, train=True, keys=model_keys
         )
         per_image, parts = task.loss(outputs, batch)
-        # The weighted mean over the global batch, written as a local sum whose mean over devices
-        # is that global mean: uneven weights on the devices stay exact.
+        # Weighted mean over the global batch, written as a local sum whose mean over devices is
+        # the global mean: exact also for uneven weights across devices.
         total_weight = mean_over_devices(batch["weight"].sum(), axis_name)
         loss = (per_image * batch["weight"]).sum() / jnp.maximum(total_weight, 1e-6)
         return loss, (batch_stats, task.metrics(per_image, parts, outputs, batch))
 
-    # Jitted for its trace, which JAX keeps: under jit over a mesh, counting FLOPs makes it and
-    # compiling finds it.
+    # Jitted so that JAX caches its trace: under jit over a mesh, FLOP counting makes the trace
+    # and compilation reuses it.
     @functools.partial(jax.jit, inline=True)
     def gradients(state: TrainState, batch: Batch) -> Any:
         root = jax.random.wrap_key_data(state.rng)
@@ -105,8 +105,8 @@ def make_train_step(
             grads = jax.tree.map(jnp.add, grads, more)
             return (loss + more_loss, grads, stats, metrics.merge(new)), None
 
-        # Micro-batch m takes the images m, m + k, m + 2k ...: the same ones on any number of
-        # devices, since each device holds a contiguous part of the batch.
+        # Micro-batch m has the images m, m + k, m + 2k ...: the same on any number of devices,
+        # since each device holds a contiguous part of the batch.
         parts = jax.tree.map(
             lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (batch, keys)
         )
@@ -123,11 +123,11 @@ def make_train_step(
         state: TrainState, metrics: Metrics | Watched, batch: Batch, flops: int = 0
     ) -> Any:
         loss, grads, batch_stats, new = gradients(state, batch)
-        # One reduction for all: gradients, statistics (equal already where BatchNorm is synced).
+        # One reduction for all; statistics are already equal if BatchNorm is synced.
         loss, grads, batch_stats = mean_over_devices((loss, grads, batch_stats), axis_name)
         before = part = select(state.params, trained)
         grads = merge(jax.tree.map(jnp.zeros_like, part), grads)
-        # The norm is that which clips the gradients: XLA computes it once.
+        # The same norm as in gradient clipping: XLA computes it once.
         good = all_finite(loss, optax.tree.norm(grads), batch_stats)
         updates, opt_state = optimizer.update(grads, state.opt_state, part)
         part = optax.apply_updates(part, updates)

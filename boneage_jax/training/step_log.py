@@ -1,4 +1,4 @@
-"""The log line of a training, written one line late so that no step waits for it."""
+"""Log lines of a training run, written one line late so that no step waits for them."""
 
 import math
 import sys
@@ -19,24 +19,24 @@ from boneage_jax.training.run import Run
 class StepLog:
     """Writes metrics, speed, seconds and FLOPs to metrics.jsonl and to the progress bar.
 
-    The metrics of a line are fetched from the device when the next line is noted: by then their
-    steps have ended.
+    The metrics of a line are fetched from the device when the next line is recorded: by then their
+    steps have finished.
 
     Attributes:
-      guard: decides what happens about steps that are not finite.
+      guard: handles non-finite steps.
     """
 
     def __init__(self, run: Run, writer: MetricWriter, start: int, spent: int):
-        """Begins where a run begins, or goes on.
+        """Starts the log of a run, or resumes it.
 
         Args:
           run: the run.
-          writer: of its workdir.
+          writer: metric writer of the workdir.
           start: updates done before this start.
-          spent: FLOPs beyond those of the updates done: pre-training, and steps rolled back.
+          spent: FLOPs beyond those of the updates done: pre-training and rolled-back steps.
         """
         self._run, self._writer, self._spent = run, writer, spent
-        # All learning rates at once: asking the schedule at each step would sync the host.
+        # All learning rates at once: evaluating the schedule at each step would sync the host.
         settings, config = run.config.optimizer, run.config
         schedule = make_schedule(settings, run.total_steps, peak_rate(settings, config.batch_size))
         self._rates = np.asarray(jax.vmap(schedule)(np.arange(run.total_steps + 1)))
@@ -46,27 +46,30 @@ class StepLog:
         self.guard = Guard(config, total=next(counts), rollbacks=next(counts))
         self._began = time.monotonic()
         self._pending: dict[str, Any] | None = None
-        self._window = (start, 0.0)  # where the measured stretch of steps began; 0 is not yet
+        self._window = (start, 0.0)  # step and time the measurement began; 0: not yet
 
     def flops(self, step: int) -> int:
-        """Returns the FLOPs spent until `step`, steps that were rolled back included."""
+        """Returns the FLOPs spent up to `step`, including steps that were rolled back."""
         return self._spent + self._run.flops_until(step)
 
     def restart_clock(self, step: int) -> None:
-        """Begins measuring speed at `step`: what compiled, evaluated or saved does not count."""
+        """Restarts the speed measurement at `step`.
+
+        Called after compilation, evaluation or saving, which do not count.
+        """
         self._window = (step, time.monotonic())
 
     def note(self, metrics: Watched, step: int, done: int, bar: tqdm) -> bool:
-        """Notes the metrics of the last steps, and writes those noted before.
+        """Records the metrics of the last steps and writes those recorded before.
 
         Args:
-          metrics: of the steps since the last call, still on the device.
+          metrics: metrics of the steps since the last call, still on the device.
           step: updates started.
-          done: updates known to have ended: speed counts ended steps only.
-          bar: shows the line.
+          done: updates known to have finished; speed counts only these.
+          bar: progress bar to update.
 
         Returns:
-          What `flush` returns.
+          See `flush`.
 
         Raises:
           InputError: see `flush`.
@@ -88,13 +91,13 @@ class StepLog:
         return bad
 
     def flush(self, bar: tqdm) -> bool:
-        """Writes the metrics noted last.
+        """Writes the metrics recorded last.
 
         Returns:
-          Whether the run must go back to its last checkpoint, see `Guard`.
+          Whether the run must roll back to its last checkpoint, see `Guard`.
 
         Raises:
-          InputError: steps that are not finite, as `config.nonfinite` has it, or a full disk.
+          InputError: non-finite steps, subject to `config.nonfinite`, or a full disk.
         """
         if self._pending is None:
             return False
@@ -118,7 +121,7 @@ class StepLog:
         return bad
 
     def evaluated(self, step: int, values: dict[str, float], bar: tqdm) -> dict[str, float]:
-        """Writes validation metrics; returns those that are finite."""
+        """Writes validation metrics and returns the finite ones."""
         known = _finite(values)
         row = {f"validation/{key}": value for key, value in known.items()}
         row |= {"flops": self.flops(step), "seconds": self._seconds()} | self.guard.row()
@@ -129,7 +132,7 @@ class StepLog:
         return known
 
     def rewind(self, step: int, back_to: int, bar: tqdm) -> None:
-        """Forgets the rows after `back_to`; what the steps until `step` cost stays counted."""
+        """Drops the rows after `back_to`; the cost of the steps up to `step` stays counted."""
         if is_first_process():
             bar.write(
                 f"step {step}: not finite; back to the checkpoint of step {back_to}, on with "

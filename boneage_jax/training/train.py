@@ -1,4 +1,4 @@
-"""A training, from top to bottom: data, network and steps, loop, report."""
+"""A training run from top to bottom: data, network and steps, loop, report."""
 
 import contextlib
 import json
@@ -40,23 +40,23 @@ from boneage_jax.training.step_log import StepLog
 def train(
     config: ConfigDict, workdir: str | Path, *, devices: Sequence[jax.Device] | None = None
 ) -> dict[str, Any]:
-    """Trains a network, or goes on with the run that `workdir` holds.
+    """Trains a network, or resumes the run in `workdir`.
 
     Args:
-      config: see `boneage_jax.config.base_config`; recipes lie in `configs/`.
+      config: see `boneage_jax.config.base_config`; recipes are in `configs/`.
       workdir: receives config.json, metrics.jsonl, checkpoints/, tensorboard/, report.json,
-        report.html, figures/ and predictions.csv; of an ensemble, members/K/ receive the
-        checkpoints. A folder or gs://BUCKET/PATH, see `boneage_jax.storage.bucket`.
-      devices: the devices to use, all by default.
+        report.html, figures/ and predictions.csv; for an ensemble, checkpoints go to members/K/.
+        A local folder or gs://BUCKET/PATH, see `boneage_jax.storage.bucket`.
+      devices: devices to use, all by default.
 
     Returns:
-      The content of report.json.
+      Contents of report.json.
 
     Raises:
-      InputError: a wrong config, damaged data, a full disk, or a loss that is not finite, in one
-        line.
-      Stopped: asked to end early, see `boneage_jax.runtime.preemption`; a `PeerLost` where another
-        process of the job is gone. A run that stands still ends the process, see
+      InputError: an invalid config, damaged data, a full disk or a non-finite loss; the message is
+        one line.
+      Stopped: the run was asked to end early, see `boneage_jax.runtime.preemption`; `PeerLost` if
+        another process of the job is gone. A run that stalls ends the process, see
         `boneage_jax.runtime.watchdog`.
     """
     config = check_config(config)
@@ -73,7 +73,7 @@ def _train_network(
     config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None, stopping: Stopping
 ) -> dict[str, Any]:
     waiting_for("the devices", PATIENCE)
-    process()  # starts them
+    process()  # initialises the devices
     dataset = open_training_data(config)
     info = DataInfo.of(dataset, dataset.split(config.data.train_split))
     _claim(workdir, config, info, dataset)
@@ -105,9 +105,9 @@ def _train_network(
 
 
 def _claim(workdir: Path, config: ConfigDict, info: DataInfo, dataset: Dataset) -> None:
-    """Makes the folder the workdir of this run, on all processes of the job alike."""
+    """Makes the folder the workdir of this run, consistently on all processes of the job."""
     claim_workdir(workdir, config, info, dataset.background, writes=is_first_process())
-    push(workdir)  # a bucket that cannot be written ends the run here, before it cost anything
+    push(workdir)  # fails on a bucket that is not writable, before any compute is spent
     waiting_for("the data of the other processes", NO_LIMIT)
     check_shared(workdir)
 
@@ -120,7 +120,7 @@ def _make_steps(
     start: int | None,
     stopping: Stopping,
 ) -> TrainState:
-    """Trains from where the run stands to its end; returns the state after the last step."""
+    """Trains from the current step to the last and returns the final state."""
     config = run.config
     batches = train_batches(
         dataset.split(config.data.train_split),
@@ -142,7 +142,7 @@ def _make_steps(
             state = loop.run_steps(state, batches)
     except InputError:
         with contextlib.suppress(InputError):
-            checkpoints.wait()  # what is on its way to the disk is still good
+            checkpoints.wait()  # checkpoints still being written are valid
         raise
     finally:
         batches.close()  # type: ignore[attr-defined]  # stops the reading threads
