@@ -1,4 +1,4 @@
-"""JAX's persistent compilation cache: compiled programs are kept between starts."""
+"""JAX's persistent compilation cache: keeps compiled programs across restarts."""
 
 import hashlib
 import os
@@ -13,8 +13,8 @@ from boneage_jax.runtime.machine import cpuinfo
 def use_compile_cache() -> None:
     """Turns on JAX's persistent compilation cache, unless the user has chosen a folder.
 
-    The folder is one per kind of processor: a home directory may be shared by machines whose
-    instruction sets differ, and a program compiled for one can crash on another.
+    Each kind of processor has its own folder: a home directory may be shared by machines with
+    different instruction sets, and a program compiled for one can crash on another.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return

@@ -1,13 +1,13 @@
-"""Large arrays of the host on huge pages, that stay with the process.
+"""Keeps large host arrays on huge pages, and their memory in the process.
 
-XLA's CPU backend takes the memory of a step's intermediate results from malloc and gives it back at
-the end of the step. By default glibc hands such blocks back to the kernel, and the next step pays
-for every page of 4 KiB again: about 200,000 page faults a step of EfficientNet-Lite0 on 16 images
-of 192 px. With huge pages, one arena and nothing handed back that step ran in 409 to 419 ms instead
-of 645 to 650 (medians of 25 steps, two runs each in alternation, 2 cores of an AMD EPYC).
+XLA's CPU backend allocates a step's intermediate results with malloc and frees them at the end of
+the step. By default glibc returns such blocks to the kernel, and the next step faults in every page
+of 4 KiB again: about 200,000 page faults per step of EfficientNet-Lite0 on 16 images of 192 px.
+With huge pages, one arena and no memory returned, that step took 409 to 419 ms instead of 645 to
+650 (medians of 25 steps, two alternating runs each, 2 cores of an AMD EPYC).
 
-One thing is then left to do after a compilation, see `close_holes`. docs/benchmark.md has what
-both are worth.
+After a compilation one more measure is needed, see `close_holes`. docs/benchmark.md has the gain of
+each.
 """
 
 import ctypes
@@ -19,26 +19,27 @@ from collections.abc import Callable
 TUNABLES = ":".join(
     f"glibc.malloc.{key}={value}"
     for key, value in {
-        "hugetlb": 1,  # madvise(MADV_HUGEPAGE) on what malloc takes; of glibc 2.35 and newer
-        "mmap_max": 0,  # large blocks from the heap, not from maps of their own
-        "trim_threshold": 1 << 40,  # and the heap is not given back
+        "hugetlb": 1,  # madvise(MADV_HUGEPAGE) on malloc's memory; glibc 2.35 or newer
+        "mmap_max": 0,  # large blocks come from the heap, not from mmap
+        "trim_threshold": 1 << 40,  # and the heap is never trimmed
         "arena_max": 1,  # other arenas are too small for large blocks
     }.items()
 )
 
-_LARGEST, _SMALLEST = 1 << 30, 1 << 12  # bytes of a hole
-_COMPILED = "/jax/core/compile/backend_compile_duration"  # of jax.monitoring
-_LONG = 1.0  # seconds of a compilation that leaves many holes
+_LARGEST, _SMALLEST = 1 << 30, 1 << 12  # size of a hole in bytes
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # event of jax.monitoring
+_LONG = 1.0  # compilation time in seconds above which many holes are left
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
-_DONTNEED = 4  # MADV_DONTNEED of Linux
+_DONTNEED = 4  # MADV_DONTNEED on Linux
 
 
 def use_huge_pages() -> None:
     """Restarts this process with glibc settings for large arrays; call before JAX is loaded.
 
-    malloc reads its settings when a process begins, hence the exec: same process id, same
-    arguments. Nothing happens where GLIBC_TUNABLES is set (so it happens once, and a user can
-    choose), outside glibc 2.35 or newer, or once JAX is loaded, whose memory would be lost.
+    malloc reads its settings when a process starts, hence the exec: same process id, same
+    arguments. Does nothing if GLIBC_TUNABLES is set (so it restarts only once, and users can
+    override it), without glibc 2.35 or newer, or if JAX is loaded already, whose memory would be
+    lost.
     """
     if "GLIBC_TUNABLES" in os.environ or "jax" in sys.modules or _glibc() < (2, 35):
         return
@@ -48,19 +49,19 @@ def use_huge_pages() -> None:
     try:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except OSError:
-        return  # as it is, a little slower
+        return  # go on without, a little slower
 
 
 def close_holes() -> int:
     """Releases free heap blocks fragmented by XLA compilation. Call once after each compilation.
 
-    LLVM leaves some 100,000 free blocks, and glibc keeps the larger ones in lists sorted by
-    size, which it walks at each request of more than a KiB: with all of a step's temporary arrays
-    waiting for the same arena. So these blocks are taken, their pages given back to the kernel,
-    and never freed. It takes about 50 ms.
+    LLVM leaves some 100,000 free blocks, and glibc keeps the larger ones in lists sorted by size,
+    which it walks at each request of more than a KiB, while all temporary arrays of a step wait
+    for the same arena. So this function allocates these blocks, returns their pages to the kernel,
+    and never frees them. Takes about 50 ms.
 
     Returns:
-      Bytes taken out; 0 where this process does not run with `TUNABLES`.
+      Bytes taken out of the heap; 0 if this process does not run with `TUNABLES`.
     """
     if os.environ.get("GLIBC_TUNABLES") != TUNABLES or _glibc() < (2, 35):
         return 0
@@ -70,8 +71,8 @@ def close_holes() -> int:
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     libc.mallinfo2.restype = _MallInfo
     info = libc.mallinfo2()
-    holes = info.fordblks - info.keepcost  # free bytes, but for the end of the heap
-    # Larger than any hole, so it lies at the end: what lies below is in a hole.
+    holes = info.fordblks - info.keepcost  # free bytes, except at the end of the heap
+    # Larger than any hole, so it is placed at the end: all lower addresses are in holes.
     end = libc.malloc(_LARGEST)
     if not end:
         return 0
@@ -93,12 +94,12 @@ def close_holes() -> int:
 def tidy_heap(release: Callable[[], object] | None = None, longer_than: float = _LONG) -> None:
     """Calls `close_holes` after each long compilation, before the compiled program runs.
 
-    Without it a process that has compiled its step takes 1.25 to 1.5 times as long for it as one
-    that found it in the compilation cache.
+    Without it, a process that has compiled its step takes 1.25 to 1.5 times as long per step as
+    one that found it in the compilation cache.
 
     Args:
-      release: called then, `close_holes` where None.
-      longer_than: seconds of a compilation that leaves many holes.
+      release: called instead of `close_holes` if given.
+      longer_than: compilation time in seconds above which many holes are left.
     """
     import jax
 
@@ -122,7 +123,7 @@ class _MallInfo(ctypes.Structure):
 
 
 def _glibc() -> tuple[int, ...]:
-    """The version of the C library, (0,) where it is another one."""
+    """Returns the version of glibc, (0,) for another C library."""
     try:
         name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
         return tuple(int(part) for part in version.split(".")[:2]) if name == "glibc" else (0,)

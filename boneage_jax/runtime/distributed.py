@@ -1,7 +1,7 @@
-"""The processes of one job find each other: by what the cluster says of itself, or by flags.
+"""Joins the processes of a job, as announced by the cluster or given by flags.
 
-The runtime is JAX's own multi-controller one, `jax.distributed`: every process runs the same
-program on its own devices, and the first one is the coordinator.
+Uses JAX's own multi-controller runtime, `jax.distributed`: every process runs the same program on
+its own devices, and the first one is the coordinator.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ import jax
 
 from boneage_jax.errors import InputError, PeerLost
 
-# Seconds without a sign of life after which the coordinator gives a process up and ends the job:
-# the bound where the network does not report a dead peer before.
+# Seconds without a heartbeat after which the coordinator declares a process dead and ends the job:
+# the upper bound if the network does not report a dead peer earlier.
 HEARTBEAT_SECONDS = 100
 _PARTING_SECONDS = 10.0
-# What Gloo, NCCL and the coordination service say of a peer that is gone. Their names alone say
-# nothing: a driver that does not fit is an error of NCCL too, and starting again does not mend it.
+# Messages of Gloo, NCCL and the coordination service about a lost peer. Their names alone are no
+# evidence: a driver mismatch is an NCCL error too, and restarting does not fix it.
 _LOST = re.compile(
     r"connection (closed|reset) by (remote )?peer|broken pipe"
     r"|application timeout caused pair closure|timed out waiting .*operation to complete"
@@ -38,17 +38,17 @@ _LOST = re.compile(
     r"|(unavailable|deadline.exceeded).*coordinationservice/",
     re.DOTALL,
 )
-_LONGEST = 1500  # characters of another library's words in our line
-_GRACE = 60  # seconds that JAX waits longer than we do
-_asked = itertools.count()  # over all questions of `said_by_all`
+_LONGEST = 1500  # characters quoted from another library's message
+_GRACE = 60  # seconds that JAX waits beyond our own timeout
+_asked = itertools.count()  # numbers all calls of `said_by_all`
 
 
 def announced_by(environ: Mapping[str, str], devices: Path = Path("/dev")) -> str:
-    """Which cluster says that this process is one of a job, "" where none does.
+    """Returns the cluster that announces this process as part of a job, "" if none does.
 
     Args:
       environ: environment variables.
-      devices: folder of device files, in which a TPU VM has those of its chips.
+      devices: folder of device files, where a TPU VM lists its chips.
     """
     if int(environ.get("SLURM_NTASKS") or 1) > 1 and "SLURM_STEP_NODELIST" in environ:
         return "SLURM"
@@ -56,7 +56,7 @@ def announced_by(environ: Mapping[str, str], devices: Path = Path("/dev")) -> st
         return "Open MPI"
     if "JAX_COORDINATOR_ADDRESS" in environ or "MEGASCALE_COORDINATOR_ADDRESS" in environ:
         return "the coordinator's address"
-    # One chip of a larger slice is of no use alone, so a TPU VM always asks its metadata.
+    # One chip of a larger slice is useless alone, so a TPU VM always queries its metadata.
     chips = any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))
     on_cpu = environ.get("JAX_PLATFORMS", "tpu").startswith("cpu")
     if chips and importlib.util.find_spec("libtpu") and not on_cpu:
@@ -65,20 +65,20 @@ def announced_by(environ: Mapping[str, str], devices: Path = Path("/dev")) -> st
 
 
 def join(coordinator: str = "", processes: int = 0, process: int = -1, timeout: int = 300) -> None:
-    """Makes this process one of its job; to be called before anything asks for devices.
+    """Makes this process part of its job; call before anything queries the devices.
 
-    Without arguments the cluster is asked; where none announces itself, this process is alone.
+    Without arguments the cluster decides; if none announces itself, the process runs alone.
 
     Args:
       coordinator: HOST:PORT of the first process.
-      processes: how many there are.
-      process: which this one is, from 0.
-      timeout: seconds to wait for the others.
+      processes: number of processes.
+      process: index of this process, from 0.
+      timeout: seconds to wait for the other processes.
 
     Raises:
-      InputError: arguments that do not go together, or that the cluster does not bear out.
-      PeerLost: the others are gone. Where they do not come in time this process ends with the same
-        line and status, since JAX would abort it with a stack trace.
+      InputError: arguments that do not fit together, or that contradict the cluster.
+      PeerLost: the other processes are gone. If they do not join in time, this process exits with
+        the same message and status instead, since JAX would abort it with a stack trace.
     """
     given = (bool(coordinator), processes > 0, process >= 0)
     if any(given) != all(given):
@@ -110,7 +110,7 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1, timeout: 
 
 @contextlib.contextmanager
 def _ends_after(seconds: float, line: str) -> Iterator[None]:
-    """Ends the process with this line and status 75 unless the block is left in time."""
+    """Context manager that ends the process with this line and status 75 unless left in time."""
     met = threading.Event()
 
     def watch() -> None:
@@ -126,19 +126,19 @@ def _ends_after(seconds: float, line: str) -> Iterator[None]:
 
 
 def place() -> tuple[int, int]:
-    """(index, count) of this process in the job, as it joined.
+    """Returns (index, count) of this process in the job it joined.
 
-    Unlike `jax.process_index` this does not start the devices, which waits for all processes.
+    Unlike `jax.process_index` this does not initialise the devices, which waits for all processes.
     """
-    from jax._src import distributed  # no public name leads to it
+    from jax._src import distributed  # no public API has it
 
     state = distributed.global_state
     return (0, 1) if state.client is None else (state.process_id, state.num_processes or 1)
 
 
 def store() -> Any:
-    """The key-value store of `jax.distributed`, None where there is one process."""
-    # multihost_utils and orbax take the same way.
+    """Returns the key-value store of `jax.distributed`, None for a single process."""
+    # multihost_utils and orbax access it the same way.
     from jax._src import distributed
 
     client = distributed.global_state.client
@@ -147,14 +147,14 @@ def store() -> Any:
 
 
 def said_by_all(topic: str, value: str) -> list[str]:
-    """Gathers one string from every process, by index.
+    """Gathers one string from every process, ordered by index.
 
-    Collective: call in the same order everywhere. Blocks without a timeout: a process may be
-    preparing data for hours. `Heartbeat` and `Watchdog` end the wait for one that is gone.
+    Collective: call in the same order everywhere. Blocks without a timeout, since a process may
+    prepare data for hours. `Heartbeat` and `Watchdog` end the wait for one that is gone.
 
     Args:
-      topic: names the exchange.
-      value: of this process, not empty.
+      topic: name of the exchange.
+      value: string of this process, not empty.
     """
     known = store()
     if known is None:
@@ -172,9 +172,10 @@ def said_by_all(topic: str, value: str) -> list[str]:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an error tells of a process of the job that died, or that stopped answering.
+    """Returns whether an error means that a process of the job died or stopped answering.
 
-    Only errors of JAX's runtime and what they caused: a bucket that resets a connection is no peer.
+    Considers only errors of JAX's runtime and errors they caused: a bucket that resets a connection
+    is not a peer.
     """
     found: BaseException | None = error
     while found is not None:
@@ -190,7 +191,7 @@ def _words(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def peers() -> Iterator[None]:
-    """Within, an error that tells of a dead process of the job becomes `PeerLost`."""
+    """Context manager that turns an error caused by a dead process of the job into `PeerLost`."""
     try:
         yield
     except Exception as error:
@@ -205,11 +206,11 @@ def peers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def parting() -> Iterator[None]:
-    """Around a door: a process that fails does not keep the others, nor do they keep it.
+    """Context manager for a command: a failing process does not block the others, nor they it.
 
-    At its end a process of a job waits for all others, up to 300 s. One that ends early, with any
-    status but 0, waits 10 s here and leaves; the others, in the middle of a step, then find a
-    closed connection.
+    At exit a process of a job waits for all others, up to 300 s. One that ends early with a nonzero
+    status waits only 10 s here and exits; the others, in the middle of a step, then find a closed
+    connection.
     """
     try:
         yield

@@ -1,11 +1,11 @@
-"""The processes of a job watch each other: a dead one is noticed in `GONE_AFTER` seconds.
+"""Heartbeats between the processes of a job: a dead one is noticed within `GONE_AFTER` seconds.
 
-Where the others wait for it inside a step, Gloo and NCCL may report a closed connection; where
-they wait at a barrier of orbax, nothing does. JAX's own service notices after 100 s and aborts
-each process with a stack trace and the status of a crash, which no scheduler starts again. So each
-process writes a number that rises to the job's key-value store, and looks at those of the others.
+If the others wait for it inside a step, Gloo and NCCL may report a closed connection; if they wait
+at a barrier of orbax, nothing does. JAX's own service notices after 100 s and aborts each process
+with a stack trace and the status of a crash, on which no scheduler restarts it. So each process
+writes a rising number to the job's key-value store and watches those of the others.
 
-`boneage_jax.main` starts this as soon as the processes have met: one that dies while it loads
+`boneage_jax.main` starts this as soon as the processes have joined: one that dies while it loads
 libraries or looks for its data is noticed like any other.
 """
 
@@ -24,21 +24,22 @@ GONE_AFTER = 40.0  # seconds; below HEARTBEAT_SECONDS of distributed.py
 _EVERY = 4.0
 _FOLDER = "boneage_jax/heartbeat"
 _LEFT = "left"
-_beats = itertools.count()  # over all trainings of a process: a number never comes twice
+_beats = itertools.count()  # shared by all runs of a process: numbers never repeat
 _active: list["Heartbeat"] = []
 
 
 class Heartbeat:
-    """Shows that this process lives and watches the others; a context manager.
+    """Context manager that shows that this process is alive and watches the others.
 
-    Nothing is done in a job of one process, and by one within another.
+    Does nothing in a job of one process or inside another `Heartbeat`.
 
     Args:
-      gone_after: seconds without a sign of life of another process, `GONE_AFTER` if None.
-      end: called with the line in place of ending the process; for tests.
+      gone_after: seconds without a heartbeat after which another process counts as dead,
+        `GONE_AFTER` if None.
+      end: called with the message instead of ending the process; for tests.
       known: the job's key-value store; for tests.
-      expected: number of processes in the job; one that never reports counts as dead. Give it only
-        where all processes start this at the same time.
+      expected: number of processes in the job; one that never reports counts as dead. Set it only
+        if all processes start this at the same time.
     """
 
     def __init__(
@@ -73,14 +74,14 @@ class Heartbeat:
         self._closed.set()
         self._thread.join()
         if error is None or (isinstance(error, Stopped) and not error.alone):
-            self._show(_LEFT)  # in good order: nobody needs to miss this process
+            self._show(_LEFT)  # clean exit: the others do not count it as dead
 
     def _show(self, value: str) -> str:
-        """Writes a value of this process; returns what went wrong, "" where nothing did."""
+        """Publishes a value of this process; returns the error message, "" on success."""
         try:
             self._store.key_value_set(f"{_FOLDER}/{self._index}", value, allow_overwrite=True)
             return ""
-        except Exception as error:  # a JaxRuntimeError, of which some are no fault of a peer
+        except Exception as error:  # a JaxRuntimeError; not all mean a lost peer
             return str(error)
 
     def _watch(self) -> None:
@@ -95,7 +96,7 @@ class Heartbeat:
             except Exception as error:
                 shown, trouble = {}, str(error)
             now = time.monotonic()
-            # A process that was itself suspended has not listened meanwhile.
+            # Capped: while this process was suspended, it could not see the others.
             passed, clock = min(now - clock, 2 * self._every), now
             for key in expected | seen.keys() | shown.keys():
                 if shown.get(key) != seen.get(key) or shown.get(key) == _LEFT:

@@ -1,4 +1,4 @@
-"""The machine under a run: processor, devices, versions of packages that results depend on."""
+"""The machine of a run: processor, devices, and versions of packages that affect results."""
 
 import importlib.metadata
 import os
@@ -9,13 +9,13 @@ from typing import Any
 _VERSIONS = (
     "boneage_jax jax jaxlib flax optax orbax-checkpoint grain dm-pix tensorflow-datasets numpy"
 )
-_CPUINFO = Path("/proc/cpuinfo")  # of Linux
+_CPUINFO = Path("/proc/cpuinfo")  # Linux only
 
 
 def cpuinfo() -> dict[str, str]:
-    """Returns the fields of the first processor in /proc/cpuinfo; {} where there is no such file.
+    """Returns the fields of the first processor in /proc/cpuinfo; {} if there is no such file.
 
-    Fields of interest: `model name` and `flags` (instruction sets, with spaces between).
+    Fields of interest: `model name` and `flags` (instruction sets, separated by spaces).
     """
     try:
         text = _CPUINFO.read_text()
@@ -30,13 +30,13 @@ def cpuinfo() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """Returns the marketing name of the processor, or its architecture."""
+    """Returns the model name of the processor, or its architecture."""
     return cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 def hardware() -> dict[str, Any]:
-    """Returns devices and host of this process: platform, device, counts."""
-    import jax  # callers without JAX only ask for the processor
+    """Returns platform, device name, and numbers of devices, processes and CPU cores."""
+    import jax  # here, since the other functions are used without JAX
 
     device = jax.devices()[0]
     return {
@@ -49,7 +49,7 @@ def hardware() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that a result depends on."""
+    """Returns the versions of Python and of the packages that affect results."""
     found = {"python": platform.python_version()}
     for name in _VERSIONS.split():
         try:

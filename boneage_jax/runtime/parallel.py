@@ -1,12 +1,12 @@
-"""How a step meets devices: pmap, or jit over a mesh.
+"""Runs steps on devices: pmap, or jit over a mesh.
 
 Both run the same program on the same global batch and give the same result within float
 tolerance, on one device or many:
 
 - `jit`: the batch is one array sharded over a one-axis mesh, the state is replicated, and XLA
   inserts the reductions. BatchNorm statistics are always those of the global batch.
-- `pmap`: one program per device, reductions written out by name (`AXIS`). BatchNorm statistics
-  are per device unless `bn_sync` asks for the reduction.
+- `pmap`: one program per device with explicit reductions over the axis `AXIS`. BatchNorm statistics
+  are per device unless `bn_sync` is set.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,10 +29,10 @@ class Parallel:
 
     Args:
       mode: 'jit' or 'pmap'.
-      devices: the devices to use; all of the job by default.
+      devices: devices to use; all devices of the job by default.
 
     Raises:
-      InputError: for an unknown mode.
+      InputError: an unknown mode.
     """
 
     def __init__(self, mode: str, devices: Sequence[jax.Device] | None = None):
@@ -51,11 +51,15 @@ class Parallel:
         return len(self.devices)
 
     def check_batch(self, name: str, batch_size: int, accumulate: int = 1) -> None:
-        """Raises an InputError unless every device gets the same number of images."""
+        """Checks that every device gets the same number of images.
+
+        Raises:
+          InputError: `batch_size` does not divide evenly.
+        """
         check_batch(name, batch_size, self.device_count, accumulate)
 
     def put_state(self, tree: Any) -> Any:
-        """Copies a tree of host or device arrays to every device."""
+        """Replicates a tree of host or device arrays on every device."""
         if jax.process_count() > 1:
             return jax.tree.map(
                 lambda x: jax.make_array_from_process_local_data(self.replicated, np.asarray(x)),
@@ -64,9 +68,9 @@ class Parallel:
         return jax.device_put(tree, self.replicated)
 
     def as_global(self, state: Any) -> Any:
-        """The state as arrays of the whole job, as checkpoints want them; nothing is copied.
+        """Returns the state as global arrays of the job, as checkpoints need them; copies nothing.
 
-        With several processes, pmap returns arrays that know only the devices of their process.
+        With several processes, pmap returns arrays that cover only the devices of their process.
         """
         if self.mode == "jit" or jax.process_count() == 1:
             return state
@@ -78,14 +82,14 @@ class Parallel:
         )
 
     def state_shapes(self, make: Callable[[], Any]) -> Any:
-        """Shapes, dtypes and placement of what `make` returns, without computing it."""
+        """Returns shapes, dtypes and shardings of the result of `make`, without computing it."""
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated),
             jax.eval_shape(make),
         )
 
     def batch_shapes(self, shapes: dict[str, jax.ShapeDtypeStruct]) -> Any:
-        """Shapes of a global batch with the placement that `put_batch` gives it under jit."""
+        """Returns shapes of a global batch with the sharding that `put_batch` uses under jit."""
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.batch_sharding), shapes
         )
@@ -93,7 +97,8 @@ class Parallel:
     def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Moves this process's part of a batch, [B / processes, ...], to its devices.
 
-        Returns global arrays: [B, ...] for jit, [devices, B / devices, ...] for pmap.
+        Returns:
+          Global arrays: [B, ...] for jit, [devices, B / devices, ...] for pmap.
         """
         if self.mode == "pmap":
             here = self.device_count // jax.process_count()
@@ -108,7 +113,9 @@ class Parallel:
     def train_step(self, step: Step, name: str = "train") -> Step:
         """Compiles `(state, metrics, batch) -> (state, metrics)`; the state is donated.
 
-        `name` is that under which `compilations` counts it.
+        Args:
+          step: the pure train step.
+          name: key under which `compilations` counts its traces.
         """
         counted = self._count(name, step)
         if self.mode == "pmap":
@@ -145,7 +152,7 @@ class Parallel:
         )
 
     def fetch(self, predictions: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-        """The predictions of the whole job on the host, [B, ...]."""
+        """Returns the predictions of the whole job on the host, [B, ...]."""
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
@@ -157,11 +164,15 @@ class Parallel:
 
     @property
     def compilations(self) -> dict[str, int]:
-        """How often each kind of step was traced; more than once is a recompilation."""
+        """Number of traces of each kind of step; more than one means a recompilation."""
         return dict(self._traces)
 
     def check_compiled_once(self) -> None:
-        """Raises RuntimeError where a step was traced more than once: its shapes have changed."""
+        """Checks that no step was recompiled.
+
+        Raises:
+          RuntimeError: a step was traced more than once because its shapes or dtypes changed.
+        """
         if any(traces != 1 for traces in self._traces.values()):
             raise RuntimeError(f"a step was compiled more than once: {self._traces}")
 
@@ -175,7 +186,17 @@ class Parallel:
 
 
 def check_batch(name: str, batch_size: int, devices: int, accumulate: int = 1) -> None:
-    """Raises an InputError unless every device gets the same number of images."""
+    """Checks that every device gets the same number of images in each micro-batch.
+
+    Args:
+      name: config key of the batch size, for the message.
+      batch_size: images over all devices.
+      devices: number of devices.
+      accumulate: number of micro-batches.
+
+    Raises:
+      InputError: `batch_size` does not divide evenly.
+    """
     parts = devices * accumulate
     if batch_size < 1 or batch_size % parts:
         raise InputError(
@@ -185,12 +206,12 @@ def check_batch(name: str, batch_size: int, devices: int, accumulate: int = 1) -
 
 
 def mean_over_devices(tree: Any, axis_name: str | None) -> Any:
-    """Averages each array over the device axis; returns `tree` where there is none."""
+    """Averages each array over the device axis; returns `tree` if there is none."""
     return jax.lax.pmean(tree, axis_name) if axis_name else tree
 
 
 def sum_over_devices(metrics: Metrics, axis_name: str | None) -> Metrics:
-    """Merges the metrics of all devices; returns `metrics` where there is no device axis."""
+    """Merges the metrics of all devices; returns `metrics` if there is no device axis."""
     return jax.lax.all_gather(metrics, axis_name).reduce() if axis_name else metrics
 
 
@@ -200,10 +221,10 @@ def round_up(batch_size: int, devices: int) -> int:
 
 
 def process() -> tuple[int, int]:
-    """Returns (index, count) of this process in the job. Starts the devices."""
+    """Returns (index, count) of this process in the job. Initialises the devices."""
     return jax.process_index(), jax.process_count()
 
 
 def is_first_process() -> bool:
-    """Returns whether this process is the one of its job that writes files and prints."""
+    """Returns whether this is the process of the job that writes files and prints."""
     return jax.process_index() == 0

@@ -1,8 +1,8 @@
-"""Runs that end early in good order: on SIGTERM, or when their time is up.
+"""Ends runs early and cleanly: on SIGTERM, or when their time is up.
 
-A scheduler that takes a machine away sends SIGTERM some time before. The loop then finishes the
-step it is in, saves a checkpoint and ends with `EX_TEMPFAIL`, upon which schedulers start the same
-command again; the run goes on from that checkpoint and ends with the parameters it would have had.
+A scheduler that takes a machine away sends SIGTERM some time before. The loop then finishes its
+current step, saves a checkpoint and exits with `EX_TEMPFAIL`, on which schedulers restart the same
+command; the run resumes from that checkpoint and ends with the same parameters as without the stop.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ from boneage_jax.errors import Stopped
 
 
 class Stopping:
-    """Whether the run has been asked to end, and by what.
+    """Whether the run has been asked to end, and why.
 
     Args:
-      max_seconds: time the run may take, counted from here; 0 for any.
+      max_seconds: time limit of the run, counted from here; 0 for none.
     """
 
     def __init__(self, max_seconds: float = 0.0):
@@ -34,7 +34,7 @@ class Stopping:
 
     @property
     def reason(self) -> str:
-        """Why the run shall end, "" while it shall not."""
+        """Why the run must end, "" to continue."""
         if self._signalled:
             return "SIGTERM"
         if time.monotonic() >= self._deadline:
@@ -42,14 +42,14 @@ class Stopping:
         return ""
 
     def reason_for_all(self, step: int, every: int) -> str:
-        """The same on every process of the job, after the same step.
+        """Returns the reason to end; after the same step, all processes agree whether there is one.
 
-        With several processes they ask each other, at every `every`-th step alone: each time costs
-        a wait for the devices.
+        Collective: with several processes, call after every step. They communicate only at every
+        `every`-th step, since each time costs a wait for the devices.
 
         Args:
           step: optimizer updates done.
-          every: steps between two questions.
+          every: steps between two exchanges.
         """
         if jax.process_count() == 1:
             return self.reason
@@ -60,7 +60,10 @@ class Stopping:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within, SIGTERM is only noted; elsewhere, with nothing to save, it ends the run."""
+        """Context manager that only records SIGTERM.
+
+        Outside it, with nothing to save, SIGTERM ends the run at once.
+        """
         self._deferred = True
         try:
             yield
@@ -68,7 +71,7 @@ class Stopping:
             self._deferred = False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # Written bare: a buffered write may be what the signal has interrupted.
+        # Unbuffered: the signal may have interrupted a buffered write.
         os.write(2, b"\nSIGTERM: ending after this step\n" if self._deferred else b"\nSIGTERM\n")
         again, self._signalled = self._signalled, True
         if again or not self._deferred:
@@ -82,9 +85,10 @@ _active: list[Stopping] = []
 
 @contextlib.contextmanager
 def listen(max_seconds: float = 0.0) -> Iterator[Stopping]:
-    """Catches SIGTERM for a training; one within another (members, pre-training) shares its clock.
+    """Context manager that catches SIGTERM during a training run.
 
-    Outside the main thread, where Python delivers no signals, only the clock counts.
+    A nested run (ensemble member, pre-training) shares the outer one's clock. Outside the main
+    thread, where Python delivers no signals, only the time limit applies.
     """
     if _active:
         yield _active[-1]

@@ -1,4 +1,4 @@
-"""One context manager around a run: who may end it, and who notices that it stands still."""
+"""Supervision of a run in one context manager: early end, lost peers, stalls."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,20 +11,20 @@ from boneage_jax.runtime.watchdog import Watchdog, waiting_for_nothing
 
 @contextlib.contextmanager
 def supervised(*, max_seconds: float, stall_seconds: float) -> Iterator[Stopping]:
-    """Supervises a run: SIGTERM and time limit, heartbeat, watchdog, errors of lost peers.
+    """Context manager that supervises a run: SIGTERM, time limit, heartbeat, watchdog, lost peers.
 
-    A run within another (a member of an ensemble, a pre-training) shares the supervision of the
-    outer one, its limits included.
+    A nested run (ensemble member, pre-training) shares the supervision of the outer one, including
+    its limits.
 
     Args:
-      max_seconds: time until the run is asked to end, 0 for any.
-      stall_seconds: time without progress after which the process ends, 0 for any.
+      max_seconds: seconds after which the run is asked to end, 0 for no limit.
+      stall_seconds: seconds without progress after which the process ends, 0 for no limit.
 
     Yields:
-      `Stopping`, to be asked after each step whether to end.
+      `Stopping`, to be queried after each step.
 
     Raises:
-      PeerLost: an error within tells of a dead process of the job.
+      PeerLost: an error in the block was caused by a dead process of the job.
     """
     with listen(max_seconds) as stopping, Heartbeat(), Watchdog(stall_seconds), peers():
         try:

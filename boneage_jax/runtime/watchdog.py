@@ -1,8 +1,8 @@
 """Ends a run without progress: a stalled input pipeline, a dead peer, a hung file system.
 
-A thread looks at what the loop waits for, and since when. Nothing can interrupt a main thread that
-waits inside XLA, so the process ends there and then, with the status upon which schedulers start
-the same command again; it goes on from the last checkpoint.
+A thread checks what the loop is waiting for, and since when. Nothing can interrupt a main thread
+that waits inside XLA, so the thread ends the process at once, with the status on which schedulers
+restart the same command; the run resumes from the last checkpoint.
 """
 
 import contextlib
@@ -15,20 +15,20 @@ from types import TracebackType
 
 from boneage_jax.runtime.distributed import place
 
-# Limit of what compiles, evaluates or saves, in multiples of `stall_seconds`.
+# Limit for compiling, evaluating or saving, in multiples of `stall_seconds`.
 PATIENCE = 3.0
-NO_LIMIT = float("inf")  # for what may take hours in good order
+NO_LIMIT = float("inf")  # for work that may take hours
 COORDINATOR_STAYS = 10.0
 
 
 _active: list["Watchdog"] = []
-_unlimited: list[str] = []  # what is waited for without a limit
+_unlimited: list[str] = []  # what active `waiting_without_limit` blocks wait for
 
 
 def waiting_for(what: str, patience: float = 1.0) -> None:
-    """Notes what this process waits for from now on; does nothing where no watchdog is on.
+    """Records what this process waits for from now on; does nothing without an active watchdog.
 
-    Costs well below a microsecond of a step.
+    Costs well below a microsecond per step.
 
     Args:
       what: what is waited for, for the message.
@@ -40,7 +40,9 @@ def waiting_for(what: str, patience: float = 1.0) -> None:
 
 @contextlib.contextmanager
 def waiting_without_limit(what: str) -> Iterator[None]:
-    """Within, there is no limit, whatever parts note by `waiting_for`: this may take hours.
+    """Context manager that lifts the limit, whatever calls of `waiting_for` inside it set.
+
+    For work that may take hours.
 
     Args:
       what: what is waited for.
@@ -60,14 +62,14 @@ def waiting_for_nothing() -> None:
 
 
 class Watchdog:
-    """Watches over a loop that says what it waits for; also a context manager.
+    """Context manager that watches a loop which reports what it waits for.
 
-    Within one of them `waiting_for` reaches it from anywhere. One within another does nothing,
-    unless the outer one has no limit.
+    While it is active, `waiting_for` reaches it from anywhere. A nested one does nothing, unless
+    the outer one has no limit.
 
     Args:
-      stall_seconds: how long the loop may wait for one thing; 0 switches the watch off.
-      end: called with the line in place of ending the process; for tests.
+      stall_seconds: how long the loop may wait for one thing; 0 disables the watchdog.
+      end: called with the message instead of ending the process; for tests.
     """
 
     def __init__(self, stall_seconds: float, end: Callable[[str], None] | None = None):
@@ -78,11 +80,11 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def waits_for(self, what: str, patience: float = 1.0) -> None:
-        """Notes what the loop waits for from now on, see `waiting_for`."""
-        self._waits = (what, self._seconds * patience)  # one assignment: never half-read
+        """Records what the loop waits for from now on, see `waiting_for`."""
+        self._waits = (what, self._seconds * patience)  # one assignment: never read half-written
 
     def rests(self) -> None:
-        """Suspends the watch until the next `waits_for`."""
+        """Suspends the watchdog until the next `waits_for`."""
         self._waits = ("nothing", float("inf"))
 
     def __enter__(self) -> "Watchdog":
@@ -107,9 +109,9 @@ class Watchdog:
         seen, waited, clock = self._waits, 0.0, time.monotonic()
         while not self._closed.wait(every):
             now = time.monotonic()
-            # A process that was itself suspended (Ctrl-Z, a debugger) has not waited meanwhile.
+            # Capped: time in which this process was suspended (Ctrl-Z, a debugger) does not count.
             waited, clock = waited + min(now - clock, 2 * every), now
-            if self._waits is not seen:  # a new tuple, even where it says the same
+            if self._waits is not seen:  # a new tuple, even if it is equal
                 seen, waited = self._waits, 0.0
             what, limit = seen
             if waited >= limit:
@@ -121,13 +123,13 @@ class Watchdog:
 
 
 def end_process(message: str) -> None:
-    """Prints one line and ends this process with status 75, whatever its threads do.
+    """Prints one line and ends this process with status 75, whatever its threads are doing.
 
-    The first process of a job is also its coordinator, at whose end JAX aborts the others: it stays
-    for `COORDINATOR_STAYS` seconds, in which they come to their own line and status.
+    The first process of a job is also its coordinator, and JAX aborts the others when it ends. So
+    it stays for `COORDINATOR_STAYS` seconds, in which they end with their own message and status.
     """
-    os.write(2, f"\n{message}\n".encode())  # bare: the main thread may hold the buffers
-    # Flushing may wait for the very disk that hangs.
+    os.write(2, f"\n{message}\n".encode())  # unbuffered: the main thread may hold the buffers
+    # Flushing may block on the hung disk.
     flush = threading.Thread(target=_flush, daemon=True)
     flush.start()
     flush.join(5)

@@ -1,7 +1,7 @@
 """Compiler options beyond XLA's defaults: kernels and vector width on CPUs, scheduling on GPUs.
 
-Importing this file does not load JAX: `choose_for_cpu` sets an environment variable that JAX's
-CPU backend reads when it starts.
+Importing this file does not load JAX: `choose_for_cpu` sets an environment variable that JAX's CPU
+backend reads when it starts.
 """
 
 import importlib.metadata
@@ -9,27 +9,27 @@ import os
 
 from boneage_jax.runtime.machine import cpuinfo
 
-# XLA ends the process at a flag that it does not know: none for a jaxlib that was not measured.
+# XLA ends the process on an unknown flag, so a jaxlib that was not measured gets none.
 _MEASURED_WITH = "0.10."
 # jaxlib 0.10 hands matrix products, sums and convolutions to YNNPACK. Its weight gradients of
-# convolutions are 4 to 5 times slower than XLA's own: with the two others alone a step of
-# `unet_10` (8 images of 256 px, 2 cores of an Intel Xeon) took 625 instead of 1,000 ms, one of
+# convolutions are 4 to 5 times slower than XLA's own: with YNNPACK for the other two only, a step
+# of `unet_10` (8 images of 256 px, 2 cores of an Intel Xeon) took 625 instead of 1,000 ms, one of
 # EfficientNet-B4 1 % less.
 _KERNELS = (
     "xla_cpu_experimental_ynn_fusion_type",
     "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 )
-# XLA uses half of a 512-bit register, for the sake of processors that slow down otherwise. Those
-# with bfloat16 in AVX-512 no longer do: a step of `unet` took 59 instead of 62 ms, one of
-# EfficientNet-B4 1,066 instead of 1,097, of EfficientNet-Lite0 the same.
+# XLA uses half of each 512-bit register, because some processors slow down otherwise. Those with
+# bfloat16 in AVX-512 no longer do: a step of `unet` took 59 instead of 62 ms, one of
+# EfficientNet-B4 1,066 instead of 1,097, one of EfficientNet-Lite0 the same.
 _VECTORS = ("xla_cpu_prefer_vector_width", "512")
 _NO_LONGER_SLOW = "avx512_bf16"
 
 
 def choose_for_cpu() -> None:
-    """Adds flags to XLA_FLAGS: convolutions by XLA's own kernels, 512-bit vectors where fast.
+    """Adds flags to XLA_FLAGS: convolutions by XLA's own kernels, 512-bit vectors if they are fast.
 
-    Call before JAX starts its CPU backend. Flags that XLA_FLAGS already has are kept.
+    Call before JAX starts its CPU backend. Flags already in XLA_FLAGS are kept.
     """
     try:
         version = importlib.metadata.version("jaxlib")
@@ -49,10 +49,10 @@ def _has_fast_wide_vectors() -> bool:
 
 
 def hide_latency() -> None:
-    """Lets collectives overlap with arithmetic where several GPUs train together.
+    """Lets collectives overlap with computation when several GPUs train together.
 
     XLA's latency-hiding scheduler is on by default for TPUs, and for GPUs from effort level O1 on
-    (https://openxla.org/xla/effort_levels). A level chosen by the user, e.g. with
+    (https://openxla.org/xla/effort_levels). A level set by the user, e.g. with
     JAX_OPTIMIZATION_LEVEL, is kept.
     """
     import jax
