@@ -115,14 +115,23 @@ def test_weights_of_another_network_are_refused(in_keras):
         from_keras(fewer, shapes(name, num_classes=5))
 
 
-@pytest.fixture(scope="module")
-def b0():
-    model = EfficientNet("efficientnet_b0", drop_path_rate=0.5)
+def small_network(variant):
+    model = EfficientNet(variant, drop_path_rate=0.5)
     images = jax.random.normal(jax.random.key(1), (4, 40, 40, 1))
     rng = np.random.default_rng(0)  # compiling 200 random initialisers would take 20 s
     like = jax.eval_shape(model.init, jax.random.key(0), images)
     variables = jax.tree.map(lambda x: rng.uniform(0.01, 0.1, x.shape).astype(x.dtype), like)
     return model, variables, images
+
+
+@pytest.fixture(scope="module")
+def b0():
+    return small_network("efficientnet_b0")
+
+
+@pytest.fixture(scope="module")
+def tiny_b0():
+    return small_network("tiny_b0")
 
 
 def test_endpoints_name_the_features_of_each_stage(b0):
@@ -246,12 +255,12 @@ def test_unknown_names_and_options_are_explained():
         create_model("efficientnet_b0", drop_path=0.1)
 
 
-def test_the_arrangement_for_tpus_is_the_same_network(b0):
+def test_the_arrangement_for_tpus_is_the_same_network(tiny_b0):
     """Outputs, statistics and gradients of depthwise='fused' are those of plain lax."""
-    _, variables, images = b0
+    _, variables, images = tiny_b0
 
     def run(implementation):
-        model = EfficientNet("efficientnet_b0", depthwise=implementation, drop_path_rate=0.0)
+        model = EfficientNet("tiny_b0", depthwise=implementation, drop_path_rate=0.0)
 
         def loss(params):
             inputs = {"params": params, "batch_stats": variables["batch_stats"]}

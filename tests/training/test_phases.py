@@ -98,7 +98,7 @@ def two_phases():
     """Two steps for the heads at 32 px, four for all at 64 px."""
     config = config_of("32,64", "0.34,0.66", head_first=0.34)
     config.data.config = "64-small"
-    config.model.name = "tiny_efficientnet"
+    config.model.name = "tiny_lite0"
     config.batch_size, config.eval_batch_size = 8, 16
     config.steps, config.evaluate_every, config.checkpoint_every = STEPS, 1e3, 1
     config.log_every = 1
