@@ -32,7 +32,7 @@ class UnreadableImage(InputError):
         return f"{self.name}: {self.reason}"
 
 
-def read_grey(source: Path | bytes, name: str = "") -> np.ndarray:
+def read_grey(source: str | os.PathLike[str] | bytes, name: str = "") -> np.ndarray:
     """Reads a radiograph as 8-bit grey.
 
     The format is found from the content, not from the name. Colour becomes luma (BT.601), with
@@ -42,7 +42,7 @@ def read_grey(source: Path | bytes, name: str = "") -> np.ndarray:
     percentile (0) to the 99.9th (255), so that a few burnt-in white pixels cannot darken the hand.
 
     Args:
-      source: the file, or its content.
+      source: path of the file, or its content as bytes.
       name: how errors call it; the path if empty.
 
     Returns:
@@ -52,9 +52,9 @@ def read_grey(source: Path | bytes, name: str = "") -> np.ndarray:
       UnreadableImage: missing, empty, cut short, damaged, no image, several DICOM frames, or more
         than 100 million pixels.
     """
-    name = name or (str(source) if isinstance(source, Path) else "image")
+    name = name or ("image" if isinstance(source, bytes) else str(source))
     try:
-        data = _read_bytes(source) if isinstance(source, Path) else source
+        data = source if isinstance(source, bytes) else _read_bytes(Path(source))
         if not data:
             raise ValueError("the file is empty")
         form = sniff(data)

@@ -52,6 +52,14 @@ def test_lossless_grey_is_kept(form):
     np.testing.assert_array_equal(read_grey(encode(picture(), form)), picture())
 
 
+def test_a_file_is_read_by_any_kind_of_path(tmp_path):
+    (tmp_path / "hand.png").write_bytes(encode(picture(), "PNG"))
+    for path in (tmp_path / "hand.png", str(tmp_path / "hand.png")):
+        np.testing.assert_array_equal(read_grey(path), picture())
+    with pytest.raises(UnreadableImage, match=f"^{tmp_path}/none.png: No such file"):
+        read_grey(str(tmp_path / "none.png"))
+
+
 def test_jpeg_is_what_pillow_decodes():
     data = encode(picture(), "JPEG", quality=95)
     expected = np.asarray(Image.open(io.BytesIO(data)), np.int16)
