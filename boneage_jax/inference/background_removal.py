@@ -1,8 +1,8 @@
-"""Removes the background of radiographs: the same step in preparation and in prediction.
+"""Removes the background of radiographs, identically in preparation and in prediction.
 
 The masks come from a folder of PNGs or from a U-Net's workdir. A prepared data set keeps a
-`background/` beside its records, with the U-Net where there was one; a training copies that to its
-workdir, so that `predict` can do to new radiographs what was done to those of training.
+`background/` folder beside its records, with the U-Net if there was one. Training copies it to its
+workdir, so that `predict` treats new radiographs like the training images.
 """
 
 import dataclasses
@@ -27,11 +27,11 @@ class Background:
     """Removes the background of radiographs.
 
     Args:
-      masks: a folder of masks STEM.png (0 background), or the workdir of a U-Net.
+      masks: a folder of masks STEM.png (0 is background), or the workdir of a U-Net.
       mode: see `boneage_jax.data.masks.remove_background`.
 
     Raises:
-      InputError: no such folder, no masks in it, another mode, or a damaged workdir.
+      InputError: no such folder, no masks in it, an unknown mode, or a damaged workdir.
     """
 
     def __init__(self, masks: str | os.PathLike[str], mode: str):
@@ -43,14 +43,14 @@ class Background:
         self.mode, self._masks = mode, folder
         self._segmenter: Any = None
         self._lock, self._images = threading.Lock(), 0
-        self.empty: list[str] = []  # images whose mask shows no hand: they keep their background
-        self.doubtful: dict[str, str] = {}  # masks that a person should look at, and why
+        self.empty: list[str] = []  # images whose mask has no hand; they keep their background
+        self.doubtful: dict[str, str] = {}  # masks to be reviewed by a person, and why
         if is_workdir(folder):
             import jax
 
             from boneage_jax.inference.segmenter import load_segmenter
 
-            # One image at a time, on one device: it is called from the threads that decode.
+            # One image at a time, on one device: called from the decoding threads.
             devices = jax.local_devices()[:1]
             self._segmenter = load_segmenter(folder, batch_size=1, devices=devices)
         elif next(folder.glob("*.png"), None) is None:
@@ -60,15 +60,15 @@ class Background:
             )
 
     def __call__(self, image: np.ndarray, stem: str, size: int) -> np.ndarray:
-        """The radiograph, uint8 [H, W], without background: uint8 [size, size]; thread-safe.
+        """Returns a radiograph without its background, uint8 [size, size]; thread-safe.
 
         Args:
-          image: the radiograph.
-          stem: of its file: the mask's name in a folder of masks.
-          size: pixels.
+          image: radiograph, uint8 [H, W].
+          stem: stem of its file name, by which its mask is found in a folder of masks.
+          size: height and width of the result in pixels.
 
         Raises:
-          InputError: the folder has no mask of that name, or it has another size or is damaged.
+          InputError: the folder has no mask of that name, or one that is damaged or of another size.
         """
         if self._segmenter is not None:
             square = fit_square(image, self._segmenter.image_size)
@@ -76,7 +76,7 @@ class Background:
             mask, check = self._segmenter.finish(p_hand, *image.shape)
             reasons = "; ".join(check.reasons)
             if check.area < NO_HAND:
-                mask = np.zeros_like(mask)  # better whole than cut down to a speck
+                mask = np.zeros_like(mask)  # better the whole image than a speck of it
         else:
             mask, reasons = self._read(stem, image.shape), ""
         with self._lock:
@@ -100,7 +100,7 @@ class Background:
         return as_mask(mask)
 
     def save(self, folder: Path) -> None:
-        """Writes `folder`/background.json and, of a U-Net, its run, as a prepared set keeps it."""
+        """Writes `folder`/background.json and, for a U-Net, a copy of its network."""
         folder.mkdir(parents=True, exist_ok=True)
         cost = MaskCost(self._images, *self._price())
         text = {
@@ -114,7 +114,7 @@ class Background:
         (folder / NOTE).write_text(json.dumps(text, indent=1) + "\n")
 
     def _price(self) -> tuple[int, int]:
-        """FLOPs per mask, and of the U-Net's training; zeros where nobody noted them."""
+        """Returns the FLOPs per mask and of the U-Net's training; zeros if not recorded."""
         if self._segmenter is not None:
             return self._segmenter.flops_per_mask, self._segmenter.train_flops
         try:
@@ -125,15 +125,15 @@ class Background:
 
 
 def load_background(folder: Path, masks: str = "", *, wanted: str = "") -> Background | None:
-    """The step of a run whose workdir has a `background/`; None where it was trained without.
+    """Returns the background removal of a run; None if it was trained on whole radiographs.
 
     Args:
-      folder: the `background/` folder.
-      masks: a folder of masks or a U-Net's workdir, in place of the network kept there.
+      folder: the `background/` folder of the workdir.
+      masks: a folder of masks or a U-Net's workdir, used instead of the network kept there.
       wanted: the mode that the network was trained with, "" for whole radiographs.
 
     Raises:
-      InputError: the step needs masks and none are at hand, or the folder is damaged, missing or
+      InputError: the mode needs masks and none are available, or the folder is damaged, missing or
         of another mode.
     """
     note = read_note(folder)

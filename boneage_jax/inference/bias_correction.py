@@ -1,7 +1,7 @@
-"""Correction of predicted ages by what the validation split shows to be wrong with them.
+"""Corrects the bias of predicted ages that shows on the validation split.
 
-A network with an absolute-error loss on few images shrinks ages towards their middle and may be off
-by some months throughout. Both are seen on images it was not trained on.
+A network with an absolute-error loss on few images shrinks ages towards the middle of their range
+and may have a constant offset of some months. Both show on images it was not trained on.
 """
 
 import dataclasses
@@ -14,23 +14,23 @@ _FOLDS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Correction:
-    """corrected = slope * predicted + intercept, in months."""
+    """Linear correction of ages in months: corrected = slope * predicted + intercept."""
 
     slope: float = 1.0
     intercept: float = 0.0
 
     @classmethod
     def fit(cls, predicted: np.ndarray, true: np.ndarray, method: str) -> "Correction":
-        """From predictions and true ages [n] in months.
+        """Fits a correction to predictions and true ages [n] in months.
 
         Args:
-          predicted, true: of images that the network was not trained on, n >= 1.
-          method: 'none'; 'shift', which takes out the median error, as minimises the absolute one;
-            'line', least squares of true on predicted ages and then the median error. Fewer than
-            three different predictions make no line and are shifted.
+          predicted, true: for images that the network was not trained on, n >= 1.
+          method: 'none'; 'shift', which removes the median error and so minimises the absolute
+            error; 'line', least squares of true on predicted ages, then the median error. With
+            fewer than three distinct predictions, 'line' only shifts.
 
         Raises:
-          ValueError: another method, or vectors of different lengths.
+          ValueError: an unknown method, or vectors of different lengths.
         """
         predicted, true = np.asarray(predicted, np.float64), np.asarray(true, np.float64)
         if method not in METHODS or predicted.shape != true.shape:
@@ -43,19 +43,22 @@ class Correction:
         return cls(slope, float(np.median(true - slope * predicted)))
 
     def __call__(self, predicted: np.ndarray) -> np.ndarray:
-        """Corrected ages of the shape and dtype of `predicted`, in months."""
+        """Returns corrected ages in months, of the shape and dtype of `predicted`."""
         return (self.slope * predicted + self.intercept).astype(predicted.dtype)
 
 
 def cross_fitted(predicted: np.ndarray, true: np.ndarray, method: str) -> np.ndarray:
-    """Each prediction corrected by what the others show: for reports on the fitted images.
+    """Corrects each prediction by what the others show, for reports on the images fitted to.
 
-    Ten folds of alternate images. What is fitted on an image never corrects that image, so that
+    Ten folds of interleaved images. A correction fitted on an image is never applied to it, so that
     the error reported on the validation split is not that of its own fit.
 
     Args:
       predicted, true: months [n].
       method: see `Correction.fit`.
+
+    Returns:
+      Corrected ages in months [n].
     """
     corrected = np.array(predicted)
     fold = np.arange(len(predicted)) % _FOLDS

@@ -1,10 +1,10 @@
-"""What the validation split teaches about predictions on new radiographs.
+"""Calibrates predictions on new radiographs with the validation split.
 
-How ages are to be corrected; how wide an interval must be to hold the true age (split conformal
-prediction, Vovk et al. 2005: the quantile of absolute validation errors); and how far the
-statistics of a new image may lie from those of the validation images before it is called no hand
-radiograph. These statistics are of the image, not of the network: pooled features of a network
-trained on hands alone put noise and plain gradients right among the hands.
+Determines the correction of ages; the width of an interval that contains the true age (split
+conformal prediction, Vovk et al. 2005: the quantile of absolute validation errors); and how far the
+statistics of a new image may be from those of the validation images before it is rejected as not a
+hand radiograph. The statistics are of the image, not of the network: pooled features of a network
+trained only on hands place noise and plain gradients among the hands.
 """
 
 import dataclasses
@@ -22,16 +22,16 @@ from boneage_jax.inference.bias_correction import Correction, cross_fitted
 
 _COVERAGE = 0.95
 _MARGIN = 1.25  # times the largest distance of a validation image
-_SIDE = 128  # pixels at which statistics are taken, whatever the network reads
+_SIDE = 128  # side in pixels for statistics, whatever size the network reads
 _COARSEST = 8
 
 
 def image_statistics(image: np.ndarray) -> np.ndarray:
-    """How much an image varies at each scale, and how sparsely; float64 [10].
+    """Measures how much an image varies at each scale, and how sparsely; float64 [10].
 
-    Of each level of a Laplacian pyramid (Burt & Adelson 1983) of the standardised image: the
-    logarithm of the standard deviation, and of the mean absolute value over it. Brightness,
-    contrast and inversion do not matter.
+    For each level of a Laplacian pyramid (Burt & Adelson 1983) of the standardised image: the log
+    of the standard deviation, and the log of the mean absolute value divided by it (no log at the
+    coarsest level). Invariant to brightness, contrast and inversion.
 
     Args:
       image: uint8 [S, S].
@@ -45,21 +45,22 @@ def image_statistics(image: np.ndarray) -> np.ndarray:
         spread = float(band.std()) + 1e-3
         numbers += [math.log(spread), math.log((float(np.abs(band).mean()) + 1e-4) / spread)]
         x = smaller
-    # The floor makes a blank image a far one, and keeps it from being infinitely far.
+    # The floor keeps the distance of a blank image large but finite.
     numbers += [math.log(float(x.std()) + 1e-3), float(np.abs(x).mean() / (x.std() + 1e-3))]
     return np.asarray(numbers)
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Measured on the validation split.
+    """Calibration of a network, measured on the validation split.
 
     Attributes:
-      half_width: months; 95 % of new radiographs lie within corrected prediction ± half_width.
-      mean: float64 [10], of `image_statistics`.
+      half_width: months; the interval corrected prediction ± half_width contains the true age of
+        95 % of new radiographs.
+      mean: float64 [10], mean of `image_statistics`.
       precision: float64 [10, 10], inverse of their covariance.
-      max_distance: above it an image is not accepted.
-      correction: of predicted ages.
+      max_distance: Mahalanobis distance above which an image is not accepted.
+      correction: correction of predicted ages.
     """
 
     half_width: float
@@ -76,12 +77,12 @@ class Calibration:
         images: Iterable[np.ndarray],
         method: str = "none",
     ) -> "Calibration":
-        """From what a network says of a split that it was not trained on.
+        """Fits a calibration to predictions on a split that the network was not trained on.
 
         Args:
           predicted, true: months [n], uncorrected predictions and true ages.
           images: uint8 [S, S] each, in any order.
-          method: of the correction, see `boneage_jax.inference.bias_correction`.
+          method: method of the correction, see `boneage_jax.inference.bias_correction`.
         """
         correction = Correction.fit(predicted, true, method)
         predicted = cross_fitted(predicted, true, method)
@@ -90,7 +91,7 @@ class Calibration:
         rank = min(math.ceil(_COVERAGE * (len(errors) + 1)), len(errors)) - 1
         seen = np.stack([image_statistics(image) for image in images])
         covariance = np.cov(seen.T) if len(seen) > 1 else np.eye(seen.shape[1])
-        # Shrunk a little towards a sphere: a few images do not span every direction.
+        # Shrunk a little towards the identity: few images do not span all directions.
         covariance += np.eye(len(covariance)) * (
             0.01 * np.trace(covariance) / len(covariance) + 1e-6
         )
@@ -99,7 +100,11 @@ class Calibration:
         return dataclasses.replace(fitted, max_distance=_MARGIN * largest)
 
     def distance(self, images: Iterable[np.ndarray]) -> np.ndarray:
-        """Mahalanobis distance of images, uint8 [S, S] each, from the validation images; [n]."""
+        """Returns the Mahalanobis distance of images from the validation images, [n].
+
+        Args:
+          images: uint8 [S, S] each.
+        """
         return self._of(np.stack([image_statistics(image) for image in images]))
 
     def _of(self, statistics: np.ndarray) -> np.ndarray:
@@ -107,13 +112,13 @@ class Calibration:
         return np.sqrt(np.einsum("ni,ij,nj->n", away, self.precision, away))
 
     def save(self, path: Path) -> None:
-        """Writes a .npz of plain arrays."""
+        """Writes an .npz file of plain arrays."""
         arrays = dataclasses.asdict(self)
         np.savez(path, **arrays.pop("correction"), **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Calibration":
-        """Reads what `save` wrote; nothing in the file is executed.
+        """Reads a file written by `save`; nothing in it is executed.
 
         Raises:
           InputError: the file is missing or damaged.
@@ -123,7 +128,7 @@ class Calibration:
                 correction = (
                     Correction(float(stored["slope"]), float(stored["intercept"]))
                     if "slope" in stored
-                    else Correction()  # written before ages were corrected
+                    else Correction()  # older files have no correction
                 )
                 return cls(
                     float(stored["half_width"]),

@@ -1,4 +1,4 @@
-"""The eval step, pure, shared by every task."""
+"""The eval step: a pure function shared by all tasks."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from boneage_jax.state import Tree
 from boneage_jax.tasks.task import Task
 
 EvalStep = Callable[[Tree, Batch], tuple[Metrics, Batch]]
-_VIEWS = 0  # seed of the views
+_VIEWS = 0  # seed of the augmented views
 
 
 def make_eval_step(
@@ -29,10 +29,10 @@ def make_eval_step(
 
     Args:
       task: model, loss and metrics.
-      inputs: see `boneage_jax.data.inputs.make_inputs`; called without keys, but for `views`.
+      inputs: see `boneage_jax.data.inputs.make_inputs`; called with keys only for `views`.
       flips: average the outputs over the image and its mirror image (twice the compute).
       views: average also over this many augmented copies of each image, drawn as in training. All
-        images meet the same draws, whatever their batch (1 + views times the compute).
+        images get the same draws, whatever their batch (1 + views times the compute).
       axis_name: device axis to reduce the metrics over, or None.
     """
 

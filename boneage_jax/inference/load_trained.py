@@ -1,4 +1,4 @@
-"""Trained networks read back from the workdirs of runs; no optimizer is built or restored."""
+"""Loads trained networks from the workdirs of runs, without building or restoring an optimizer."""
 
 import dataclasses
 import os
@@ -25,10 +25,10 @@ class Trained:
     """A trained network.
 
     Attributes:
-      network: reads images.
-      variables: {'params', 'batch_stats'}; averaged parameters where the run kept them.
+      network: the network, without its variables.
+      variables: {'params', 'batch_stats'}; averaged parameters if the run kept them.
       flops_spent: FLOPs of its training.
-      step: optimizer updates of its checkpoint.
+      step: optimizer updates done at its checkpoint.
       folder: its workdir.
     """
 
@@ -46,16 +46,16 @@ def load_trained(
     eval_batch_size: int = 0,
     devices: Sequence[jax.Device] | None = None,
 ) -> Trained:
-    """Reads the network that a run selected.
+    """Loads the network of the checkpoint that a run selected.
 
     Args:
-      folder: the workdir of a training.
-      task: if given, a run of another task is refused.
-      eval_batch_size: images per eval step instead of the config's, if not 0.
-      devices: to run on, all by default.
+      folder: workdir of a training run.
+      task: if given, a run of another task is rejected.
+      eval_batch_size: images per eval step, overrides the config if not 0.
+      devices: devices to run on, all by default.
 
     Raises:
-      InputError: no run there, another task, no checkpoint, or a damaged one.
+      InputError: no run in the folder, another task, an ensemble, no checkpoint, or a damaged one.
     """
     folder = open_workdir(folder)
     config = check_config(load_config(folder / CONFIG))
@@ -79,14 +79,14 @@ def load_trained(
 
 
 def load_members(folder: str | os.PathLike[str], **options: Any) -> list[Trained]:
-    """Reads the networks of a workdir: the members of an ensemble, or the one of a single run.
+    """Loads the networks of a workdir: the members of an ensemble, or the one of a single run.
 
     Args:
-      folder: workdir of a training.
+      folder: workdir of a training run.
       **options: see `load_trained`.
 
     Raises:
-      InputError: as `load_trained`; also where the members differ in network or data.
+      InputError: as `load_trained`; also if the members differ in network or data.
     """
     folder = open_workdir(folder)
     count = member_count(check_config(load_config(folder / CONFIG)))
@@ -95,7 +95,7 @@ def load_members(folder: str | os.PathLike[str], **options: Any) -> list[Trained
     first, *others = (load_trained(member_folder(folder, k), **options) for k in range(count))
     wanted = first.network
     for member in others:
-        # One compiled step reads them all.
+        # One compiled step runs them all.
         models = [one.config.model.to_dict() for one in (wanted, member.network)]
         if models[0] != models[1] or member.network.info != wanted.info:
             raise InputError(f"{member.folder} differs from {first.folder}; train both again")
@@ -105,7 +105,7 @@ def load_members(folder: str | os.PathLike[str], **options: Any) -> list[Trained
 def member_count(config: ConfigDict) -> int:
     """Returns the number of networks that a run trains.
 
-    `config.members`, or where `member_flops` is given `budget_flops // member_flops`, at least 1.
+    `config.members`, or `budget_flops // member_flops` (at least 1) if both are set.
     """
     if not (config.member_flops and config.budget_flops):
         return int(config.members)
@@ -120,7 +120,7 @@ def changed(config: ConfigDict, **values: Any) -> ConfigDict:
 
 
 def average(parts: Sequence[Rows]) -> Rows:
-    """Averages each array over the members; all hold the same keys in the same order."""
+    """Averages each array over the members, which all have the same keys and row order."""
     if len(parts) == 1:
         return parts[0]
     return {key: np.mean([part[key] for part in parts], axis=0) for key in parts[0]}

@@ -1,4 +1,4 @@
-"""What reads images: a task on its devices, with its compiled eval step. Nothing of a training."""
+"""A network for inference: a task on its devices with its compiled eval step."""
 
 import dataclasses
 import functools
@@ -24,12 +24,12 @@ Rows = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A config made into something that reads images; compiled on first use.
+    """A config turned into a network for inference; compiled on first use.
 
     Attributes:
-      config: checked.
-      info: of the training data.
-      parallel: the devices.
+      config: checked config.
+      info: properties of the training data.
+      parallel: devices and how steps run on them.
       task: model, loss and metrics.
     """
 
@@ -56,7 +56,7 @@ class Network:
 
     @functools.cached_property
     def eval_step(self) -> Any:
-        """The eval step on the devices, see `boneage_jax.inference.eval_step`."""
+        """Eval step on the devices, see `boneage_jax.inference.eval_step`."""
         return self.parallel.eval_step(
             make_eval_step(
                 self.task,
@@ -67,7 +67,7 @@ class Network:
         )
 
     def variable_shapes(self) -> Tree:
-        """Returns shapes, dtypes and placement of {'params', 'batch_stats'}."""
+        """Returns shapes, dtypes and shardings of {'params', 'batch_stats'}."""
         side = self.info.image_size
         return self.parallel.state_shapes(
             lambda: self.task.init(jax.random.key(0), (side, side, 1))
@@ -80,13 +80,13 @@ class Network:
         labels: Mapping[str, np.ndarray] | None = None,
         keys: tuple[str, ...] = (),
     ) -> list[Rows]:
-        """Reads one batch of images with each of several networks of the same shape.
+        """Runs several networks of the same shape on one batch of images.
 
         Args:
-          members: {'params', 'batch_stats'} each.
+          members: {'params', 'batch_stats'} of each network.
           images: uint8 [S, S] each, 1 to `batch_size` of them.
           labels: inputs of the task by name, one value per image, e.g. `male`.
-          keys: the predictions to return, `task.reported` if empty.
+          keys: names of the predictions to return, `task.reported` if empty.
 
         Returns:
           For each member its predictions by name, [n, ...] each.
@@ -105,15 +105,15 @@ class Network:
 def build_network(
     config: ConfigDict, info: DataInfo, devices: Sequence[jax.Device] | None = None
 ) -> Network:
-    """Builds the network of a config; nothing is compiled or initialised.
+    """Builds the network of a config; compiles and initialises nothing.
 
     Args:
-      config: a checked config.
-      info: of the training data.
-      devices: the devices to run on, all by default.
+      config: checked config.
+      info: properties of the training data.
+      devices: devices to run on, all by default.
 
     Raises:
-      InputError: a config value that the parts do not accept.
+      InputError: a config value that model, task, inputs or devices do not accept.
     """
     parallel = Parallel(config.parallel, devices)
     parallel.check_batch("eval_batch_size", config.eval_batch_size)
@@ -122,14 +122,14 @@ def build_network(
 
 
 def check_image(image: np.ndarray, number: int) -> np.ndarray:
-    """Returns a radiograph as uint8 [H, W].
+    """Checks a radiograph and returns it as uint8 [H, W].
 
     Args:
       image: uint8 [H, W] or [H, W, 1], not empty.
-      number: of the image, for the message.
+      number: index of the image, for the message.
 
     Raises:
-      InputError: another shape or dtype.
+      InputError: another shape or dtype, or an empty image.
     """
     image = np.asarray(image)
     if image.ndim == 3 and image.shape[-1] == 1:

@@ -1,4 +1,4 @@
-"""Predictions on many image files, as rows of a CSV."""
+"""Writes predictions on many image files as rows of a CSV."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,8 @@ def check_arguments(
       (image files, sex by file stem).
 
     Raises:
-      InputError: no image, a damaged CSV or one of other files, or no place for `output`.
+      InputError: no image, a CSV that is damaged or matches none of them, or an `output` that is
+        not in an existing folder.
     """
     files = find_images(paths)
     sexes = read_sexes(sex_csv) if sex_csv else {}
@@ -43,7 +44,7 @@ def read_sexes(path: Path) -> dict[str, int]:
     """Reads a CSV with columns id and male; returns 1, 0 or -1 (blank) by id.
 
     Raises:
-      InputError: unreadable file, missing column, a repeated id, or a value that is no sex.
+      InputError: an unreadable file, a missing column, a repeated id, or an invalid value.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -66,7 +67,7 @@ def read_sexes(path: Path) -> dict[str, int]:
 def predict_files(
     predictor: "Predictor", files: Sequence[Path], sexes: dict[str, int]
 ) -> Iterator[dict[str, str]]:
-    """Yields one CSV row per file, in order; decoding runs in threads ahead of the network."""
+    """Yields one CSV row per file, in order; threads decode ahead of the network."""
 
     def decode(file: Path) -> np.ndarray:
         return predictor.fit(read_grey(file), file.stem)
@@ -95,7 +96,7 @@ def write_predictions(
       (number of unreadable files, number of files that were read but not accepted).
 
     Raises:
-      InputError: the file cannot be written; an older one stays as it was.
+      InputError: the file cannot be written; an existing one is left unchanged.
     """
     failed = rejected = 0
     columns = ("file", *predictor.columns, "error")
@@ -117,7 +118,7 @@ def write_predictions(
 
 
 def _cell(value: Any) -> str:
-    if np.ndim(value):  # a vector of a task of the user's own
+    if np.ndim(value):  # a vector of a user-defined task
         return " ".join(_cell(part) for part in np.ravel(value))
     if isinstance(value, np.bool_):
         return str(bool(value))

@@ -1,4 +1,4 @@
-"""Predictions on radiographs without labels, by a trained network or the mean of several."""
+"""Predicts on unlabelled radiographs, with a trained network or the mean of several."""
 
 import os
 from collections.abc import Sequence
@@ -28,17 +28,17 @@ class Predictor:
     Attributes:
       columns: names of the results of a call.
       batch_size: images per step.
-      image_size: height and width in pixels of what the network reads.
+      image_size: height and width of the network's input in pixels.
     """
 
     def __init__(self, members: Sequence[Trained], folder: Path, masks: str = ""):
-        """Makes a function of networks that were read back.
+        """Builds the predictor of loaded networks.
 
         Args:
           members: see `boneage_jax.inference.load_trained.load_members`.
-          folder: the workdir they belong to, with calibration and background.
+          folder: their workdir, with calibration and background.
           masks: for a network trained on radiographs without background: their masks or a U-Net's
-            workdir, in place of the U-Net that the run keeps.
+            workdir, used instead of the U-Net stored with the run.
 
         Raises:
           InputError: calibration or masks are missing or damaged.
@@ -60,18 +60,18 @@ class Predictor:
         male: Sequence[int] | None = None,
         stems: Sequence[str] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Reads radiographs.
+        """Runs the network on radiographs.
 
         Args:
           images: uint8 arrays, each [H, W] or [H, W, 1] of any size.
-          male: 1, 0, or -1 for unknown, per image; all unknown if None. A network trained with
-            the sex as an input uses its own estimate where it is unknown.
-          stems: names of the images in a folder of masks, needed where `masks` is one.
+          male: 1, 0, or -1 for unknown, per image; None if all are unknown. A network with the sex
+            as an input uses its own estimate for unknown ones.
+          stems: names of the images in a folder of masks; required if `masks` is one.
 
         Returns:
           One array [n] each: `bone_age_months`, `low_months`, `high_months` (95 % interval),
-          `p_male`, `accepted` (False where the image is unlike the radiographs of training). Of a
-          task of the user's own, what it reports.
+          `p_male`, `accepted` (False if the image is unlike the radiographs of training). For a
+          user-defined task, its reported predictions.
 
         Raises:
           InputError: an image that is not uint8 [H, W], or `male` of another length.
@@ -88,7 +88,7 @@ class Predictor:
     def read(
         self, squares: Sequence[np.ndarray], male: Sequence[int] | None = None
     ) -> dict[str, np.ndarray]:
-        """Reads images that `fit` made, uint8 [S, S] each; otherwise as `__call__`."""
+        """Runs the network on images from `fit`, uint8 [S, S] each; otherwise like `__call__`."""
         sexes = np.full(len(squares), -1) if male is None else np.asarray(male)
         if sexes.shape != (len(squares),) or not np.isin(sexes, (-1, 0, 1)).all():
             raise InputError(f"male must hold 1, 0 or -1 for each of the {len(squares)} images")
@@ -102,11 +102,11 @@ class Predictor:
         return {key: np.concatenate([part[key] for part in parts]) for key in self.columns}
 
     def fit(self, image: np.ndarray, stem: str) -> np.ndarray:
-        """Returns what the network reads of a radiograph, uint8 [S, S]; thread-safe.
+        """Returns the network's input for a radiograph, uint8 [S, S]; thread-safe.
 
         Args:
           image: uint8 [H, W].
-          stem: of its file, by which a mask is found in a folder of masks.
+          stem: stem of its file name, by which its mask is found in a folder of masks.
 
         Raises:
           InputError: the folder of masks has no fitting mask.
@@ -137,12 +137,12 @@ def load_predictor(
     """Loads the predictor of a trained network or ensemble.
 
     Args:
-      workdir: of a finished training, a folder or gs://BUCKET/PATH.
+      workdir: workdir of a finished training run, a local folder or gs://BUCKET/PATH.
       batch_size: images per step, rounded up to a multiple of the number of devices.
       masks: see `Predictor`.
 
     Raises:
-      InputError: no run there, a U-Net, or a damaged checkpoint.
+      InputError: no run in the workdir, a U-Net, or a damaged checkpoint.
     """
     rounded = round_up(batch_size, jax.device_count())
     folder = open_workdir(workdir)

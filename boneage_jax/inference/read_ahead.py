@@ -1,4 +1,4 @@
-"""Decoding in threads ahead of the network, in bounded memory."""
+"""Decodes images in threads ahead of the network, in bounded memory."""
 
 import itertools
 import os
@@ -15,15 +15,15 @@ T = TypeVar("T")
 def read_ahead(
     files: Sequence[Path], decode: Callable[[Path], T], batch_size: int, pool: Executor
 ) -> Iterator[list[tuple[Path, T | InputError]]]:
-    """Yields batches of (file, decoded or the error), in the order of `files`.
+    """Yields batches of (file, decoded image or error), in the order of `files`.
 
-    Two batches are decoded ahead: memory stays flat however many files there are.
+    Two batches are decoded ahead, so memory does not grow with the number of files.
 
     Args:
       files: image files.
       decode: called in threads; its `InputError` is yielded in place of a result.
       batch_size: files per batch; the last one may be shorter.
-      pool: the threads.
+      pool: executor that runs `decode`.
     """
 
     def attempt(file: Path) -> T | InputError:
@@ -42,5 +42,5 @@ def read_ahead(
 
 
 def decoding_threads() -> ThreadPoolExecutor:
-    """Returns a pool of one thread per core; OpenCV decodes without Python's lock."""
+    """Returns a pool of one thread per core; OpenCV decodes without the GIL."""
     return ThreadPoolExecutor(os.cpu_count())

@@ -1,4 +1,4 @@
-"""Masks of many radiograph files: decoded, segmented, written and judged, in bounded memory."""
+"""Segments many radiograph files: decodes, segments, writes and checks, in bounded memory."""
 
 import csv
 import errno
@@ -23,7 +23,7 @@ from boneage_jax.storage.safe_write import in_one_piece
 
 COLUMNS = ("file", "mask", "area", "parts", "sides", "confidence", "look", "reasons", "error")
 
-# No further mask can be written either; what concerns one name alone costs one mask.
+# Errors after which no mask can be written; others cost only the mask of one file.
 _STOP = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM)
 
 
@@ -32,7 +32,7 @@ def segment_files(
 ) -> Iterator[dict[str, str]]:
     """Writes the mask of each file and yields one CSV row per file, in order.
 
-    Decoding, and cleaning and writing, run in threads around the network; a few batches are in
+    Decoding, cleaning and writing run in threads alongside the network; only a few batches are in
     memory, however many files there are.
     """
 
@@ -57,7 +57,7 @@ def segment_files(
         for results in read_ahead(files, decode, segmenter.batch_size, pool):
             good = [result for _, result in results if not isinstance(result, InputError)]
             maps = iter(segmenter.probabilities([square for _, square in good]) if good else ())
-            yield from (future.result() for future in written)  # of the batch before
+            yield from (future.result() for future in written)  # of the previous batch
             written = []
             for file, result in results:
                 if isinstance(result, InputError):
@@ -86,7 +86,7 @@ def _row(file: Path, output: Path, found: HandMaskFound) -> dict[str, str]:
 
 
 def _write_mask(path: Path, mask: np.ndarray) -> None:
-    # Masks are long runs: level 1 is three times faster than the default and hardly larger.
+    # Masks have long runs: level 1 is three times faster than the default and hardly larger.
     data = cv2.imencode(".png", mask.astype(np.uint8) * 255, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
     with in_one_piece(path) as part:
         part.write_bytes(data.tobytes())
@@ -95,13 +95,14 @@ def _write_mask(path: Path, mask: np.ndarray) -> None:
 def segment(
     workdir: str | Path, paths: Sequence[str], output: Path, *, largest: bool, fill: bool
 ) -> dict[str, Any]:
-    """Writes masks and the review of files; as `python -m boneage_jax.segment --help` tells.
+    """Writes the masks and the review of files, see `python -m boneage_jax.segment --help`.
 
     Returns:
-      The content of review/summary.json.
+      Contents of review/summary.json.
 
     Raises:
-      InputError: no such file or run, two files of one stem, or the output cannot be written.
+      InputError: no such file or run, two files with the same stem, or the output cannot be
+        written.
     """
     files = find_images(paths)
     stems: dict[str, Path] = {}
@@ -117,7 +118,7 @@ def segment(
         output.mkdir(parents=True, exist_ok=True)
         for file in files:
             target = output / f"{file.stem}.png"
-            # By identity: a link or another spelling of the folder leads to the same files.
+            # By file identity: a link or another spelling of the folder names the same files.
             if target.exists() and target.samefile(file):
                 raise InputError(
                     f"--output={output} holds the radiographs themselves; name another folder"
@@ -128,7 +129,7 @@ def segment(
         raise InputError(f"--output={output} cannot be written: {error.strerror}") from error
 
     segmenter = load_segmenter(workdir, largest=largest, fill=fill)
-    segmenter.warm_up()  # outside the clock
+    segmenter.warm_up()  # not timed
     sheet, began = ContactSheet(), time.monotonic()
     counts = {"images": 0, "unreadable": 0, "to_look_at": 0}
     try:

@@ -1,4 +1,4 @@
-"""Hand masks of radiographs by a trained U-Net, at the size of each radiograph."""
+"""Segments hands in radiographs with a trained U-Net, at the size of each radiograph."""
 
 import os
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _BATCH = 16
 
 
 class HandMaskFound(NamedTuple):
-    """The mask of one radiograph, bool [H, W], and what speaks for and against it."""
+    """The mask of one radiograph, bool [H, W], and the check of its quality."""
 
     mask: np.ndarray
     check: MaskCheck
@@ -28,13 +28,13 @@ class Segmenter:
 
     Attributes:
       batch_size: images per step.
-      image_size: height and width in pixels of what the network reads.
+      image_size: height and width of the network's input in pixels.
       flops_per_mask: FLOPs of one mask.
       train_flops: FLOPs of the training of the U-Net.
     """
 
     def __init__(self, trained: Trained, *, largest: bool = True, fill: bool = True):
-        """Makes a function of a network that was read back.
+        """Builds the segmenter of a loaded network.
 
         Args:
           trained: see `boneage_jax.inference.load_trained.load_trained`.
@@ -48,7 +48,7 @@ class Segmenter:
         self.train_flops = trained.flops_spent
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[HandMaskFound]:
-        """Finds the hand in radiographs, uint8 [H, W] each, of any sizes.
+        """Segments the hand in radiographs, uint8 [H, W] each, of any size.
 
         Raises:
           InputError: an image that is not uint8 [H, W].
@@ -65,16 +65,20 @@ class Segmenter:
         return found
 
     def probabilities(self, squares: Sequence[np.ndarray]) -> np.ndarray:
-        """Returns probabilities uint8 [n, S, S] (times 255) of 1 to `batch_size` fitted squares."""
+        """Returns hand probabilities, uint8 [n, S, S] (times 255).
+
+        Args:
+          squares: 1 to `batch_size` images from `fit_square`, uint8 [S, S] each.
+        """
         return self._network.read([self._variables], squares, keys=("p_hand",))[0]["p_hand"]
 
     def warm_up(self) -> None:
-        """Compiles, so that what follows can be timed."""
+        """Compiles the network, so that later calls can be timed."""
         self.probabilities([np.zeros((self.image_size, self.image_size), np.uint8)])
 
     def finish(self, p_hand: np.ndarray, height: int, width: int) -> HandMaskFound:
-        """Turns probabilities of the square, uint8 [S, S], into the mask at the image's size."""
-        # Judged at the network's size: of a film of many megapixels that would cost seconds.
+        """Turns probabilities of the square, uint8 [S, S], into a mask of the image's size."""
+        # Checked at the network's size: at many megapixels that would take seconds.
         check = check_mask(cut_padding(p_hand, height, width))
         mask = unfit(p_hand, height, width) > 127
         return HandMaskFound(clean_mask(mask, largest=self._largest, fill=self._fill), check)
@@ -91,13 +95,13 @@ def load_segmenter(
     """Loads the segmenter of a trained U-Net.
 
     Args:
-      workdir: of a finished training of task hand_mask, a folder or gs://BUCKET/PATH.
+      workdir: workdir of a finished training of task hand_mask, a local folder or gs://BUCKET/PATH.
       batch_size: images per step, rounded up to a multiple of the number of devices.
       largest, fill: see `boneage_jax.data.masks.clean_mask`.
-      devices: to run on, all by default.
+      devices: devices to run on, all by default.
 
     Raises:
-      InputError: no run there, another task, or a damaged checkpoint.
+      InputError: no run in the workdir, another task, or a damaged checkpoint.
     """
     count = len(devices) if devices is not None else jax.device_count()
     rounded = round_up(batch_size, count)

@@ -72,7 +72,7 @@ def close_holes() -> int:
     libc.mallinfo2.restype = _MallInfo
     info = libc.mallinfo2()
     holes = info.fordblks - info.keepcost  # free bytes, except at the end of the heap
-    # Larger than any hole, so it is placed at the end: all lower addresses are in holes.
+    # Larger than any hole, so it is placed at the end: a block below it fills a hole.
     end = libc.malloc(_LARGEST)
     if not end:
         return 0
