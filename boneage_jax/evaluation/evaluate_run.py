@@ -29,13 +29,13 @@ def evaluate(
     """Evaluates the selected checkpoint of a run and writes WORKDIR/evaluation/SPLIT/.
 
     Args:
-      workdir: of a finished or running training.
+      workdir: workdir of a finished or running training.
       split: a split of the data set that the run was trained on.
-      unlock_test: must be True where `split` is test; recorded in the workdir.
-      raw_dir, data_dir: where the data lies now, if not where it lay in training.
+      unlock_test: must be True if `split` is test; recorded in the workdir.
+      raw_dir, data_dir: where the data is now, if it has moved since training.
 
     Returns:
-      The content of the written report.json.
+      Contents of the written report.json.
 
     Raises:
       InputError: no run, no checkpoint, no such split, the test split without `unlock_test`, or the

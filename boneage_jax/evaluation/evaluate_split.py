@@ -1,4 +1,4 @@
-"""Runs a network over a split: exact metrics, and predictions beside their labels."""
+"""Evaluates a network on a split: exact metrics, and predictions with their labels."""
 
 import collections
 from typing import Any
@@ -18,12 +18,12 @@ from boneage_jax.state import Tree
 def evaluate_split(
     network: Network, variables: Tree, split: Split, *, keys: tuple[str, ...] = ()
 ) -> tuple[dict[str, float], Rows]:
-    """Computes metrics of a whole split, exact for any batch size, and the predictions asked for.
+    """Computes metrics of a whole split, exact for any batch size, and the requested predictions.
 
     Args:
-      network: reads the images.
+      network: the network to evaluate.
       variables: {'params', 'batch_stats'}.
-      split: the images.
+      split: the images and labels.
       keys: the predictions to fetch, e.g. `predicted_age`, `p_male`.
 
     Returns:
@@ -53,7 +53,7 @@ def evaluate_split(
         metrics, predictions = network.eval_step(variables, batch)
         total = total.merge(metrics)
         waiting.append({key: predictions[key] for key in keys} | {"draw": batch["draw"]})
-        if len(waiting) > 1:  # one batch late, so that the device always has work
+        if len(waiting) > 1:  # one batch late, so that the device stays busy
             fetch()
     while waiting:
         fetch()
@@ -63,15 +63,15 @@ def evaluate_split(
 
 
 def with_labels(rows: Rows, split: Split, labels: tuple[str, ...] = ()) -> Rows:
-    """Puts predictions beside the labels of their split.
+    """Adds the labels of a split to predictions on it.
 
     Args:
       rows: predictions in the order of the split.
-      split: the images.
+      split: the images and labels.
       labels: names of further scalar labels to add.
 
     Returns:
-      `id`, the predictions, and of ages `true_age` (months) and `male` (1, 0, -1 for unknown).
+      `id`, the predictions and, for ages, `true_age` (months) and `male` (1, 0, -1 for unknown).
     """
     known = split.labels
     rows = {"id": known["id"]} | rows | {key: known[key] for key in labels if key in known}
@@ -83,13 +83,13 @@ def with_labels(rows: Rows, split: Split, labels: tuple[str, ...] = ()) -> Rows:
 
 
 def corrected(rows: Rows, config: ConfigDict, correction: Correction | None = None) -> Rows:
-    """Corrects ages as `config.bias_correction` says; other rows are returned as they are.
+    """Corrects ages as `config.bias_correction` says; returns other rows unchanged.
 
     Args:
       rows: as `with_labels` returns them.
-      config: of the run.
-      correction: what the run fitted on its validation split; None for the rows of that split
-        itself, which are then corrected each by what the others show.
+      config: config of the run.
+      correction: correction that the run fitted on its validation split; None for the rows of that
+        split itself, which are cross-fitted.
     """
     if "predicted_age" not in rows or config.bias_correction == "none":
         return rows

@@ -1,4 +1,4 @@
-"""Evaluation of one network, or of an ensemble whose predictions are averaged."""
+"""Evaluates one network, or an ensemble whose predictions are averaged."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,18 +16,18 @@ from boneage_jax.storage.layout import CONFIG
 from boneage_jax.tasks.task import Task
 
 _SUMMED = ("train_flops", "eval_flops", "parameters", "seconds")
-_OWN_TASKS = ("bone_age", "hand_mask")  # which name their labels themselves
+_OWN_TASKS = ("bone_age", "hand_mask")  # `with_labels` adds their labels by itself
 
 
 def predict_split(members: Sequence[Trained], split: Split) -> list[Rows]:
-    """Returns what each member reports of a split, in the order of the split."""
-    network = members[0].network  # compiled once: members differ in their weights alone
+    """Returns the reported predictions of each member, in the order of the split."""
+    network = members[0].network  # compiled once: members differ only in their weights
     keys = network.task.reported
     return [evaluate_split(network, m.variables, split, keys=keys)[1] for m in members]
 
 
 def average_beside_labels(parts: Sequence[Rows], split: Split, task: Task) -> Rows:
-    """Averages the predictions of the members and puts the labels of the split beside them."""
+    """Averages the predictions of the members and adds the labels of the split."""
     own = task.labels if task.name not in _OWN_TASKS else ()
     return with_labels(average(parts), split, own)
 
@@ -35,14 +35,14 @@ def average_beside_labels(parts: Sequence[Rows], split: Split, task: Task) -> Ro
 def report_members(
     members: Sequence[Trained], dataset: Dataset, split: str, rows: Rows, workdir: Path
 ) -> dict[str, Any]:
-    """Builds the report of a network or an ensemble; costs are those of all members together.
+    """Builds the report of a network or an ensemble; costs are summed over the members.
 
     Args:
       members: see `boneage_jax.inference.load_trained.load_members`, at least one.
-      dataset: where `split` comes from.
+      dataset: data set that has the split.
       split: name of the split that `rows` belong to.
-      rows: averaged predictions, and labels.
-      workdir: of the ensemble, or of the one run.
+      rows: averaged predictions and labels.
+      workdir: workdir of the ensemble or of the single run.
 
     Returns:
       See `boneage_jax.evaluation.summary.make_report`.

@@ -1,7 +1,8 @@
-"""The test split is locked: looking at it is a decision, and is written down.
+"""Locks the test split: evaluating it needs an explicit flag and is recorded.
 
-A result on a test split means what it says only while nothing was chosen by it. So it is opened by
-an explicit word, each opening is noted in the workdir, and every later report of that run says so.
+A test result is valid only as long as nothing was chosen by it. So the test split needs an
+explicit unlock, each evaluation is recorded in the workdir, and every later report of that run says
+so.
 """
 
 import datetime
@@ -17,7 +18,7 @@ _NOTE = "test_unlocked.json"
 
 
 def check_unlocked(split: str, unlock: bool) -> None:
-    """Raises InputError where the test split is asked for without the word that opens it."""
+    """Raises InputError if the test split is requested without unlocking it."""
     if split == TEST and not unlock:
         raise InputError(
             "--split=test is locked: choose everything on the validation split first, then add "
@@ -26,7 +27,7 @@ def check_unlocked(split: str, unlock: bool) -> None:
 
 
 def openings(workdir: Path) -> list[dict[str, Any]]:
-    """When the test split was evaluated: `time` (UTC), `step`, `mae` where there are ages.
+    """Returns the test evaluations so far: `time` (UTC), `step`, and `mae` if the split has ages.
 
     Raises:
       InputError: the record is damaged.
@@ -44,7 +45,11 @@ def openings(workdir: Path) -> list[dict[str, Any]]:
 
 
 def note_opening(workdir: Path, step: int, metrics: dict[str, Any]) -> None:
-    """Adds one opening to the record, which is never half-written."""
+    """Adds one test evaluation to the record, which is written atomically.
+
+    Raises:
+      InputError: the record cannot be written.
+    """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     rows = [*openings(workdir), {"time": now, "step": step} | metrics]
     try:

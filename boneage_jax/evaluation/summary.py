@@ -22,20 +22,23 @@ def make_report(
     members: int = 1,
     test_opened: int = 0,
 ) -> dict[str, Any]:
-    """Builds the report of a split; groups that do not apply are absent.
+    """Builds the report of a split; groups that do not apply are omitted.
 
     Args:
-      trained: the network that was evaluated.
-      dataset: where `split` comes from.
+      trained: the evaluated network.
+      dataset: data set that has the split.
       split: name of the split that `rows` belong to.
       rows: predictions and labels.
-      history: the rows of metrics.jsonl.
-      members: how many networks of this size make one prediction.
+      history: rows of metrics.jsonl.
+      members: number of networks of this size averaged per prediction.
       test_opened: how often the test split was evaluated with this run.
 
     Returns:
       `dataset`, the groups of the task (`age`, `sex`, `mask`), `compute`, `curve`, `config`; see
       docs/design.md.
+
+    Raises:
+      InputError: the task returns a group with the name of one of the others.
     """
     network, task, config = trained.network, trained.network.task, trained.network.config
     evaluations = [row for row in history if f"validation/{task.metric}" in row]
