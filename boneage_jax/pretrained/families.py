@@ -1,4 +1,4 @@
-"""What a weight file was built with: padding, BatchNorm epsilon, normalisation of its images."""
+"""How the network of a weight file was built: padding, BatchNorm epsilon, input normalisation."""
 
 import json
 import re
@@ -12,12 +12,12 @@ from boneage_jax.pretrained.names import torch_layout
 from boneage_jax.pretrained.stem import HALF, IMAGENET, LITE, InputNormalization
 from boneage_jax.pretrained.weight import Weight
 
-# What a network of each family was built with, as options of `create_model`.
+# How the networks of each family were built, as options of `create_model`.
 _TENSORFLOW = {"padding": "same", "bn_epsilon": 1e-3}
 FAMILIES: dict[str, dict[str, Any]] = {
     "timm": {"padding": "symmetric", "bn_epsilon": 1e-5},
     "timm_tf": _TENSORFLOW,  # timm's tf_efficientnet_*, ported from TensorFlow
-    "efficientnet_pytorch": _TENSORFLOW,  # that package and efficientnet-lite-pytorch
+    "efficientnet_pytorch": _TENSORFLOW,  # also efficientnet-lite-pytorch
     "keras": _TENSORFLOW,
 }
 _TIMM_NAME = re.compile(r"(?<![a-z0-9])(tf_)?efficientnet[-_](b\d|lite\d)(?![a-z0-9])", re.I)
@@ -51,16 +51,16 @@ def family_of(path: Path, weights: dict[str, Weight], kind: str, given: str | No
 
 
 def timm_name(path: Path) -> re.Match[str] | None:
-    """timm's name of the network, from config.json, the file's name or up to four folders'."""
+    """Matches timm's name of the network, in config.json, the file's name or up to four folders."""
     architecture = hub_config(path).get("architecture")
     names = [architecture] if isinstance(architecture, str) else []
-    # Not resolved: the hub's cache keeps links with names to files without.
+    # Not resolved: the hub's cache holds named links to unnamed files.
     names += [path.name, *(parent.name for parent in list(path.absolute().parents)[:4])]
     return next((match for text in names if (match := _TIMM_NAME.search(text))), None)
 
 
 def hub_config(path: Path) -> dict[str, Any]:
-    """The config.json that timm puts beside its weights; {} where there is none."""
+    """Returns the config.json that timm puts beside its weights, or {}."""
     try:
         with (path.parent / "config.json").open("rb") as file:
             config = json.loads(file.read(1_000_000))

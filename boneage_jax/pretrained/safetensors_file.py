@@ -1,4 +1,4 @@
-"""Weights in the safetensors format: a JSON header with names, shapes and offsets, then bytes."""
+"""Reads the safetensors format: a JSON header with names, shapes and offsets, then the data."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,13 +14,15 @@ from boneage_jax.pretrained.weight import Weight
 
 @contextlib.contextmanager
 def open_safetensors(path: Path) -> Iterator[dict[str, Weight]]:
-    """The tensors of a `.safetensors` file; they can be read while the context is open.
+    """Context manager that yields the tensors of a `.safetensors` file by name.
+
+    They can be read while the context is open.
 
     Args:
       path: the file; its header is checked against its length on opening.
 
     Raises:
-      InputError: damaged. The message does not name the file.
+      InputError: the file is damaged. The message does not name it.
     """
     try:
         with safe_open(path, framework="numpy") as file:

@@ -1,4 +1,4 @@
-"""Where a file of pretrained weights is, and of what kind it is."""
+"""Locates a file of pretrained weights and detects its format."""
 
 import base64
 import contextlib
@@ -22,13 +22,13 @@ _KINDS = (
 
 
 def locate(source: str | os.PathLike[str]) -> Path:
-    """The file that a source names: itself, one in an installed package, or one of the hub.
+    """Returns the file that a source names: a path, or one in a package or on the hub.
 
     Args:
       source: a path, 'lite0' ... 'lite2', 'package:NAME' or 'hf:OWNER/REPO[/FILE]'.
 
     Raises:
-      InputError: there is no such file, package or repository.
+      InputError: no such file, package or repository.
     """
     text = _PACKAGES.get(os.fspath(source), os.fspath(source))
     if text.startswith("package:"):
@@ -47,10 +47,10 @@ def locate(source: str | os.PathLike[str]) -> Path:
 
 
 def kind_of(path: Path) -> str:
-    """'torch', 'safetensors' or 'keras', by the content: names are often wrong.
+    """Returns 'torch', 'safetensors' or 'keras', from the content: file names are often wrong.
 
     Raises:
-      InputError: none of them. The message does not name the file.
+      InputError: the format is unknown. The message does not name the file.
     """
     with path.open("rb") as file:
         start = file.read(64)
@@ -73,7 +73,7 @@ def kind_of(path: Path) -> str:
 
 
 def _in_package(package: str) -> Path:
-    """The one weight file of an installed package, none of whose code is imported."""
+    """Returns the only weight file of an installed package, without importing its code."""
     try:
         files = importlib.metadata.files(package) or []
     except (importlib.metadata.PackageNotFoundError, ValueError) as error:
@@ -94,7 +94,7 @@ def _in_package(package: str) -> Path:
 
 
 def _from_hub(source: str) -> Path:
-    """Downloads (or takes from the cache) one file of a repository, and its config.json."""
+    """Returns one file of a repository, downloaded or cached, and also fetches its config.json."""
     parts = source.removeprefix("hf:").split("/")
     if len(parts) < 2 or not all(parts):
         raise InputError(f"{source} must read hf:OWNER/REPO or hf:OWNER/REPO/FILE")
@@ -118,7 +118,7 @@ def _from_hub(source: str) -> Path:
                     raise
         with contextlib.suppress(EntryNotFoundError):
             huggingface_hub.hf_hub_download(repo, "config.json")
-    except Exception as error:  # of the hub and of whichever HTTP library it uses
+    except Exception as error:  # from the hub and from whichever HTTP library it uses
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise InputError(
             f"{source} cannot be fetched ({reason}); check the name and the network, or download "

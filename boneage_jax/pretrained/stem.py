@@ -1,4 +1,4 @@
-"""The input of a pretrained network: its normalisation, and its stem for grey images."""
+"""Input of a pretrained network: its normalisation, and its stem for grey images."""
 
 import dataclasses
 from typing import Any
@@ -10,10 +10,11 @@ from boneage_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class InputNormalization:
-    """What a network was trained to read: (x - mean) / std with x in [0, 1].
+    """Input normalisation of a network: (x - mean) / std with x in [0, 1].
 
     Attributes:
-      mean, std: one number per channel.
+      mean: one number per channel.
+      std: one number per channel.
     """
 
     mean: tuple[float, ...]
@@ -27,13 +28,13 @@ class InputNormalization:
             raise InputError(f"std={self.std} must be above 0")
 
     def __call__(self, images: Any) -> Any:
-        """Normalises float images [..., C] in [0, 1]; a single channel is repeated."""
+        """Normalises float images [..., C] in [0, 1]; a single channel is broadcast to all."""
         mean, std = (np.array(values, np.float32) for values in (self.mean, self.std))
         return (images - mean) / std
 
     @property
     def grey(self) -> "InputNormalization":
-        """The same for one channel: mean and standard deviation averaged over the channels."""
+        """The normalisation for one channel: mean and standard deviation averaged over channels."""
         return InputNormalization((float(np.mean(self.mean)),), (float(np.mean(self.std)),))
 
 
@@ -44,14 +45,14 @@ LITE = InputNormalization((127 / 255,) * 3, (128 / 255,) * 3)
 
 
 def fold_stem(kernel: np.ndarray, source: InputNormalization) -> tuple[np.ndarray, np.ndarray]:
-    """Converts the stem of a colour network to one for a grey image in equal channels.
+    """Converts the stem of a colour network to one for a grey image repeated in all channels.
 
-    A grey image x reaches the source as (x - m_c) / s_c in channel c. With u = (x - m) / s, where
-    m and s are `source.grey`, that is u s / s_c + (m - m_c) / s_c: a kernel on u, and a kernel on
-    a constant 1. Where all channels have one mean the second is zero. Elsewhere its sum over the
-    taps is an offset of each output, which BatchNorm's mean takes up; in the outermost row and
-    column of outputs that is off by the taps that lie in the padding, where the source reads 0 in
-    each channel, and only a channel of ones that is padded with 0 (`constant_channel` of the
+    Channel c of the source reads a grey image x as (x - m_c) / s_c. With u = (x - m) / s, where m
+    and s are `source.grey`, this equals u s / s_c + (m - m_c) / s_c: one kernel on u and one on a
+    constant 1. If all channels have the same mean, the second is zero. Otherwise its sum over the
+    taps is an offset of each output, which can be absorbed in BatchNorm's mean. In the outermost
+    row and column of outputs this is off by the taps that fall into the padding, where the source
+    reads 0 in each channel; only a channel of ones that is padded with 0 (`constant_channel` of the
     network) is exact there too.
 
     Args:
@@ -85,13 +86,13 @@ def fit_stem(
     *,
     constant_channel: bool = False,
 ) -> dict[str, Any]:
-    """Variables whose stem reads `channels` channels (and the constant one, where asked for).
+    """Returns variables whose stem reads `channels` channels, plus the constant one if requested.
 
     Args:
-      variables: {'params', 'batch_stats'} of an EfficientNet as its source keeps it; not changed.
-      channels: of the images that the network will read.
-      source: normalisation of the source; needed where channels are folded.
-      constant_channel: of the network.
+      variables: {'params', 'batch_stats'} of an EfficientNet as stored in its source; not modified.
+      channels: channels of the images that the network will read.
+      source: normalisation of the source; needed if channels are folded.
+      constant_channel: whether the network has a constant input channel.
 
     Raises:
       InputError: the source has another number of channels and cannot be folded.

@@ -1,8 +1,8 @@
-"""Weights saved by `torch.save`, read without torch and without unpickling.
+"""Reads weights saved by `torch.save` without torch and without unpickling.
 
 A pickle is a program. Here its opcodes are only parsed (`pickletools.genops`), and the few that
 weights need are interpreted on plain values: no name in the file is ever imported or called, and
-whatever goes beyond a state dict is refused. The formats are those of torch/serialization.py: a zip
+anything beyond a state dict is rejected. The formats are those of torch/serialization.py: a zip
 archive since torch 1.6, before that pickles followed by the bytes of the storages.
 """
 
@@ -74,7 +74,7 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-    """A view into a storage; offset and strides count elements."""
+    """A view of a storage; offset and strides count elements."""
 
     storage: _Storage
     offset: int
@@ -84,16 +84,18 @@ class _Tensor:
 
 @contextlib.contextmanager
 def open_torch(path: Path) -> Iterator[dict[str, Weight]]:
-    """The tensors of a `.pth` file; they can be read while the context is open.
+    """Context manager that yields the tensors of a `.pth` file by name.
 
-    A checkpoint that holds its weights under 'state_dict_ema', 'state_dict' or 'model' is entered;
-    the prefix 'module.' of data-parallel training is taken off.
+    They can be read while the context is open. Weights are also found under the keys
+    'state_dict_ema', 'state_dict' or 'model' of a checkpoint; the prefix 'module.' of data-parallel
+    training is removed.
 
     Args:
       path: a zip archive or a legacy file of `torch.save`.
 
     Raises:
-      InputError: damaged, or anything but tensors in a dict. The message does not name the file.
+      InputError: the file is damaged, or holds anything but a dict of tensors. The message does not
+        name the file.
     """
     with contextlib.ExitStack() as stack:
         if zipfile.is_zipfile(path):
@@ -117,7 +119,7 @@ def _open_zip(archive: zipfile.ZipFile, size: int) -> tuple[Any, Read]:
         info = entries.get(roots[0] + name)
         if info is None:
             raise InputError(f"the archive lacks {roots[0]}{name}; fetch the file again")
-        # torch.save never compresses: so nothing can grow beyond the size of the file.
+        # torch.save never compresses, so nothing can be larger than the file.
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size > size:
             raise InputError(f"{info.filename} in the archive is compressed, encrypted or too long")
         return archive.read(info)
@@ -179,7 +181,7 @@ def _open_legacy(file: IO[bytes], size: int) -> tuple[Any, Read]:
 
 
 def _zip_storage(args: tuple[Any, ...]) -> _Storage:
-    """('storage', type, key, location, number of elements) -> the storage."""
+    """Converts ('storage', type, key, location, number of elements) to a storage."""
     if len(args) == 5 and args[0] == "storage" and isinstance(args[1], _Global):
         name, key, count = args[1].name.removeprefix("torch."), args[2], args[4]
         if name in _DTYPES and isinstance(key, str) and type(count) is int and count >= 0:
@@ -188,11 +190,11 @@ def _zip_storage(args: tuple[Any, ...]) -> _Storage:
 
 
 def _interpret(stream: IO[bytes], persistent: Callable[[tuple], _Storage] | None) -> Any:
-    """The value of one pickle, of dicts, lists, tuples, numbers, strings and `_Tensor`s.
+    """Returns the value of one pickle, made of dicts, lists, tuples, numbers, strings and tensors.
 
     Args:
       stream: read up to and including the STOP opcode.
-      persistent: makes a storage of a persistent id; None where there can be none.
+      persistent: converts a persistent id to a storage; None if there must be none.
     """
     try:
         with warnings.catch_warnings():  # genops decodes escapes in damaged names
@@ -250,7 +252,7 @@ def _run(stream: IO[bytes], persistent: Callable[[tuple], _Storage] | None) -> A
         elif name in ("SETITEM", "SETITEMS"):
             items = since_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
             for key, value in zip(items[::2], items[1::2], strict=True):
-                # Plain keys only: hashing a tuple nested a million deep would end the process.
+                # Plain keys only: hashing a tuple nested a million deep would crash the process.
                 _expect(stack[-1], dict)[_expect(key, (str, int))] = value
         elif name == "GLOBAL":
             stack.append(_known(arg.replace(" ", ".", 1)))
@@ -261,7 +263,7 @@ def _run(stream: IO[bytes], persistent: Callable[[tuple], _Storage] | None) -> A
             args = _expect(stack.pop(), tuple)
             stack.append(_rebuild(_expect(stack.pop(), _Global).name, args))
         elif name == "BUILD":
-            stack.pop()  # attributes of an OrderedDict: torch keeps module versions there
+            stack.pop()  # attributes of an OrderedDict, where torch stores module versions
             _expect(stack[-1], dict)
         elif name == "BINPERSID" and persistent is not None:
             stack.append(persistent(_expect(stack.pop(), tuple)))
@@ -291,7 +293,7 @@ def _known(name: str) -> _Global:
 
 
 def _rebuild(name: str, args: tuple[Any, ...]) -> Any:
-    """What the call NAME(*args) stands for."""
+    """Returns the value of the call NAME(*args)."""
     if name == _ORDERED_DICT and len(args) <= 1:
         return dict(_expect(args[0], list)) if args else {}
     if name == _SIZE and len(args) == 1:
@@ -305,7 +307,7 @@ def _rebuild(name: str, args: tuple[Any, ...]) -> Any:
         if not fits or any(type(n) is not int or n < 0 for n in numbers):
             raise InputError("has a tensor of impossible size, offset or strides; fetch it again")
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        # The second condition: no axis of stride 0 that makes much of little.
+        # The second condition rejects axes of stride 0, which expand a small storage.
         if math.prod(size) and (last >= storage.count or math.prod(size) > storage.count):
             raise InputError(
                 f"has a tensor {list(size)} that reaches beyond its storage of {storage.count} "
@@ -316,7 +318,7 @@ def _rebuild(name: str, args: tuple[Any, ...]) -> Any:
 
 
 def _state_dict(value: Any) -> dict[str, _Tensor]:
-    """The dict of tensors in a checkpoint."""
+    """Returns the dict of tensors in a checkpoint."""
     for key in ("state_dict_ema", "state_dict", "model"):
         if isinstance(value, dict) and isinstance(value.get(key), dict):
             value = value[key]
@@ -345,10 +347,10 @@ def _weight(tensor: _Tensor, read: Read) -> Weight:
 
 
 def bfloat16_values(bits: np.ndarray) -> np.ndarray:
-    """float32 of bfloat16 bits (uint16), exact: the upper half of a float32."""
+    """Returns bfloat16 bits (uint16) as float32, exactly: they are its upper half."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def is_torch_zip(names: list[str]) -> bool:
-    """Whether a zip archive with these entries looks like one of torch.save."""
+    """Returns whether a zip archive with these entries looks like one of torch.save."""
     return any(name.split("/")[-1] == "data.pkl" for name in itertools.islice(names, 100_000))

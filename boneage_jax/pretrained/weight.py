@@ -1,4 +1,4 @@
-"""A weight in a file: its shape is known before its values are read."""
+"""A lazily read weight of a file: its shape is known before its values are read."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,15 +14,15 @@ class Weight(NamedTuple):
     """One array of a weight file.
 
     Attributes:
-      shape: as it will be read, so that a wrong one costs no memory.
-      read: gives the array, of any floating dtype.
+      shape: shape of the array, so that a wrong one is rejected before it is read.
+      read: returns the array, of any floating dtype.
     """
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
 
     def transposed(self, *axes: int) -> "Weight":
-        """The same weight with its axes in another order."""
+        """Returns the weight with its axes permuted."""
         shape = tuple(self.shape[axis] for axis in axes)
         return Weight(shape, lambda: self.read().transpose(axes))
 
@@ -32,18 +32,18 @@ Tree = dict[str, dict[str, dict[str, Weight]]]
 
 
 def read_tree(found: Tree, like: Mapping[str, Any], origin: str = "") -> dict[str, Any]:
-    """Reads what a network needs.
+    """Reads the weights that a network needs.
 
     Args:
-      found: the weights of a source under our names.
+      found: weights of a source under our names.
       like: variables {'params', 'batch_stats'} of an EfficientNet, or their shapes.
-      origin: who calls these weights theirs, e.g. 'Keras'; for messages.
+      origin: origin of the weights for messages, e.g. 'Keras'.
 
     Returns:
-      float32 numpy arrays in the structure of `like`.
+      float32 NumPy arrays in the structure of `like`.
 
     Raises:
-      InputError: a weight is missing, left over, of another shape, not a floating number, or not
+      InputError: a weight is missing, unused, of the wrong shape, not floating point, or not
         finite. The message does not name the file.
     """
     whose = f"{origin} weight" if origin else "weight"
@@ -69,7 +69,7 @@ def _values(weight: Weight, what: str) -> np.ndarray:
     array = weight.read()
     if array.dtype.kind != "f":
         raise InputError(f"{what} holds {array.dtype}, not floating numbers")
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, refused below
+    with np.errstate(over="ignore"):  # an overflow gives inf, which is rejected below
         array = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(array).all():
         raise InputError(f"{what} holds values that are not finite; fetch or train it again")
@@ -79,7 +79,7 @@ def _values(weight: Weight, what: str) -> np.ndarray:
 
 
 def _which(found: Tree) -> str:
-    """'; is this efficientnet_b3?', from the number of blocks and the width of the last."""
+    """Returns a hint such as '; the source looks like efficientnet_b3', from its last block."""
     params = found["params"]
     blocks = [layer for layer in params if layer.endswith("_dwconv")]
     last = params.get("block7a_project_conv", {}).get("kernel")
