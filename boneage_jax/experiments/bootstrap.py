@@ -1,9 +1,9 @@
-"""Whether one recipe is better than another: paired comparison of absolute errors.
+"""Compares two recipes by the paired absolute errors of their predictions.
 
-Two results on the same images share the difficulty of those images, so it is the differences image
-by image that are compared. Where a recipe was run from several seeds, images and seeds are both
-drawn again (crossed bootstrap, Owen 2007, doi 10.1214/07-AOAS134: each factor is resampled by
-itself; slightly conservative).
+Two results on the same images share the difficulty of those images, so differences are taken per
+image. If a recipe was run with several seeds, both images and seeds are resampled (crossed
+bootstrap, Owen 2007, doi 10.1214/07-AOAS134: each factor is resampled independently; slightly
+conservative).
 """
 
 import csv
@@ -17,13 +17,13 @@ import numpy as np
 from boneage_jax.errors import InputError
 
 _RESAMPLES = 10_000
-_AT_ONCE = 2_000_000  # errors gathered in memory at once: 16 MB
+_AT_ONCE = 2_000_000  # errors held in memory at a time: 16 MB
 _COLUMNS = ("id", "true_age", "predicted_age")
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What the runs of one recipe say of the same images.
+    """Predictions of the runs of one recipe for the same images.
 
     Attributes:
       ids: [n] text.
@@ -46,10 +46,10 @@ def read_predictions(paths: Sequence[Path], split: str = "validation") -> Predic
 
     Args:
       paths: workdirs, or files such as predictions.csv.
-      split: of which a workdir's predictions are read.
+      split: the split whose predictions are read from a workdir.
 
     Raises:
-      InputError: a file is missing or damaged, or the runs are not of the same images and ages.
+      InputError: a file is missing or damaged, or the runs differ in images or true ages.
     """
     tables = [_read(_file(path, split)) for path in paths]
     ids = tuple(tables[0])
@@ -68,15 +68,16 @@ def read_predictions(paths: Sequence[Path], split: str = "validation") -> Predic
 def align(
     given: Predictions, ids: Sequence[str], true: np.ndarray, names: tuple[str, str]
 ) -> Predictions:
-    """`given` in the order of other `ids`, with their ages `true`.
+    """Returns `given` in the order of other `ids`, after checking its true ages.
 
     Args:
       given: predictions.
-      ids, true: of the images that it must be of.
-      names: of those other images and of `given`, for messages.
+      ids: ids of the images, in the order wanted.
+      true: true ages of these images in months.
+      names: names of the other predictions and of `given`, for messages.
 
     Raises:
-      InputError: other images, or other true ages.
+      InputError: different images, or different true ages.
     """
     lone = sorted(set(ids) ^ set(given.ids))
     if lone:
@@ -95,20 +96,21 @@ def align(
 
 
 def compare(a: Predictions, b: Predictions, seed: int = 0) -> dict[str, float]:
-    """The error of `b` less that of `a`, with its uncertainty.
+    """Compares the mean absolute errors of two recipes.
 
     Args:
-      a, b: of the same images in the same order.
-      seed: of the resampling.
+      a: predictions of one recipe.
+      b: predictions of the other, for the same images in the same order.
+      seed: seed of the resampling.
 
     Returns:
       mae_a, mae_b, difference (b - a) in months with difference_low and difference_high (95 %
-      paired bootstrap interval, 10,000 resamples), p (two-sided, random sign flips of the mean
-      difference of each image, all of them for 13 images or fewer: no difference between the
-      recipes on these images with these runs), images, runs_a, runs_b.
+      paired bootstrap interval, 10,000 resamples), p (two-sided, from random sign flips of the mean
+      difference of each image, or from all of them for 13 images or fewer; the null hypothesis is
+      no difference between the recipes on these images with these runs), images, runs_a, runs_b.
 
     Raises:
-      ValueError: other images, or none.
+      ValueError: different images, or none.
     """
     if a.ids != b.ids or not a.ids:
         raise ValueError("both predictions must be of the same images, at least one")
@@ -132,7 +134,10 @@ def compare(a: Predictions, b: Predictions, seed: int = 0) -> dict[str, float]:
 def _interval(
     errors_a: np.ndarray, errors_b: np.ndarray, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """95 % interval of the difference of mean error: images, and runs of both, are resampled."""
+    """Returns the 95 % interval of the difference of the mean errors.
+
+    Images and the runs of both recipes are resampled.
+    """
     import scipy.stats  # takes a second to load
 
     def difference(images: Any, runs_a: Any, runs_b: Any, axis: int) -> Any:  # indices [batch, n]
@@ -142,7 +147,7 @@ def _interval(
         ]
         return means[1] - means[0]
 
-    # SciPy wants two: a single image or run is repeated.
+    # SciPy needs two: a single image or run is repeated.
     sizes = errors_a.shape[1], len(errors_a), len(errors_b)
     found = scipy.stats.bootstrap(
         [np.arange(size) if size > 1 else np.zeros(2, int) for size in sizes],
@@ -156,7 +161,7 @@ def _interval(
 
 
 def _sign_flips(each: np.ndarray, rng: np.random.Generator) -> float:
-    """p of the absolute mean of `each` under random signs; never 0."""
+    """Returns the p-value of the absolute mean of `each` under random signs; never 0."""
     import scipy.stats
 
     if len(each) == 1:
@@ -187,7 +192,7 @@ def _file(path: Path, split: str) -> Path:
 
 
 def _read(path: Path) -> dict[str, tuple[float, float]]:
-    """(true, predicted) age by id."""
+    """Returns (true, predicted) age by id."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))

@@ -1,4 +1,4 @@
-"""The figure of a sweep: error against training FLOPs, with intervals over seeds."""
+"""Figure of a sweep: error against training FLOPs, with intervals over seeds."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from boneage_jax.report.figures import DPI, save_figure
 
-# Okabe and Ito's palette with a marker each, so that grey prints keep the arms apart.
+# Okabe and Ito's palette; each arm also has its own marker, for printing in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 _MARKERS = "os^Dv<>PX*"
 
@@ -19,7 +19,7 @@ def draw_sweep(path: Path, summary: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
       path: the PNG file to write.
-      summary: rows of `boneage_jax.experiments.sweeps.summarize`, at least one.
+      summary: rows from `boneage_jax.experiments.sweep_tables.summarize`, at least one.
     """
     budgets = {row["budget"] for row in summary}
     arms = list(dict.fromkeys(row["arm"] for row in summary))
@@ -46,7 +46,7 @@ def _lines(axes: Axes, summary: Sequence[Mapping[str, Any]], arms: Sequence[str]
             if "low" in row:
                 axes.plot([at, at], [row["low"], row["high"]], color=colour, linewidth=1)
     axes.set_xscale("log")
-    # Budgets are few and chosen: they are the ticks, as people write them.
+    # Budgets are few and round: they serve as ticks.
     budgets = sorted({row["budget"] / 1e12 for row in summary})
     axes.set_xticks(budgets, [f"{budget:.3g}" for budget in budgets])
     axes.minorticks_off()

@@ -1,4 +1,4 @@
-"""The tables of a sweep: one row per run, one per arm and budget, and the best recipes."""
+"""Tables of a sweep: one row per run, one per arm and budget, and the best recipes."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ def run_folder(output: Path, arm: str, budget: float, seed: int) -> Path:
 
 
 def read_point(folder: Path) -> dict[str, Any]:
-    """The columns of a finished run from its report.json.
+    """Returns the columns of a finished run from its report.json.
 
     Raises:
       InputError: the report is damaged.
@@ -53,7 +53,7 @@ def read_point(folder: Path) -> dict[str, Any]:
 def summarize(rows: Sequence[Mapping[str, Any]], output: Path) -> list[dict[str, Any]]:
     """Summarizes runs: one row per arm and budget, in the order of `rows`.
 
-    The mean over seeds with its 95 % interval (Student's t; absent for one seed), and the
+    Holds the mean over seeds with its 95 % interval (Student's t; absent for one seed), and the
     difference from the first arm at the same budget, see
     `boneage_jax.experiments.bootstrap.compare`.
     """
@@ -98,7 +98,7 @@ def _predictions(group: Sequence[Mapping[str, Any]], output: Path) -> Prediction
 def write_table(
     path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], digits: int = 6
 ) -> None:
-    """Writes a CSV in one piece; fractions with `digits` significant digits, counts in full."""
+    """Writes a CSV atomically; floats with `digits` significant digits, integers in full."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -112,10 +112,10 @@ def _cell(value: Any, digits: int) -> Any:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Reads what `write_table` wrote.
+    """Reads a table written by `write_table`.
 
     Raises:
-      InputError: no such file.
+      InputError: the file does not exist or cannot be read.
     """
     try:
         with path.open(newline="") as file:
@@ -125,11 +125,11 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def best_recipes(summary: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table: the best arm at each budget and what its FLOPs bought.
+    """Returns a Markdown table of the best arm at each budget and what its FLOPs gained.
 
-    Months per PFLOP are the months of error that a run removes, beginning from predicting the mean
-    age of the training split, over the PFLOP it trains for. The marginal value is the same from one
-    budget to the next: what further FLOPs would buy.
+    Months per PFLOP are the months of error that a run removes, relative to predicting the mean age
+    of the training split, divided by the PFLOPs of its training. The marginal value is the same
+    between one budget and the next: the gain from additional FLOPs.
     """
     lines = [
         "| TFLOP trained | best recipe | error (months) | 95 % interval | months per PFLOP | from "

@@ -1,7 +1,7 @@
-"""Grids of runs: every arm at every budget from every seed, each an ordinary run of its own.
+"""Grids of runs: every arm at every budget with every seed, each an ordinary run.
 
-A point is a subprocess, so one that fails costs only itself. What is done is kept: a sweep started
-again reads the finished points and goes on with the others.
+Each point is a subprocess, so a failure affects only itself. Finished points are kept: a sweep that
+is started again reads them and runs the others.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ Arms = dict[str, dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One run of a sweep; `budget` in FLOPs is 0 where the recipe's own length stands."""
+    """One run of a sweep; a `budget` of 0 FLOPs keeps the recipe's own length."""
 
     arm: str
     overrides: tuple[tuple[str, Any], ...]
@@ -34,21 +34,21 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         return run_folder(Path(), self.arm, self.budget, self.seed).name
 
     @property
     def changes(self) -> dict[str, Any]:
-        """All keys of the config that differ from the recipe."""
+        """All config keys that differ from the recipe."""
         given = dict(self.overrides) | {"seed": self.seed}
         return given | ({"budget_flops": self.budget} if self.budget else {})
 
 
 def load_arms(path: Path) -> Arms:
-    """Reads `get_arms()` of a Python file: overrides of config keys by the name of an arm.
+    """Reads the arms from `get_arms()` of a Python file: config overrides by arm.
 
     Raises:
-      InputError: no such file, no such function, or names and overrides of another form.
+      InputError: no such file or function, or names and overrides of another form.
     """
     spec = importlib.util.spec_from_file_location("arms", path) if path.is_file() else None
     if spec is None or spec.loader is None:
@@ -74,10 +74,12 @@ def load_arms(path: Path) -> Arms:
 def make_points(
     recipe: ConfigDict, arms: Arms, budgets: Sequence[float], seeds: Sequence[int]
 ) -> list[tuple[Point, ConfigDict]]:
-    """Every point with its checked config, seed by seed, so that a stopped sweep has whole rows.
+    """Returns all points with their checked configs.
+
+    Points are ordered by seed, so that an interrupted sweep has complete rows.
 
     Raises:
-      InputError: an arm whose config is wrong; nothing has run by then.
+      InputError: the config of an arm is invalid; raised before anything runs.
     """
     found = []
     for seed in seeds:
@@ -96,7 +98,7 @@ def _config(recipe: ConfigDict, point: Point) -> ConfigDict:
             target = config
             for part in section.split(".") if section else ():
                 target = target[part]
-            target[name]  # a key that is there; a new one would go unnoticed
+            target[name]  # must exist: a new key would go unnoticed
             with target.ignore_type():
                 target[name] = value
         except (KeyError, TypeError) as error:
@@ -113,16 +115,19 @@ def run_points(
     argv: Sequence[str],
     say: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
-    """Runs what is not done yet and yields one row per point; failures are rows with an `error`.
+    """Runs the points that are not finished yet.
 
     Args:
       points: see `make_points`.
-      output: folder of the sweep; runs live in its runs/.
-      argv: the arguments of main that give the recipe.
+      output: folder of the sweep; the runs are in its runs/.
+      argv: the arguments of main that specify the recipe.
       say: prints a line for the user.
 
+    Yields:
+      One row per point; failures are rows with an `error`.
+
     Raises:
-      InputError: a finished run in `output` is of another config.
+      InputError: a finished run in `output` has another config.
     """
     for number, (point, config) in enumerate(points, start=1):
         folder = output / "runs" / point.name
@@ -149,7 +154,7 @@ def _finished(folder: Path, config: ConfigDict) -> bool:
 
 
 def command(point: Point, folder: Path, argv: Sequence[str]) -> list[str]:
-    """The command of a point."""
+    """Returns the command line of a point."""
     changes = [f"--config.{key}={value}" for key, value in point.changes.items()]
     return [
         *(sys.executable, "-m", "boneage_jax.main", *argv, *changes),
@@ -158,7 +163,7 @@ def command(point: Point, folder: Path, argv: Sequence[str]) -> list[str]:
 
 
 def _run(point: Point, folder: Path, argv: Sequence[str]) -> str:
-    """Runs a point with its output in log.txt; returns what went wrong, or nothing."""
+    """Runs a point with its output in log.txt; returns the error, "" if there was none."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("a") as log:
         done = subprocess.run(
@@ -176,10 +181,10 @@ def _row(point: Point) -> dict[str, Any]:
 
 
 def choose_arms(arms: Arms, only: str, file: str | Path) -> Arms:
-    """Returns the arms named in a list with commas, all for an empty one.
+    """Returns the arms named in a comma-separated list, all if empty.
 
     Raises:
-      InputError: a name that `file` does not have.
+      InputError: a name is not among the arms of `file`.
     """
     chosen = only.split(",") if only else list(arms)
     for name in chosen:
@@ -189,10 +194,10 @@ def choose_arms(arms: Arms, only: str, file: str | Path) -> Arms:
 
 
 def parse_numbers(text: str, name: str, kind: type) -> list:
-    """Reads a list with commas.
+    """Parses a comma-separated list of numbers.
 
     Raises:
-      InputError: an entry is no such number.
+      InputError: an entry is not a number of this kind.
     """
     try:
         return [kind(part) for part in text.removesuffix(",").split(",")]
@@ -201,10 +206,10 @@ def parse_numbers(text: str, name: str, kind: type) -> list:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Reads a number of seeds (3: 0, 1, 2) or a list of them (3,4).
+    """Parses a number of seeds (3: 0, 1, 2) or a list of them (3,4).
 
     Raises:
-      InputError: an entry is no whole number.
+      InputError: an entry is not an integer.
     """
     numbers = parse_numbers(text, "seeds", int)
     return numbers if "," in text else list(range(numbers[0]))
@@ -217,27 +222,27 @@ def run_sweep(
     argv: Sequence[str],
     say: Callable[[str], None],
 ) -> int:
-    """Runs what is not done yet; writes tables and figure after each run.
+    """Runs the points that are not finished yet; writes tables and figure after each run.
 
     Args:
       points: see `make_points`.
-      order: names of all arms; the first is the one that the others are compared with.
+      order: names of all arms; the others are compared with the first.
       output: folder of the sweep.
-      argv: the arguments of main that give the recipe.
+      argv: the arguments of main that specify the recipe.
       say: prints a line for the user.
 
     Returns:
       The number of runs that failed.
 
     Raises:
-      InputError: see `run_points`; the folder cannot be made.
+      InputError: see `run_points`; or the folder cannot be created.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--output={output} cannot be made: {error.strerror}") from error
     rank = {arm: place for place, arm in enumerate(order)}
-    table = _rows_before(output)  # of other arms, seeds or budgets: they stay
+    table = _rows_before(output)  # rows of other arms, seeds or budgets are kept
     failed = 0
     for row in run_points(points, output, argv, say):
         table[_key(row)] = row
@@ -254,7 +259,7 @@ def run_sweep(
 
 
 def _rows_before(output: Path) -> dict[tuple, Mapping[str, Any]]:
-    """The rows of runs.csv whose runs are still there."""
+    """Returns the rows of runs.csv whose runs still exist."""
     path = output / "runs.csv"
     found = {_key(row): row for row in read_table(path)} if path.exists() else {}
     return {k: row for k, row in found.items() if (run_folder(output, *k) / "report.json").exists()}
