@@ -1,4 +1,4 @@
-"""A contact sheet of masks over their radiographs, for a person to look at."""
+"""A contact sheet of masks over their radiographs, for review by a person."""
 
 import heapq
 import os
@@ -12,26 +12,26 @@ import numpy as np
 
 from boneage_jax.storage.safe_write import in_one_piece
 
-_SIDE, _COLUMNS = 200, 8  # pixels of a thumbnail; thumbnails in a line
+_SIDE, _COLUMNS = 200, 8  # pixels of a thumbnail; thumbnails per line
 _CAPTION = 30  # pixels below a thumbnail
-_DOUBTFUL, _OTHERS = 40, 24  # thumbnails at most
+_DOUBTFUL, _OTHERS = 40, 24  # maximum number of thumbnails
 _OUTLINE, _LOOK = (0, 165, 255), (60, 60, 255)  # BGR
 
 
 class ContactSheet:
-    """Collects thumbnails, doubtful masks first; its memory does not grow with the number added.
+    """Collects thumbnails, doubtful masks first, in bounded memory.
 
-    Which of the others are shown depends on their names alone, not on the order or on threads.
+    Which of the other masks are shown depends only on their names, not on order or threads.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # Heaps of (minus hash, name, reasons, thumbnail): the largest hash leaves first.
+        # Heaps of (minus hash, name, reasons, thumbnail): the largest hash is dropped first.
         self._kept: dict[bool, list[tuple[int, str, str, np.ndarray]]] = {True: [], False: []}
         self._counts = {True: 0, False: 0}
 
     def add(self, name: str, image: np.ndarray, mask: np.ndarray, reasons: Sequence[str]) -> None:
-        """Takes one radiograph uint8 [H, W] with its mask bool [H, W]; from any thread."""
+        """Adds a radiograph, uint8 [H, W], with its mask, bool [H, W]; thread-safe."""
         doubtful, rank = bool(reasons), -zlib.crc32(os.fsencode(name))
         with self._lock:
             self._counts[doubtful] += 1
@@ -43,7 +43,7 @@ class ContactSheet:
             (heapq.heappushpop if len(heap) == limit else heapq.heappush)(heap, item)
 
     def save(self, path: Path) -> None:
-        """Writes the sheet as PNG; nothing where no mask was added."""
+        """Writes the sheet as PNG; does nothing if no mask was added."""
         shown = [item for key in (True, False) for item in sorted(self._kept[key])]
         if not shown:
             return
@@ -70,7 +70,7 @@ class ContactSheet:
 
 
 def _thumbnail(image: np.ndarray, mask: np.ndarray, doubtful: bool) -> np.ndarray:
-    """[_SIDE, _SIDE, 3], background dimmed, outline drawn."""
+    """Returns [_SIDE, _SIDE, 3] with dimmed background and the outline of the mask."""
     height, width = image.shape
     scale = (_SIDE - 4) / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -87,5 +87,5 @@ def _thumbnail(image: np.ndarray, mask: np.ndarray, doubtful: bool) -> np.ndarra
 
 
 def _write(sheet: np.ndarray, text: str, x: int, y: int, scale: float) -> None:
-    ascii_only = text.encode("ascii", "replace").decode()  # all that OpenCV's fonts have
+    ascii_only = text.encode("ascii", "replace").decode()  # OpenCV's fonts have nothing else
     cv2.putText(sheet, ascii_only, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, (40, 40, 40), 1, 16)

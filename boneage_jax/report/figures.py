@@ -1,4 +1,4 @@
-"""Figures of a report, as PNG files; drawn without pyplot, so no global state is touched."""
+"""Figures of a report as PNG files, drawn without pyplot and its global state."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from boneage_jax.report.page import in_unit
 from boneage_jax.storage.safe_write import in_one_piece
 
 DPI = 150
-# Okabe and Ito's palette, told apart with any colour vision; sexes differ in their mark, too.
+# Okabe and Ito's palette, distinguishable with any colour vision; sexes also differ in marker.
 _INK, _GREY, _LIGHT = "#222222", "#7A7A7A", "#DDDDDD"
 _BLUE, _VERMILLION = "#0072B2", "#D55E00"
 _SEXES = (("female", 0, _VERMILLION, "^"), ("male", 1, _BLUE, "o"), ("unknown", -1, _GREY, "s"))
@@ -29,16 +29,16 @@ Rows = dict[str, np.ndarray]
 def draw_figures(
     folder: Path, predictions: Rows, report: dict[str, Any], title: str = ""
 ) -> list[Path]:
-    """Draws those figures that the predictions and the report have data for.
+    """Draws the figures for which predictions and report hold data.
 
     Args:
-      folder: created where missing; files of the same name are replaced.
+      folder: created if missing; files of the same name are replaced.
       predictions: `true_age`, `predicted_age` in months and `male` (1, 0, -1 unknown), each [n].
-      report: the content of report.json: `age`, `sex` and `curve` are read.
-      title: written small above each figure.
+      report: contents of report.json; reads `age`, `sex` and `curve`.
+      title: printed small above each figure.
 
     Returns:
-      The paths, in the order of reading: age_scatter.png, bland_altman.png, error_by_age.png,
+      The paths in reading order, of age_scatter.png, bland_altman.png, error_by_age.png,
       sex_confusion.png, learning_curve.png.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def draw_figures(
 
 
 def save_figure(figure: Figure, path: Path, title: str = "") -> Path:
-    """Writes a figure as PNG, whole or not at all, with `title` small above it."""
+    """Writes a figure as PNG, atomically, with `title` in small print above it."""
     if title:
         figure.suptitle(title, fontsize=9, color=_GREY)
     with in_one_piece(path) as part:
@@ -86,7 +86,7 @@ def _age_scatter(rows: Rows, report: dict[str, Any]) -> Figure:
 
 
 def _bland_altman(rows: Rows) -> Figure:
-    """Differences over means, Bland and Altman, Lancet 1986;327:307-310."""
+    """Draws differences over means (Bland and Altman, Lancet 1986;327:307-310)."""
     figure, axes = _new()
     true, predicted = _ages(rows)
     difference = predicted - true
@@ -94,7 +94,7 @@ def _bland_altman(rows: Rows) -> Figure:
     bias, spread = difference.mean(), 1.96 * difference.std(ddof=min(1, len(difference) - 1))
     beside = matplotlib.transforms.blended_transform_factory(axes.transAxes, axes.transData)
     reach = max(float(np.abs(difference).max()), abs(bias) + spread, 1.0) * 1.15
-    apart = 0.075 * 2 * reach  # between labels, in months
+    apart = 0.075 * 2 * reach  # distance between labels in months
     for value, name, style, offset in (
         (bias + spread, "+1.96 SD", "--", apart),
         (bias, "bias", "-", 0.0),
@@ -126,7 +126,7 @@ def _error_by_age(rows: Rows) -> Figure:
             values = error[(bands == band) & (male == value)]
             x = band + shift
             axes.bar(x, values.mean(), width * 0.92, color=colour, alpha=0.85, zorder=2)
-            if len(values) >= 5:  # fewer say little of their spread
+            if len(values) >= 5:  # fewer give no useful interval
                 half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
                 axes.errorbar(x, values.mean(), half, color=_INK, linewidth=1, capsize=2, zorder=3)
         label = f"{name} (n = {(male == value).sum()})"
@@ -171,7 +171,7 @@ def _learning_curve(report: dict[str, Any]) -> Figure:
     factor, unit = in_unit(flops.max())
     months = metric == "mae"
     axes.plot(flops / factor, values, "o-", color=_BLUE, markersize=4, linewidth=1.5)
-    best = int(values.argmin())  # a task's metric is an error
+    best = int(values.argmin())  # the metric of a task is an error
     axes.plot(flops[best] / factor, values[best], "o", color=_VERMILLION, markersize=8)
     axes.plot([], [], "o", color=_VERMILLION, markersize=8, label=f"best: {values[best]:.4g}")
     baseline = report.get("age", {}).get("baseline_mae")
@@ -192,7 +192,7 @@ _BOX = {"facecolor": "white", "edgecolor": _LIGHT, "alpha": 0.9, "boxstyle": "ro
 
 
 def _new(height: float = 4.6) -> tuple[Figure, Axes]:
-    """An empty figure, 6.4 inches wide, in the common style."""
+    """Returns an empty figure, 6.4 inches wide, in the common style."""
     figure = Figure(figsize=(6.4, height), dpi=DPI, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     axes.grid(color=_LIGHT, linewidth=0.7)
@@ -206,7 +206,7 @@ def _new(height: float = 4.6) -> tuple[Figure, Axes]:
 
 
 def _legend_above(axes: Axes) -> None:
-    """One line above the frame, where no point can lie below it."""
+    """Adds a one-line legend above the frame, where it cannot cover points."""
     place: dict[str, Any] = {
         "loc": "lower left",
         "bbox_to_anchor": (0.0, 1.0),
@@ -216,7 +216,7 @@ def _legend_above(axes: Axes) -> None:
 
 
 def _opaque(legend: Legend) -> None:
-    """Marks of a legend are read, not counted: full colour, one size."""
+    """Draws the markers of a legend opaque and in one size."""
     for handle in legend.legend_handles:
         if isinstance(handle, PathCollection):
             handle.set_alpha(1.0)
@@ -229,7 +229,7 @@ def _ages(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
 
 def _scatter_by_sex(axes: Axes, rows: Rows, x: np.ndarray, y: np.ndarray) -> None:
     male = rows.get("male", np.full(len(x), -1))
-    crowd = np.sqrt(min(max(len(x) / 200, 1.0), 16.0))  # many points: smaller and paler
+    crowd = np.sqrt(min(max(len(x) / 200, 1.0), 16.0))  # many points are drawn smaller and paler
     for name, value, colour, marker in _SEXES:
         if (male == value).any():
             here = male == value

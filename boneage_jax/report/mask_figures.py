@@ -1,4 +1,4 @@
-"""Figures of hand masks: overlays on the radiograph, and the spread of Dice over the images."""
+"""Figures of hand masks: overlays on the radiographs, and the distribution of Dice over images."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from boneage_jax.data.source import Split
 from boneage_jax.report.figures import DPI, save_figure
 
 _TRUE, _FOUND = "#56B4E9", "#D55E00"  # Okabe and Ito
-_SHOWN = 3  # of the worst, the median and the best each
+_SHOWN = 3  # images each: worst, median and best
 
 Rows = dict[str, np.ndarray]
 
@@ -19,14 +19,14 @@ def draw_mask_figures(folder: Path, rows: Rows, split: Split, title: str = "") -
     """Draws masks.png (worst, median and best images) and dice.png.
 
     Args:
-      folder: created where missing; files of the same name are replaced.
+      folder: created if missing; files of the same name are replaced.
       rows: `true_positive`, `false_positive`, `false_negative` [n], pixels at the stored size, and
         `p_hand` uint8 [n, S, S].
       split: its records hold `image` and `mask`, in the order of the rows.
-      title: written small above each figure.
+      title: printed small above each figure.
 
     Returns:
-      The paths, in the order of reading.
+      The paths, in reading order.
     """
     folder.mkdir(parents=True, exist_ok=True)
     hit = rows["true_positive"].astype(np.float64)

@@ -1,4 +1,4 @@
-"""The log of a run: WORKDIR/metrics.jsonl and TensorBoard events, written as it goes."""
+"""Log of a run: WORKDIR/metrics.jsonl and TensorBoard events, written during training."""
 
 import contextlib
 import json
@@ -22,20 +22,20 @@ _FILE = "metrics.jsonl"
 class MetricWriter:
     """Appends rows to metrics.jsonl and tensorboard/ of a workdir; also a context manager.
 
-    Nothing on disk changes before the first row is written, so of a job of many processes all
-    may hold a writer and one writes.
+    Nothing on disk changes before the first row is written, so all processes of a job may hold a
+    writer while one writes.
 
     Attributes:
       last_row: the last row kept from before, or None.
     """
 
     def __init__(self, workdir: Path, resume_step: int | None) -> None:
-        """Begins the log of a run, or goes on with it.
+        """Starts the log of a run or continues it.
 
         Args:
-          workdir: exists at the first write.
-          resume_step: the step of the checkpoint that the run goes on from: later rows, and a
-            last line torn by a kill, are forgotten. None: the run begins, all rows are forgotten.
+          workdir: must exist at the first write.
+          resume_step: step of the checkpoint that the run resumes from; later rows, and a last line
+            truncated by a kill, are dropped. None starts a run and drops all rows.
 
         Raises:
           InputError: metrics.jsonl is damaged before its last line.
@@ -52,11 +52,11 @@ class MetricWriter:
         """Writes one row and flushes it.
 
         Args:
-          step: optimizer updates done.
-          values: finite numbers; NaN and infinities, which JSON has not, become null.
+          step: training steps done.
+          values: numbers; NaN and infinities, which JSON does not have, become null.
 
         Raises:
-          InputError: the disk is full or refuses the row.
+          InputError: the disk is full or rejects the row.
         """
         if self._lines is None or self._events is None:
             self._lines, self._events = self._open()
@@ -70,16 +70,16 @@ class MetricWriter:
             self._events.flush()
 
     def rewind(self, step: int) -> None:
-        """Removes the rows after `step`, as a restart from its checkpoint does."""
+        """Removes the rows after `step`, like a restart from its checkpoint."""
         self.close()
         self._resume_step = step
         rows = read_metrics(self._workdir)
         self._kept = [row for row in rows if row["step"] <= step]
 
     def close(self) -> None:
-        """Writes out what is buffered; closing twice does nothing."""
+        """Writes out what is buffered; closing twice has no effect."""
         if self._lines is not None and self._events is not None:
-            # All is flushed; what is left is what a full disk has refused and reported.
+            # All rows are flushed; what is left was rejected by a full disk and already reported.
             for file in (self._lines, self._events):
                 with contextlib.suppress(OSError):
                     file.close()
@@ -103,10 +103,10 @@ class MetricWriter:
         folder = self._workdir / "tensorboard"
         with writing(folder):
             folder.mkdir(exist_ok=True)
-            # SummaryWriter would write in a thread, which a full disk ends without a word.
+            # SummaryWriter would write in a thread, which dies silently on a full disk.
             name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
             events = RecordWriter(str(folder / name))
-            # TensorBoard then hides what an earlier, killed process noted from there on.
+            # Makes TensorBoard hide what an earlier, killed process wrote from this step on.
             start = self._resume_step + 1
             events.write(_event(start, file_version="brain.Event:2"))
             events.write(_event(start, session_log=SessionLog(status=SessionLog.START)))
@@ -116,12 +116,12 @@ class MetricWriter:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of WORKDIR/metrics.jsonl in the order of writing; none if there is no such file.
+    """Returns the rows of WORKDIR/metrics.jsonl in writing order; none if the file is missing.
 
-    A last line that was torn by a kill is left out.
+    Leaves out a last line that was truncated by a kill.
 
     Raises:
-      InputError: another line is not a JSON object with a whole-numbered `step`.
+      InputError: another line is not a JSON object with an integer `step`.
     """
     path = workdir / _FILE
     try:
@@ -132,7 +132,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError:  # a torn UTF-8 character is one, too
+        except ValueError:  # includes a truncated UTF-8 character
             row = None
         if isinstance(row, dict) and type(row.get("step")) is int:
             rows.append(row)

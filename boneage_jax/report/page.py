@@ -1,4 +1,4 @@
-"""The HTML page of a report, from templates/, and the lines that a command prints of it."""
+"""HTML page of a report, from templates/, and its summary for the terminal."""
 
 import base64
 import functools
@@ -22,11 +22,11 @@ _CAPTIONS = {
 
 
 def write_page(path: Path, report: dict[str, Any], figures: list[Path], title: str) -> None:
-    """Writes a report as one self-contained HTML file, complete or not at all.
+    """Writes a report as one self-contained HTML file, atomically.
 
     Args:
-      path: of the HTML file.
-      report: the content of report.json; groups that are absent are left out of the page.
+      path: the HTML file.
+      report: contents of report.json; groups that are absent are left out of the page.
       figures: PNG files, embedded in this order.
       title: headline.
     """
@@ -57,7 +57,7 @@ def write_page(path: Path, report: dict[str, Any], figures: list[Path], title: s
 
 
 def summary_lines(report: dict[str, Any]) -> list[str]:
-    """The result of a run in a few lines of plain text, for the terminal."""
+    """Returns the result of a run as a few lines of plain text, for the terminal."""
     lines = []
     if age := report.get("age"):
         lines.append(
@@ -84,13 +84,13 @@ def summary_lines(report: dict[str, Any]) -> list[str]:
 
 
 def in_unit(flops: float) -> tuple[float, str]:
-    """The unit that fits a number of FLOPs, as (FLOPs of one unit, its name)."""
+    """Returns the unit that fits a number of FLOPs, as (FLOPs per unit, name of the unit)."""
     units = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
     return next((unit for unit in units if flops >= unit[0]), (1.0, "FLOP"))
 
 
 def readable_flops(flops: float) -> str:
-    """A number of FLOPs with three digits and a unit: 1.23 PFLOP."""
+    """Returns a number of FLOPs with three digits and a unit, e.g. 1.23 PFLOP."""
     factor, unit = in_unit(flops)
     number = flops / factor
     return f"{number:.{max(0, 2 - len(str(int(number))) + 1)}f} {unit}"
@@ -107,12 +107,12 @@ _SEX_NAMES = (
 
 
 def _own_groups(report: dict[str, Any]) -> list[str]:
-    """Groups that a task of the user's own has added."""
+    """Returns the groups added by a user-defined task."""
     return [name for name in report if name not in _KNOWN and isinstance(report[name], dict)]
 
 
 def _figure(path: Path) -> tuple[str, str]:
-    """Caption and base64 of a PNG file."""
+    """Returns caption and base64 content of a PNG file."""
     caption = _CAPTIONS.get(path.stem, path.stem.replace("_", " "))
     return caption, base64.b64encode(path.read_bytes()).decode("ascii")
 
@@ -126,7 +126,7 @@ def _value(value: Any) -> str:
 
 
 def _leaves(tree: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
-    """The values of nested dicts with the names that lead to them, in words."""
+    """Returns the values of nested dicts, each with its path in words."""
     found: list[tuple[str, Any]] = []
     for name, value in tree.items():
         words = f"{above} {name}".strip().replace("_", " ")

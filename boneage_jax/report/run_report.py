@@ -29,19 +29,19 @@ def write_report(
 ) -> None:
     """Writes predictions.csv, figures/, report.html and, last, report.json.
 
-    Each file is complete or absent, and report.json vouches for the others.
+    Each file is complete or absent; if report.json exists, so do the others.
 
     Args:
       workdir: an existing folder.
-      report: the content of report.json; NumPy scalars and arrays become JSON numbers and lists.
-      predictions: one row per image: `id`, and where the task has them `true_age` and
+      report: contents of report.json; NumPy scalars and arrays become JSON numbers and lists.
+      predictions: one row per image: `id`, and depending on the task `true_age` and
         `predicted_age` in months, `male` (1, 0, -1 unknown), `p_male`. Arrays of more than one
         axis are not written.
       title: headline of the page.
-      split: the images of the predictions, in their order; masks are drawn over them.
+      split: images of the predictions, in the same order, for drawing masks over them.
 
     Raises:
-      InputError: the report holds NaN or an infinity: the training diverged; or a file cannot be
+      InputError: the report holds NaN or an infinity (the training diverged), or a file cannot be
         written.
     """
     report = json_safe(report)
@@ -60,15 +60,15 @@ def write_report(
 
 
 def json_safe(value: Any, name: str = "report") -> Any:
-    """`value` with NumPy scalars, arrays, tuples and paths as plain JSON values.
+    """Returns `value` with NumPy scalars, arrays, tuples and paths as plain JSON values.
 
     Args:
       value: dicts with string keys, lists, tuples, arrays, numbers, strings, None, paths.
-      name: where `value` stands, for the message.
+      name: path of `value`, for the message.
 
     Raises:
       InputError: a number is NaN or infinite.
-      TypeError: another type.
+      TypeError: a value of another type.
     """
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
@@ -88,7 +88,7 @@ def json_safe(value: Any, name: str = "report") -> Any:
 
 
 def predictions_csv(predictions: Mapping[str, np.ndarray]) -> str:
-    """One line per image under a header; floats with four decimals, ids as text."""
+    """Returns a CSV with one line per image; floats with four decimals, ids as text."""
     columns = [name for name in _FIRST_COLUMNS if name in predictions]
     columns += sorted(predictions.keys() - set(columns))
     columns = [name for name in columns if np.ndim(predictions[name]) == 1]
