@@ -68,7 +68,7 @@ class Background:
           size: height and width of the result in pixels.
 
         Raises:
-          InputError: the folder has no mask of that name, or one that is damaged or of another size.
+          InputError: the mask of that name is missing, damaged or of another size.
         """
         if self._segmenter is not None:
             square = fit_square(image, self._segmenter.image_size)
