@@ -1,4 +1,4 @@
-"""Batch normalisation with its activation, written to touch memory as seldom as it can."""
+"""Batch normalisation with its activation, arranged for little memory traffic."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,21 +13,21 @@ Array = jax.Array
 class BatchNorm(nn.Module):
     """Normalises over batch and space, then applies the activation.
 
-    The same function, parameters and statistics as `flax.linen.BatchNorm` followed by `act`; only
-    the arithmetic is arranged otherwise, since these layers are bound by memory traffic. One
-    multiply-add per value, x * a + b with a, b [C], so the gradient needs `x` alone, not the
-    centred `x` too; and the activation is recomputed in the backward pass, not stored.
-    Statistics and arithmetic are float32 whatever the dtype of `x`.
+    Same function, parameters and statistics as `flax.linen.BatchNorm` followed by `act`; only the
+    arithmetic is arranged differently, since these layers are bound by memory traffic. One
+    multiply-add per value, x * a + b with a, b [C], so the gradient needs only `x`, not the centred
+    `x` as well; and the activation is recomputed in the backward pass, not stored. Statistics and
+    arithmetic are float32 whatever the dtype of `x`.
 
     Attributes:
-      use_running_average: normalise by the moving statistics and leave them as they are.
-      momentum: share of the old moving statistics that an update keeps.
+      use_running_average: normalise by the running statistics and do not update them.
+      momentum: weight of the old running statistics in an update.
       epsilon: added to the variance.
       axis_name: device axis over which batch statistics are averaged, or None.
       act: activation of the normalised values, or None.
       scale_init: initialiser of the scale.
-      recompute: recompute the activation in the backward pass. XLA's TPU compiler does by itself
-        where that pays, and fuses more when it is left alone.
+      recompute: recompute the activation in the backward pass. XLA's TPU compiler does so by itself
+        if it pays, and fuses more when left alone.
       fold: return (a, b) instead of normalised values, for an operation that applies them itself.
     """
 
@@ -42,7 +42,10 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Any:
-        """[B, H, W, C] -> the same shape and dtype; with `fold` two arrays, float32 [C]."""
+        """Normalises [B, H, W, C], keeping shape and dtype.
+
+        With `fold`, returns the two arrays a and b, float32 [C], instead.
+        """
         channels = (x.shape[-1],)
         moving_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         moving_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
@@ -63,7 +66,7 @@ class BatchNorm(nn.Module):
 
 
 def _moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
-    """Mean and biased variance of each channel, float32 [C]; one collective for both."""
+    """Returns mean and biased variance of each channel, float32 [C]; one collective for both."""
     exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     axes = tuple(range(x.ndim - 1))
     moments: Any = (exact.mean(axes), jnp.square(exact).mean(axes))

@@ -1,15 +1,15 @@
-"""Convolutions of few channels, as XLA's CPU backend is fast at them.
+"""Convolutions with few channels, arranged for XLA's CPU backend.
 
-It runs a convolution as a matrix product after a copy: a patch of window x channels per pixel, by
-as many columns as there are channels in the result. Few columns leave most of a vector register
-empty, and the copy costs more than the product. So here
+The backend copies a patch of window x channels values for each pixel, and multiplies the patches by
+a matrix with one column per output channel. Few columns leave most of a vector register empty, and
+the copy costs more than the product. Hence:
 
-- neighbouring pixels of a row are computed as channels of one (`packed_conv`): more columns, and
-  one copy for all of them, against multiplications by zero. At 256 px, 8 images, 10 to 10 channels
-  it took 8.7 instead of 16.0 ms, at 128 px and 4 to 8 channels 1.2 instead of 3.7 ms.
-- the weight gradient, a convolution of the inputs with the gradient as a kernel of the size of an
-  image, lets the two change places where the gradient has fewer channels: less to copy. At 128 px,
-  16 to 8 channels it took 5.1 instead of 8.6 ms, 40 to 20 channels 15 instead of 25 ms.
+- `packed_conv` computes neighbouring pixels of a row as channels of one pixel: more columns, and
+  one copy for all of them, at the cost of multiplications by zero. At 256 px, 8 images, 10 to 10
+  channels it took 8.7 instead of 16.0 ms, at 128 px and 4 to 8 channels 1.2 instead of 3.7 ms.
+- The weight gradient convolves the inputs with the output gradient, a kernel as large as an image.
+  If the gradient has fewer channels, the two swap places, so that less is copied. At 128 px, 16 to
+  8 channels it took 5.1 instead of 8.6 ms, 40 to 20 channels 15 instead of 25 ms.
 
 (2 cores of an Intel Xeon, XLA's flags as `boneage_jax/runtime/xla_flags.py` sets them;
 `benchmarks/results/speed/*_convolutions.csv`.) Other backends get lax's convolutions.
@@ -39,11 +39,11 @@ def conv_general_dilated(
     feature_group_count: int = 1,
     **options: Any,
 ) -> Array:
-    """`jax.lax.conv_general_dilated`, as `flax.linen.Conv(conv_general_dilated=...)` calls it.
+    """Replaces `jax.lax.conv_general_dilated` in `flax.linen.Conv(conv_general_dilated=...)`.
 
-    What this file is about is done without strides, dilations, groups and further options but
-    `precision`, on [B, H, W, C] in and out; it has no forward-mode derivative. Everything else is
-    lax's.
+    The methods of this file apply to [B, H, W, C] in and out, without strides, dilations, groups
+    and options other than `precision`; they have no forward-mode derivative. Everything else goes
+    to lax.
     """
     precision = options.pop("precision", None)
     ones = (*window_strides, *(lhs_dilation or ()), *(rhs_dilation or ()), feature_group_count)
@@ -53,7 +53,7 @@ def conv_general_dilated(
             size, window = lhs.shape[1:3], rhs.shape[:2]
             padding = jax.lax.padtype_to_pads(size, window, (1, 1), padding)
         rows, columns = ((int(low), int(high)) for low, high in padding)
-        # Of the whole layer: the backward pass may run where another one is the default.
+        # For the whole layer: the backward pass may run under another default.
         precision = precision or jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
         return _convolve(lhs, rhs, (rows, columns), precision)
     return jax.lax.conv_general_dilated(
@@ -90,7 +90,7 @@ def _backward(
     padding: Padding, precision: Any, saved: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
     x, kernel = saved
-    # The gradient of the inputs is a convolution by the kernel turned around.
+    # The gradient of the inputs is a convolution with the flipped kernel.
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
     back = _opposite(kernel.shape[:2], padding)
     of_input = _on_cpu(_packed, _plain, back, precision)(gradient, turned)
@@ -103,28 +103,28 @@ def _backward(
 _convolve.defvjp(_forward, _backward)
 
 
-# Jitted for its name, by which its FLOPs are counted (boneage_jax/flops.py).
+# Jitted so that boneage_jax/flops.py can count its FLOPs by name.
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def packed_conv(
     x: Array, kernel: Array, padding: Padding, pixels: int, precision: Any = None
 ) -> Array:
-    """A convolution of stride 1 that computes several pixels of a row as one.
+    """Computes a convolution of stride 1 with several pixels of a row packed into one.
 
-    An infinity in `x` also makes pixels of its group non-finite that do not read it: zero times
-    infinity is NaN.
+    An infinity in `x` also makes pixels of its group non-finite whose window does not contain it:
+    zero times infinity is NaN.
 
     Args:
       x: [B, H, W, C].
       kernel: [rows, columns, C, F].
       padding: in pixels: ((top, bottom), (left, right)).
-      pixels: divides the columns of the result.
-      precision: as lax takes it.
+      pixels: pixels per group; must divide the columns of the result.
+      precision: as in lax.
 
     Returns:
       [B, H', W', F].
     """
     columns, features = kernel.shape[1], kernel.shape[3]
-    # Pixel i of a group reads the window that begins i columns further on.
+    # Pixel i of a group reads the window that starts i columns further right.
     windows = jnp.concatenate(
         [jnp.pad(kernel, ((0, 0), (i, pixels - 1 - i), (0, 0), (0, 0))) for i in range(pixels)],
         axis=-1,
@@ -137,14 +137,14 @@ def packed_conv(
 
 
 def pixels_of(inputs: int, outputs: int, columns: int, width: int) -> int:
-    """How many pixels of a row `packed_conv` had best compute as one; 1 is a plain convolution.
+    """Returns how many pixels of a row `packed_conv` should pack; 1 is a plain convolution.
 
     Args:
-      inputs, outputs: channels.
-      columns: of the kernel.
+      inputs, outputs: numbers of channels.
+      columns: columns of the kernel.
       width: columns of the result.
     """
-    # Where lax has many columns to multiply by, more of them cost more than the copy.
+    # If there are many columns already, more of them cost more than the copy.
     few = 2 if inputs + outputs <= 40 and width % 2 == 0 else 1
     few = 4 if inputs <= 4 and outputs <= 16 and width % 4 == 0 else few
     return few if columns > 1 else 1
@@ -154,25 +154,25 @@ def pixels_of(inputs: int, outputs: int, columns: int, width: int) -> int:
 def swapped_weight_gradient(
     x: Array, gradient: Array, padding: Padding, precision: Any = None
 ) -> Array:
-    """Of a convolution of stride 1: the gradient, convolved by the inputs.
+    """Computes the weight gradient of a stride-1 convolution, by convolving the gradient with `x`.
 
     Args:
       x: [B, H, W, C].
-      gradient: of the result, [B, H', W', F].
-      padding: of the convolution, in pixels: ((top, bottom), (left, right)).
-      precision: as lax takes it.
+      gradient: gradient of the result, [B, H', W', F].
+      padding: padding of the convolution in pixels: ((top, bottom), (left, right)).
+      precision: as in lax.
 
     Returns:
       [rows, columns, C, F].
     """
     window = [x.shape[axis] + sum(padding[axis - 1]) - gradient.shape[axis] + 1 for axis in (1, 2)]
-    # Tap k meets x[o + k - low] at output o: at input i that is the gradient at i - k + low.
+    # Tap k reads x[o + k - low] for output o, so input i meets the gradient at i - k + low.
     backwards = _weight_gradient(gradient, x, _opposite(window, padding), precision)
     return backwards[::-1, ::-1].swapaxes(2, 3)
 
 
 def _weight_gradient(x: Array, gradient: Array, padding: Padding, precision: Any) -> Array:
-    """The same as lax has it."""
+    """Computes the weight gradient as lax does."""
     return jax.lax.conv_general_dilated(
         x,
         gradient,
@@ -201,7 +201,7 @@ def _plain(x: Array, kernel: Array, padding: Padding, precision: Any) -> Array:
 def _on_cpu(
     ours: Callable[..., Array], other: Callable[..., Array], padding: Padding, precision: Any
 ) -> Callable[[Array, Array], Array]:
-    """`ours` where the program is compiled for a CPU, else `other`."""
+    """Returns a function that runs `ours` if compiled for a CPU, else `other`."""
 
     def choose(a: Array, b: Array) -> Array:
         return jax.lax.platform_dependent(
@@ -215,20 +215,20 @@ def _on_cpu(
 
 
 def _summed(gradient: Array, like: Array) -> Array:
-    """Summed over the device axes of a `jax.shard_map` over which `like` does not vary."""
+    """Sums over the device axes of a `jax.shard_map` over which `like` does not vary."""
     missing = _varying(gradient) - _varying(like)
     return jax.lax.psum(gradient, tuple(missing)) if missing else gradient
 
 
 def _varying(a: Array) -> frozenset[str]:
     kind: Any = jax.typeof(a)
-    if hasattr(kind, "manual_axis_type"):  # of JAX 0.10
+    if hasattr(kind, "manual_axis_type"):  # JAX 0.10
         return frozenset(kind.manual_axis_type.varying)
     return frozenset(getattr(kind, "vma", ()))
 
 
 def _opposite(window: Sequence[int], padding: Padding) -> Padding:
-    """Padding of the convolution by the kernel turned around, from the result to the inputs."""
+    """Returns the padding of the convolution with the flipped kernel, from result to inputs."""
     rows, columns = (
         (size - 1 - low, size - 1 - high) for size, (low, high) in zip(window, padding, strict=True)
     )

@@ -1,10 +1,10 @@
-"""Depthwise convolution, by the implementation that is fast where it runs.
+"""Depthwise convolution, with the implementation that is fastest on each backend.
 
 XLA's CPU backend runs a depthwise `conv_general_dilated` 30-40 times slower than the same sum of
-shifted products, and its gradients worse; on GPU and TPU the native convolution wins, since
-shifted products read the input k*k times from memory. XLA's TPU compiler moreover computes what
-lies before a convolution while it reads its input, if nothing else needs the result:
-`fused_depthwise` sees to that.
+shifted products, and its gradients are worse. On GPU and TPU the native convolution wins, since
+shifted products read the input k*k times from memory. XLA's TPU compiler also computes the
+operations before a convolution while reading its input, if nothing else needs their result:
+`fused_depthwise` ensures that.
 """
 
 import functools
@@ -33,17 +33,17 @@ def depthwise_conv(
     Args:
       x: [B, H, W, C].
       kernel: [k, k, 1, C], of the dtype of `x`.
-      stride: of both axes.
+      stride: stride of both axes.
       padding: 'SAME' (TensorFlow's rule), 'VALID', or ((top, bottom), (left, right)) in pixels.
-      implementation: 'lax', 'shift', 'fused' (lax here, see `fused_depthwise`), or 'auto': what
-        `implementation_for` says of the default backend. The choice is made while tracing: name
-        one when compiling for a machine other than this one.
+      implementation: 'lax', 'shift', 'fused' (lax here, see `fused_depthwise`), or 'auto', by
+        `implementation_for` the default backend. The choice is made while tracing: name one when
+        compiling for another machine.
 
     Returns:
       [B, H', W', C] of the dtype of `x`.
 
     Raises:
-      InputError: unknown implementation.
+      InputError: an unknown implementation.
     """
     exact = _pads(x, kernel, stride, padding)
     if chosen(implementation) == "shift":
@@ -52,10 +52,10 @@ def depthwise_conv(
 
 
 def chosen(implementation: str) -> str:
-    """The implementation that a name stands for, 'auto' by the default backend.
+    """Returns the implementation that a name stands for; 'auto' depends on the default backend.
 
     Raises:
-      InputError: unknown implementation.
+      InputError: an unknown implementation.
     """
     if implementation not in IMPLEMENTATIONS:
         raise InputError(
@@ -66,7 +66,7 @@ def chosen(implementation: str) -> str:
 
 
 def implementation_for(backend: str) -> str:
-    """What 'auto' stands for on a backend, cpu, gpu or tpu: shift | lax | fused."""
+    """Returns what 'auto' means on a backend (cpu, gpu, tpu): shift | lax | fused."""
     return {"cpu": "shift", "tpu": "fused"}.get(backend, "lax")
 
 
@@ -80,19 +80,19 @@ def fused_depthwise(
     stride: int = 1,
     padding: str | Sequence[tuple[int, int]] = "SAME",
 ) -> jax.Array:
-    """`depthwise_conv(act(x * a + b), kernel)`, made for XLA's TPU compiler.
+    """Computes `depthwise_conv(act(x * a + b), kernel)`, arranged for XLA's TPU compiler.
 
-    The compiler computes the normalisation and the activation inside the convolution, forward and
-    in the gradients of input and kernel, so that act(x * a + b) is never written to memory: it
-    does so where the convolution is the only reader, hence the derivative rule recomputes it
-    from `x` instead of keeping it.
+    The compiler computes normalisation and activation inside the convolution, forward and in the
+    gradients of input and kernel, so that act(x * a + b) is never written to memory. It does so
+    only if the convolution is the sole reader, so the derivative rule recomputes that value from
+    `x` instead of storing it.
 
     Args:
       x: [B, H, W, C].
       a, b: float32 [C].
       kernel: [k, k, 1, C], of the dtype of `x`.
-      act: activation, of float32 values.
-      stride, padding: as `depthwise_conv` takes them.
+      act: activation, applied to float32 values.
+      stride, padding: as in `depthwise_conv`.
 
     Returns:
       [B, H', W', C] of the dtype of `x`.
@@ -152,7 +152,7 @@ def _fused_bwd(
     saved: tuple[jax.Array, ...],
     grad: jax.Array,
 ) -> tuple[jax.Array, ...]:
-    # Without the barrier the compiler would see that the forward pass had computed the same.
+    # Without the barrier the compiler would reuse, and so store, the forward pass's result.
     x, a, b, kernel = lax.optimization_barrier(saved)
     z = x * a + b
     y, act_vjp = jax.vjp(lambda z: act(z).astype(x.dtype), z)
@@ -163,8 +163,8 @@ def _fused_bwd(
     (kernel_grad,) = jax.linear_transpose(functools.partial(conv, y), kernel)(grad)
     (y_grad,) = jax.linear_transpose(lambda y: conv(y, kernel), y)(grad)
     (z_grad,) = act_vjp(y_grad)
-    # Rounded as every gradient between layers is: written as float32 it would be the largest
-    # array of the step.
+    # Rounded like every gradient between layers: in float32 it would be the largest array of the
+    # step.
     z_grad = z_grad.astype(x.dtype).astype(z.dtype)
     sums = (z_grad * x).sum((0, 1, 2)), z_grad.sum((0, 1, 2))
     return (z_grad * a).astype(x.dtype), *sums, kernel_grad
@@ -198,14 +198,14 @@ _shift_conv.defvjp(_shift_fwd, _shift_bwd)
 
 
 # The three functions below are jitted under their own names: equal shapes are traced and lowered
-# once, and `boneage_jax.flops` knows them by name, since it does not count bare products.
+# once, and `boneage_jax.flops` finds them by name, since it does not count elementwise products.
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def depthwise_shift_forward(
     x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
 ) -> jax.Array:
-    """Sum over the k*k taps of a shifted (and strided) view of `x` times one weight."""
+    """Sums, over the k*k taps, a shifted (and strided) view of `x` times one weight."""
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     size = kernel.shape[0]
     high, wide = ((n - size) // stride + 1 for n in padded.shape[1:3])
@@ -216,7 +216,7 @@ def depthwise_shift_forward(
 def depthwise_shift_input_grad(
     grad: jax.Array, kernel: jax.Array, stride: int, padding: Padding, shape: tuple[int, int]
 ) -> jax.Array:
-    """The gradient spread out by the stride, under the flipped kernel."""
+    """Convolves the gradient, dilated by the stride, with the flipped kernel."""
     size = kernel.shape[0]
     config = [(0, 0, 0)]
     for axis, ((low, _), length) in enumerate(zip(padding, shape, strict=True), start=1):
@@ -232,11 +232,11 @@ def depthwise_shift_input_grad(
 def depthwise_shift_kernel_grad(
     x: jax.Array, grad: jax.Array, stride: int, padding: Padding, size: int
 ) -> jax.Array:
-    """For each tap the sum over batch and space of a shifted view of `x` times the gradient.
+    """Sums for each tap, over batch and space, a shifted view of `x` times the gradient.
 
     A loop over blocks of rows adds each tap's product to its own [rows, W', C] accumulator, so the
-    k*k products of a block are formed while it lies in the cache. Taps one after the other, or
-    all in one expression, become reductions that run 4 to 16 times slower (on 2 cores, float32:
+    k*k products of a block are computed while it is in the cache. Taps one after the other, or all
+    in one expression, become reductions that run 4 to 16 times slower (on 2 cores, float32:
     [8, 128, 128, 48] k=3 11 ms against 68 and 140; [8, 16, 16, 960] k=5 7 ms against 27 and 112).
     """
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -264,7 +264,7 @@ def depthwise_shift_kernel_grad(
 
 
 def _rows_per_block(high: int, row_size: int) -> int:
-    """Most rows that divide `high` and hold at most 32k values, well inside a level-2 cache."""
+    """Returns the most rows that divide `high` and hold at most 32k values (level-2 cache)."""
     fits = [n for n in range(1, high + 1) if high % n == 0 and n * row_size <= 2**15]
     return max(fits, default=1)
 
@@ -272,7 +272,7 @@ def _rows_per_block(high: int, row_size: int) -> int:
 def _sum_of_taps(
     padded: jax.Array, kernel: jax.Array, stride: int, high: int, wide: int
 ) -> jax.Array:
-    """[B, high, wide, C]; all taps fuse into one pass over memory."""
+    """Sums the taps to [B, high, wide, C]; all fuse into one pass over memory."""
     batch, channels = padded.shape[0], padded.shape[-1]
     total = None
     for i in range(kernel.shape[0]):

@@ -1,8 +1,8 @@
 """EfficientNet (Tan & Le 2019, arXiv:1905.11946) and EfficientNet-Lite in Flax Linen.
 
-Submodules carry the names of `keras.applications`: stem_conv, block1a_dwconv, top_bn ... The
-Lite variants (github.com/tensorflow/tpu, efficientnet/lite) drop squeeze-and-excite, use ReLU6,
-and scale neither stem nor head nor the depth of the first and last stage.
+Submodules are named as in `keras.applications`: stem_conv, block1a_dwconv, top_bn ... The Lite
+variants (github.com/tensorflow/tpu, efficientnet/lite) drop squeeze-and-excite, use ReLU6, and
+scale neither stem nor head nor the depth of the first and last stage.
 """
 
 import functools
@@ -23,7 +23,7 @@ Module = Callable[..., Any]
 
 
 class Variant(NamedTuple):
-    """Scaling of one member of the family; `resolution` in pixels is what it was made for."""
+    """Scaling of one family member; `resolution` is its design image size in pixels."""
 
     width: float
     depth: float
@@ -50,7 +50,7 @@ VARIANTS = {
 
 
 class Stage(NamedTuple):
-    """One stage of B0: its blocks before scaling."""
+    """One stage of B0 before scaling."""
 
     kernel: int
     repeats: int
@@ -69,22 +69,22 @@ STAGES = (
     Stage(3, 1, 320, 6, 1),
 )
 
-# Variance scaling of the paper's TPU code: normal, fan out, so that depth does not shrink signals.
+# Variance scaling as in the paper's TPU code: normal, fan out; signals do not shrink with depth.
 _conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
-# The same for a kernel per channel, [k, k, 1, C]: one output sees k * k weights, whatever C.
+# The same for depthwise kernels [k, k, 1, C]: one output depends on k * k weights, whatever C.
 _depthwise_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 _dense_init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 
 def round_filters(filters: int, width: float) -> int:
-    """Scales a channel count to a multiple of 8, never below 90 % of what was asked."""
+    """Scales a channel count and rounds it to a multiple of 8, at least 90 % of the exact value."""
     scaled = filters * width
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return int(rounded + 8 if rounded < 0.9 * scaled else rounded)
 
 
 def stage_repeats(spec: Variant) -> list[int]:
-    """The number of blocks of each of the seven stages."""
+    """Returns the number of blocks of each of the seven stages."""
     return [
         stage.repeats
         if spec.lite and number in (0, len(STAGES) - 1)
@@ -94,11 +94,11 @@ def stage_repeats(spec: Variant) -> list[int]:
 
 
 def layer_names(variant: str) -> dict[str, list[str]]:
-    """The layers of each block, both from the input to the output.
+    """Returns the layers of each block, both ordered from input to output.
 
-    A layer is a convolution and has its name less `_conv`, e.g. stem, block2a_expand,
-    block2a_dwconv, block2a_se_reduce, block2a_project, top; the BatchNorm after a convolution
-    belongs to it. Blocks are stem, block1a ... and top.
+    A layer is a convolution, named without its suffix `_conv`, e.g. stem, block2a_expand,
+    block2a_dwconv, block2a_se_reduce, block2a_project, top; it includes the BatchNorm after the
+    convolution. Blocks are stem, block1a ... and top.
 
     Args:
       variant: a key of `VARIANTS`.
@@ -115,23 +115,23 @@ def layer_names(variant: str) -> dict[str, list[str]]:
 
 
 def layer_of(module: str) -> str:
-    """The layer that a submodule belongs to: block2a_expand_bn is of block2a_expand."""
+    """Returns the layer that a submodule belongs to: block2a_expand for block2a_expand_bn."""
     if module.endswith("_conv"):
         return module.removesuffix("_conv")
     if not module.endswith("_bn"):
         return module  # depthwise, squeeze-and-excite
     name = module.removesuffix("_bn")
-    # The BatchNorm after a depthwise convolution is called after its block alone.
+    # The BatchNorm after a depthwise convolution is named after its block only.
     return name if name in ("stem", "top") or "_" in name else f"{name}_dwconv"
 
 
 class Conv(nn.Module):
-    """A convolution without bias: dense k x k, or 1x1 as the matrix product that it is.
+    """Convolution, by default without bias: dense k x k, or 1x1 as a matrix product.
 
     Attributes:
-      padding: 'same' (TensorFlow's rule, uneven at stride 2) or 'symmetric' (PyTorch's).
-      flat: run 1x1 as a product of two matrices. It fixes the order of the pixels in memory, which
-        on a TPU the depthwise convolutions want otherwise.
+      padding: 'same' (TensorFlow's rule, asymmetric at stride 2) or 'symmetric' (PyTorch's).
+      flat: run 1x1 as a product of two matrices. This fixes the order of the pixels in memory; on a
+        TPU the depthwise convolutions prefer another.
     """
 
     features: int
@@ -148,7 +148,7 @@ class Conv(nn.Module):
         weights = self.param("kernel", _conv_init, shape, jnp.float32).astype(self.dtype)
         x = x.astype(self.dtype)
         if self.kernel == 1 and self.stride == 1 and self.flat:
-            # Flattened to [B*H*W, C]: from the four-dimensional product XLA's CPU backend copies a
+            # Flattened to [B*H*W, C]: for a four-dimensional product XLA's CPU backend copies a
             # transposed operand for the kernel gradient, which doubles the layer's backward time.
             x = (x.reshape(-1, x.shape[-1]) @ weights[0, 0]).reshape(*x.shape[:-1], self.features)
         else:
@@ -167,7 +167,7 @@ class Conv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """One kernel per channel; see `boneage_jax.models.depthwise`. Parameter kernel [k, k, 1, C]."""
+    """Depthwise convolution, see `boneage_jax.models.depthwise`. Parameter: kernel [k, k, 1, C]."""
 
     kernel: int
     stride: int = 1
@@ -177,7 +177,7 @@ class DepthwiseConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, norm: tuple[Array, Array] | None = None, act: Any = None) -> Array:
-        """[B, H, W, C], normalised before by `act(x * a + b)` where `norm` gives a, b [C]."""
+        """Convolves [B, H, W, C], after `act(x * a + b)` if `norm` gives a, b [C]."""
         shape = (self.kernel, self.kernel, 1, x.shape[-1])
         weights = self.param("kernel", _depthwise_init, shape, jnp.float32).astype(self.dtype)
         x, padding = x.astype(self.dtype), pads(self.padding, self.kernel)
@@ -193,32 +193,33 @@ class DepthwiseConv(nn.Module):
 
 
 def pads(padding: str, kernel: int) -> Any:
-    """The lax padding argument for 'same' or 'symmetric'; anything else is an InputError."""
+    """Returns the lax padding argument for 'same' or 'symmetric'; raises InputError for others."""
     if padding not in ("same", "symmetric"):
         raise InputError(f"padding={padding!r} is unknown; choose 'same' or 'symmetric'")
     return "SAME" if padding == "same" else ((kernel // 2, kernel // 2),) * 2
 
 
 class EfficientNet(nn.Module):
-    """The network, up to pooled features or class logits.
+    """EfficientNet, up to pooled features or class logits.
 
     Attributes:
       variant: a key of `VARIANTS`.
-      num_classes: 0 for pooled features.
-      dtype: of the computation; parameters and statistics are float32.
+      num_classes: number of classes, 0 for pooled features.
+      dtype: dtype of the computation; parameters and statistics are float32.
       padding: 'same' or 'symmetric', see `Conv`.
-      bn_momentum, bn_epsilon: of BatchNorm; momentum is the share of the old statistics.
+      bn_momentum, bn_epsilon: settings of BatchNorm; momentum is the weight of the old statistics.
       bn_axis_name: device axis over which batch statistics are averaged, or None.
-      dropout: before the classes; None is the variant's own.
-      drop_path_rate: stochastic depth (arXiv:1603.09382) of the last block, rising linearly.
+      dropout: rate before the classifier; None for the variant's own.
+      drop_path_rate: rate of stochastic depth (arXiv:1603.09382), rising linearly from 0 at the
+        first block.
       depthwise: implementation, see `boneage_jax.models.depthwise`.
-      constant_channel: append a channel of ones to the images, zero in the padding as they are.
-        A stem folded from colour channels of unequal means is then exact at the border too, see
-        `boneage_jax.pretrained.stem`.
-      remat: recompute the activations of a block in the backward pass instead of keeping them:
+      constant_channel: append a channel of ones to the images; like the images, it is zero in the
+        padding. A stem folded from colour channels of unequal means is then exact at the border
+        too, see `boneage_jax.pretrained.stem`.
+      remat: recompute the activations of a block in the backward pass instead of storing them:
         larger batches fit, for about a third more FLOPs (Chen et al. 2016, arXiv:1604.06174).
-      frozen: layers (see `layer_names`) that are not trained: their BatchNorm keeps to the moving
-        statistics in training too, and a block whose layers are all frozen is never dropped.
+      frozen: layers (see `layer_names`) that are not trained: their BatchNorm uses the running
+        statistics in training too, and stochastic depth never drops a fully frozen block.
     """
 
     variant: str
@@ -248,9 +249,9 @@ class EfficientNet(nn.Module):
 
         Args:
           x: normalised images [B, H, W, C], any C (1 for radiographs).
-          train: batch statistics, dropout and stochastic depth on.
+          train: use batch statistics, dropout and stochastic depth.
           image_keys: [B] typed keys, one per image, so that random draws do not depend on which
-            device an image is on. Needed in training with a rate above 0.
+            device an image is on. Required in training with a rate above 0.
           endpoints: also return the features of each stage.
 
         Returns:
@@ -258,7 +259,7 @@ class EfficientNet(nn.Module):
           with a dict of 'stem', 'block1' ... 'block7', 'top' [B, H', W', C'] and 'pooled' [B, F].
 
         Raises:
-          ValueError: training with random depth or dropout, but no keys.
+          ValueError: training with stochastic depth or dropout, but without keys.
         """
         spec = VARIANTS[self.variant]
         dropout = spec.dropout if self.dropout is None else self.dropout
@@ -319,7 +320,7 @@ class EfficientNet(nn.Module):
                     depthwise=depthwise,
                     norm=norm,
                 )
-                # float32 uniform in [0, 1): an image keeps its branch where draw >= rate.
+                # float32 uniform in [0, 1): an image keeps its branch if draw >= rate.
                 keep = None if drops is None or not rate else drops[:, index] >= rate
                 x = (nn.remat(run) if self.remat and train else run)(self, x, keep)
                 index += 1
@@ -355,7 +356,7 @@ class EfficientNet(nn.Module):
         depthwise: Module,
         norm: Module,
     ) -> Array:
-        """One inverted bottleneck: expand, depthwise, squeeze-and-excite, project, add."""
+        """Applies one inverted bottleneck: expand, depthwise, squeeze-and-excite, project, add."""
         inputs, channels = x, x.shape[-1]
         stride = stage.stride if first else 1
         spatial = depthwise(stage.kernel, stride, name=f"{name}_dwconv")
@@ -374,9 +375,9 @@ class EfficientNet(nn.Module):
             x = x * nn.sigmoid(gate)
         residual = stride == 1 and channels == filters
         x = conv(filters, name=f"{name}_project_conv")(x)
-        # Residual branches start at zero (Goyal et al. 2017, arXiv:1706.02677, section 5.1): from
-        # random weights a deep network then learns from the first steps. Measured on phantoms, B0
-        # at 96 px: training MAE 35 instead of 45 months after 100 steps.
+        # Residual branches start at zero (Goyal et al. 2017, arXiv:1706.02677, section 5.1), so
+        # that a deep network with random weights learns from the first steps on. Measured on
+        # phantoms, B0 at 96 px: training MAE 35 instead of 45 months after 100 steps.
         start = nn.initializers.zeros if residual else nn.initializers.ones
         x = norm(scale_init=start, name=f"{name}_project_bn")(x)
         if not residual:

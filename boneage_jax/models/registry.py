@@ -22,14 +22,14 @@ def create_model(name: str, **options: Any) -> nn.Module:
     """Builds a model that is ready to be initialised.
 
     Args:
-      name: efficientnet_b0 ... b7, efficientnet_lite0 ... lite4, unet, unet_wide or unet_10, or one
-        that `boneage_jax.register_model` has added.
+      name: efficientnet_b0 ... b7, efficientnet_lite0 ... lite4, unet, unet_wide or unet_10, or a
+        name added with `boneage_jax.register_model`.
       **options: attributes of `boneage_jax.models.efficientnet.EfficientNet`, e.g. `num_classes`,
         `dtype`, `padding`, `drop_path_rate`, of `boneage_jax.models.unet.UNet`, or of the
         registered model.
 
     Raises:
-      InputError: unknown model or option; the message lists the known ones.
+      InputError: an unknown model or option; the message lists the known ones.
     """
     known = options_of(name)
     for option in options:
@@ -43,13 +43,13 @@ def create_model(name: str, **options: Any) -> nn.Module:
 
 
 def options_of(name: str) -> frozenset[str]:
-    """Returns the options that `create_model` takes for a model.
+    """Returns the options that `create_model` accepts for a model.
 
     Raises:
-      InputError: unknown model.
+      InputError: an unknown model.
     """
     make = MODELS[name] if name in MODELS else _family(name)
-    if dataclasses.is_dataclass(make):  # as every Flax module is
+    if dataclasses.is_dataclass(make):  # every Flax module is one
         names = {field.name for field in dataclasses.fields(make)}
     else:
         names = set(inspect.signature(make).parameters)

@@ -1,10 +1,10 @@
-"""Halving and doubling the resolution of feature maps, with gradients that a CPU computes fast.
+"""Halves and doubles the resolution of feature maps, with gradients that are fast on a CPU.
 
-The functions are those of `flax.linen.max_pool` and `flax.linen.ConvTranspose`, and so are
-parameters and initial values; XLA's CPU backend is slow at two of their gradients. It scatters the
+Functions, parameters and initial values are those of `flax.linen.max_pool` and
+`flax.linen.ConvTranspose`; XLA's CPU backend is slow at two of their gradients. It scatters the
 gradient of a maximum value by value, and it has no fast kernel for the weight gradient of a
 transposed convolution: a step of `unet_10` on 8 images of 256 px took 1,620 ms with both, 1,000 ms
-as they are done here, one of `unet` 128 and 90 ms (2 cores of an Intel Xeon).
+with the versions here, one of `unet` 128 and 90 ms (2 cores of an Intel Xeon).
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 @jax.custom_vjp
 def max_pool(x: Array) -> Array:
-    """The largest of each 2 x 2 pixels: [B, H, W, C] -> [B, H/2, W/2, C], H and W even.
+    """Takes the maximum of each 2 x 2 pixels: [B, H, W, C] -> [B, H/2, W/2, C], H and W even.
 
     The gradient goes to the first of equal values in reading order, as XLA's own does.
     """
@@ -34,7 +34,7 @@ def _max_pool_forward(x: Array) -> tuple[Array, Array]:
 
 
 def _max_pool_backward(x: Array, gradient: Array) -> tuple[Array]:
-    # TPUs have an operation for it, which moves less memory than ours.
+    # TPUs have an operation for it that moves less memory than ours.
     of_input = jax.lax.platform_dependent(x, gradient, tpu=_scattered, default=_selected)
     return (of_input,)
 
@@ -65,8 +65,8 @@ class ConvTranspose(nn.Module):
 
     Attributes:
       features: channels of the output.
-      kernel_size: pixels per side of the square kernel, at least 2.
-      dtype: of the computation; parameters are float32.
+      kernel_size: height and width of the kernel in pixels, at least 2.
+      dtype: dtype of the computation; parameters are float32.
     """
 
     features: int
@@ -75,7 +75,7 @@ class ConvTranspose(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[B, H, W, C] -> [B, 2H, 2W, features]."""
+        """Maps [B, H, W, C] to [B, 2H, 2W, features]."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
@@ -85,7 +85,7 @@ class ConvTranspose(nn.Module):
 
 @jax.custom_vjp
 def conv_transpose(x: Array, kernel: Array) -> Array:
-    """`jax.lax.conv_transpose` with stride 2 and SAME padding.
+    """Computes `jax.lax.conv_transpose` with stride 2 and SAME padding.
 
     Args:
       x: [B, H, W, C].
@@ -106,7 +106,7 @@ def _conv_transpose_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array
 def _conv_transpose_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
 
-    # Linear in either argument; a vjp would also compute, and count, the result once more.
+    # Linear in each argument; a vjp would also compute, and count, the result again.
     def of_input(form: Callable[[Array, Array], Array]) -> Callable[..., Array]:
         def pull(x: Array, gradient: Array) -> Array:
             (found,) = jax.linear_transpose(lambda x: form(x, kernel), x)(gradient)
@@ -136,34 +136,34 @@ conv_transpose.defvjp(_conv_transpose_forward, _conv_transpose_backward)
 
 
 def by_dilation(x: Array, kernel: Array) -> Array:
-    """`conv_transpose` as XLA has it: a convolution of inputs that are spread with zeros."""
+    """Computes `conv_transpose` as XLA does: a convolution of inputs dilated with zeros."""
     return jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=_LAYOUT)
 
 
 def by_product(x: Array, kernel: Array) -> Array:
-    """`conv_transpose` of a kernel of 2 x 2, as one product: no two taps meet a pixel.
+    """Computes `conv_transpose` with a 2 x 2 kernel as one product: no two taps write to one pixel.
 
-    Written as a convolution of 1 x 1, since XLA transposes less for its weight gradient than for
-    that of a matrix product: a step of `unet` took 62 instead of 65 ms.
+    Written as a 1 x 1 convolution, since XLA transposes less for its weight gradient than for that
+    of a matrix product: a step of `unet` took 62 instead of 65 ms.
     """
     channels, features = kernel.shape[2:]
-    # SAME lets the last tap meet the first pixel.
+    # With SAME padding the last tap meets the first pixel.
     taps = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(1, 1, channels, 4 * features)
     blocks = jax.lax.conv_general_dilated(x, taps, (1, 1), "VALID", dimension_numbers=_LAYOUT)
     return depth_to_space(blocks, 2)
 
 
 def by_phases(x: Array, kernel: Array) -> Array:
-    """`conv_transpose` as a plain convolution for each of the 2 x 2 pixels that a pixel becomes.
+    """Computes `conv_transpose` as one plain convolution for each pixel of the 2 x 2 output blocks.
 
-    Of as many products: an output in an even row reads other rows of the kernel than one in an odd
-    row, and so with columns.
+    The number of products stays the same: an output in an even row reads other rows of the kernel
+    than one in an odd row, and likewise for columns.
     """
     size = kernel.shape[0]
-    before = -(-size // 2)  # zeros that SAME puts before the first of the spread inputs
+    before = -(-size // 2)  # zeros that SAME puts before the first of the dilated inputs
     phases = []
     for phase in range(2):
-        taps = range((before - phase) % 2, size, 2)  # those that meet an input, not a zero
+        taps = range((before - phase) % 2, size, 2)  # taps that meet an input, not a zero
         first, last = ((phase + tap - before) // 2 for tap in (taps[0], taps[-1]))
         phases.append((taps[0], (-first, last)))
     parts = [
@@ -181,14 +181,14 @@ def by_phases(x: Array, kernel: Array) -> Array:
 
 
 def _interleave(parts: list[Array]) -> Array:
-    """Four of [B, H, W, C], for each pixel of 2 x 2 in reading order -> [B, 2H, 2W, C]."""
+    """Interleaves four [B, H, W, C], one per pixel of 2 x 2 in reading order, to [B, 2H, 2W, C]."""
     batch, height, width, channels = parts[0].shape
     rows = [jnp.stack(parts[row : row + 2], axis=3) for row in (0, 2)]
     return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, channels)
 
 
 def space_to_depth(x: Array, block: int) -> Array:
-    """[B, H, W, C] -> [B, H/block, W/block, block * block * C]; block 1 changes nothing."""
+    """Maps [B, H, W, C] to [B, H/block, W/block, block * block * C]; identity for block 1."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // block, block, width // block, block, channels)
     x = x.transpose(0, 1, 3, 2, 4, 5)
@@ -196,7 +196,7 @@ def space_to_depth(x: Array, block: int) -> Array:
 
 
 def depth_to_space(x: Array, block: int) -> Array:
-    """The inverse of `space_to_depth`."""
+    """Inverts `space_to_depth`."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width, block, block, channels // block**2)
     x = x.transpose(0, 1, 3, 2, 4, 5)

@@ -1,8 +1,8 @@
 """U-Net for hand masks (Ronneberger et al., MICCAI 2015), one channel in, logits out.
 
 Variants are one line each in `VARIANTS`. `unet` reads the image in blocks of pixels
-(space to depth) and writes its logits the same way back, so that no layer runs at the full
-resolution: at 256 px it costs a twelfth of `unet_10`, the network of the earlier recipe.
+(space to depth) and writes its logits the same way, so that no layer runs at full resolution:
+at 256 px it costs a twelfth of `unet_10`, the network of the earlier recipe.
 """
 
 import math
@@ -22,7 +22,7 @@ Array = jax.Array
 class _Variant(NamedTuple):
     widths: tuple[int, ...]  # channels of each level, the last one the bottom
     convs: int  # 3x3 convolutions per level and side
-    block: int  # pixels per side that the stem reads as one
+    block: int  # side in pixels of the blocks that the stem reads
     norm: bool  # BatchNorm after each 3x3 convolution
     up: int  # kernel of the transposed convolution, stride 2
     head: int  # kernel of the output convolution
@@ -34,18 +34,18 @@ VARIANTS: dict[str, _Variant] = {
     "unet_10": _Variant((10, 20, 40, 80, 160), 2, 1, False, 3, 2),
 }
 _HE = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
-# Both classes a priori, for a hand covers about a third of a radiograph.
+# Prior log-odds of hand pixels: a hand covers about a third of a radiograph.
 _PRIOR = math.log(0.3 / 0.7)
 
 
 class UNet(nn.Module):
-    """Logits of the hand for every pixel.
+    """U-Net that predicts a hand logit for every pixel.
 
     Attributes:
       variant: a key of `VARIANTS`.
-      dtype: of the computation; parameters and the logits are float32.
-      bn_momentum: share of the old moving statistics that an update keeps.
-      bn_axis_name: device axis over which BatchNorm averages, or None.
+      dtype: dtype of the computation; parameters and logits are float32.
+      bn_momentum: weight of the old running statistics in an update.
+      bn_axis_name: device axis over which BatchNorm statistics are averaged, or None.
     """
 
     variant: str = "unet"
@@ -55,10 +55,10 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Array:
-        """Images float [B, H, W, 1] -> logits float32 [B, H, W, 1].
+        """Maps images, float [B, H, W, 1], to logits, float32 [B, H, W, 1].
 
-        Any height and width: they are padded to a multiple of the deepest stride, and the
-        padding is cut off again.
+        Accepts any height and width: images are padded to a multiple of the network's stride, and
+        the padding is cropped from the logits.
         """
         spec = VARIANTS[self.variant]
         stride = spec.block * 2 ** (len(spec.widths) - 1)
