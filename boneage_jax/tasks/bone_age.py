@@ -1,4 +1,4 @@
-"""Bone age in months and sex, read from one radiograph."""
+"""Bone age in months and sex from one radiograph."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -16,31 +16,31 @@ from boneage_jax.metrics import age_summary, sex_summary
 from boneage_jax.tasks.task import AgeScale, Arrays, Task, Tree
 
 LOSSES = ("l1", "huber", "mse", "distribution")
-AGE_RANGE = (0.0, 240.0)  # months that the bins of a label distribution span
+AGE_RANGE = (0.0, 240.0)  # months spanned by the bins of a label distribution
 _HEAD_LAYER = 10_000  # folded into the keys of the head's dropout, beyond any backbone layer
 
 
 def bin_centers(bins: int, age_mean: float, age_std: float) -> tuple[float, ...]:
-    """The standardised middles of equal bins over `AGE_RANGE`."""
+    """Returns the standardised centres of equal bins over `AGE_RANGE`."""
     low, high = AGE_RANGE
     middles = low + (np.arange(bins) + 0.5) * (high - low) / bins
     return tuple(((middles - age_mean) / age_std).tolist())
 
 
 class BoneAgeNet(nn.Module):
-    """A backbone with an age head and a sex head.
+    """Backbone with an age head and a sex head.
 
-    The sex head reads the image features alone; the embedded sex joins only the age head, after
-    that branch, so the sex head cannot read its own label.
+    The sex head reads only the image features; the embedded sex enters the age head after that
+    branch, so the sex head cannot read its own label.
 
     Attributes:
       backbone: maps images [B, H, W, C] to pooled features [B, F].
-      sex_input: give the age head the sex. Where it is unknown (-1) the network's own estimate
-        stands in, so that such a model also reads images of unknown sex.
-      hidden: width of a dense layer before the age, 0 for none.
-      dropout: rate on the features, drawn per image.
+      sex_input: feed the sex to the age head. If it is unknown (-1) the network's own estimate is
+        used, so that such a model also reads images of unknown sex.
+      hidden: width of a dense layer before the age output, 0 for none.
+      dropout: dropout rate on the features, drawn per image.
       centers: standardised ages of bins; the age is then the mean of a distribution over them.
-        Empty for one number.
+        Empty to predict a single number.
     """
 
     backbone: nn.Module
@@ -58,10 +58,17 @@ class BoneAgeNet(nn.Module):
         train: bool = False,
         image_keys: jax.Array | None = None,
     ) -> Arrays:
-        """Reads images [B, H, W, C] and male [B] (1, 0, -1 for unknown, between for a mixture).
+        """Predicts age and sex.
 
-        Returns `age` (standardised) and `sex_logit` (male positive), float32 [B]; with `centers`
-        also `age_logits` [B, bins].
+        Args:
+          images: [B, H, W, C].
+          male: [B], 1, 0, -1 for unknown, values between 0 and 1 for a mixture.
+          train: use batch statistics and dropout.
+          image_keys: [B], one key per image, for random draws; None in evaluation.
+
+        Returns:
+          `age` (standardised) and `sex_logit` (male positive), float32 [B]; with `centers` also
+          `age_logits` [B, bins].
         """
         features = self.backbone(images, train=train, image_keys=image_keys)
         features = features.astype(jnp.float32)
@@ -81,7 +88,7 @@ class BoneAgeNet(nn.Module):
             x = nn.relu(nn.Dense(self.hidden, name="age_hidden")(x))
         if not self.centers:
             return {"age": nn.Dense(1, name="age")(x)[:, 0], "sex_logit": sex_logit}
-        # Small weights: the first distribution is flat, its mean the middle of the bins.
+        # Small weights: the initial distribution is flat, with its mean in the middle of the bins.
         logits = nn.Dense(
             len(self.centers), name="age_bins", kernel_init=nn.initializers.normal(0.01)
         )(x)
@@ -106,17 +113,18 @@ class BoneAge(Task):
 
     Attributes:
       model: see `BoneAgeNet`.
-      age_mean, age_std: months; the network learns (age - mean) / std. Of the training split, or 0
-        and 1 to learn months.
+      age_mean, age_std: months; the network learns (age - mean) / std. Those of the training split,
+        or 0 and 1 to learn months.
       loss_name: l1 | huber | mse, on the standardised age; or distribution, for a model with
-        `centers`: l1 on the mean and `distribution_weight` times the divergence from a normal
-        distribution about the age, cut off and renormalised on the bins (label distribution
-        learning, Geng 2016, arXiv:1408.6027; l1 beside it as in Gao et al. 2018, DLDL-v2,
+        `centers`: l1 on the mean plus `distribution_weight` times the KL divergence from a normal
+        distribution around the age, truncated and renormalised on the bins (label distribution
+        learning, Geng 2016, arXiv:1408.6027; with l1 as in Gao et al. 2018, DLDL-v2,
         arXiv:1807.08478).
       sex_weight: weight of the sex head's binary cross-entropy.
       distribution_weight: see `loss_name`.
-      sigma: months, standard deviation of that normal distribution.
-      train_mean: months, mean age of the training split, the prediction that needs no network.
+      sigma: standard deviation of that normal distribution in months.
+      train_mean: mean age of the training split in months, the baseline prediction without a
+        network.
     """
 
     model: BoneAgeNet

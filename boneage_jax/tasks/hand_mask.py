@@ -1,4 +1,4 @@
-"""The mask of the hand: which pixels of a radiograph show it."""
+"""Hand masks: which pixels of a radiograph show the hand."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from boneage_jax.metrics import mask_summary
 from boneage_jax.tasks.task import AgeScale, Arrays, Task, Tree
 
-_SMOOTH = 1.0  # pixels added above and below in the soft Dice: empty masks stay finite
+_SMOOTH = 1.0  # pixels added to both terms of the soft Dice ratio: finite for empty masks
 
 
 @flax.struct.dataclass
@@ -30,8 +30,9 @@ class HandMaskMetrics(clu.metrics.Collection):
 class HandMask(Task):
     """The hand-mask task.
 
-    The loss is the mean binary cross-entropy of an image's pixels plus `dice_weight` times
-    1 - soft Dice of that image (Milletari et al., V-Net, 3DV 2016, with plain sums below).
+    The loss is the mean binary cross-entropy over the pixels of an image plus `dice_weight` times
+    1 - soft Dice of that image (Milletari et al., V-Net, 3DV 2016, with plain sums in the
+    denominator).
 
     Attributes:
       model: maps images [B, H, W, 1] to logits [B, H, W, 1].
@@ -97,14 +98,19 @@ class HandMask(Task):
         self, per_image: jax.Array, parts: Arrays, outputs: Arrays, batch: Arrays
     ) -> clu.metrics.Collection:
         hits, errors = parts["true_positive"], parts["false_positive"] + parts["false_negative"]
-        # Nothing to find and nothing found is a perfect mask.
+        # An empty prediction for an empty mask is perfect.
         dice = jnp.where(hits + errors > 0, 2 * hits / jnp.maximum(2 * hits + errors, 1), 1.0)
         return HandMaskMetrics.single_from_model_output(
             loss=per_image, dice=dice, dice_error=1 - dice, mask=batch["weight"] > 0
         )
 
     def predictions(self, outputs: Arrays, parts: Arrays) -> Arrays:
-        """Pixel counts [B] at the stored size, and `p_hand`, probabilities as uint8 [B, H, W]."""
+        """Returns pixel counts and probabilities.
+
+        Returns:
+          The pixel counts of `loss`, [B] each, at the stored size; `p_hand`, probabilities times
+          255 as uint8 [B, H, W].
+        """
         p = jax.nn.sigmoid(outputs["logits"][..., 0])
         return parts | {"p_hand": jnp.round(255 * p).astype(jnp.uint8)}
 
@@ -117,17 +123,17 @@ class HandMask(Task):
 
 @jax.custom_vjp
 def _sums(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Sums over pixels, of one exponential per pixel and with a gradient that takes none.
+    """Computes three sums over pixels with one exponential per pixel, and none in the gradient.
 
     On a CPU the usual functions, each with its own exponentials, took 14 ms for 8 images of 256 px,
     a sixth of the whole train step; this takes 4.
 
     Args:
       logits: float32 [B, N].
-      target: 0 or 1, float32 [B, N]; it gets no gradient.
+      target: 0 or 1, float32 [B, N]; gets no gradient.
 
     Returns:
-      Of binary cross-entropy, of p x target and of p = sigmoid(logits), float32 [B].
+      Sums of binary cross-entropy, of p x target and of p = sigmoid(logits), float32 [B] each.
     """
     return _sums_forward(logits, target)[0]
 

@@ -1,4 +1,4 @@
-"""From a config to its task, with its model."""
+"""Builds the task of a config, with its model."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def task_class(name: str) -> type[Task]:
     """Returns the class of `config.task`.
 
     Raises:
-      InputError: unknown task.
+      InputError: an unknown task.
     """
     if name in _OWN:
         return _OWN[name]
@@ -37,13 +37,13 @@ def make_task(
     """Builds the task that a config names, with its model.
 
     Args:
-      config: a checked config.
-      info: of the training data.
-      axis_name: the device axis that BatchNorm reduces over, or None.
+      config: checked config.
+      info: properties of the training data.
+      axis_name: device axis over which BatchNorm statistics are averaged, or None.
       frozen: layers of the backbone that are not trained.
 
     Raises:
-      InputError: unknown task, model or model option.
+      InputError: an unknown task, model or model option, or a model that does not fit the task.
     """
     model, task = config.model, task_class(config.task)
     if ((model.name in UNET_NAMES) and config.task == "bone_age") or (

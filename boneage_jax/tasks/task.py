@@ -1,6 +1,6 @@
-"""What a task is: one problem's model, loss, metrics and summary together.
+"""A task: model, loss, metrics and summary of one learning problem.
 
-The steps, the loop and the report are shared; a task says only what is learned.
+The steps, the loop and the report are shared; a task defines only what is learned.
 """
 
 import abc
@@ -29,7 +29,7 @@ class AgeScale(Protocol):
 
 
 class Task(abc.ABC):
-    """One problem to learn. Instances are immutable and hold no arrays.
+    """One learning problem. Instances are immutable and hold no arrays.
 
     A subclass has a field `model`, a Flax module that is called as
     `model(images, train=..., image_keys=...)`, or overrides `init` and `apply`.
@@ -37,11 +37,11 @@ class Task(abc.ABC):
     Attributes:
       name: the value of `config.task`.
       metrics_type: clu collection of Averages (a total and a count), merged on the device.
-      metric: the name of the metric that selects checkpoints; lower is better.
-      labels: the features of the data set, beside `image`, that the task learns from.
-      label_dtypes: dtypes of those labels that are neither float32 nor known to the package
-        (`bone_age`, `male`, `mask`); integers arrive as int32.
-      reported: the predictions that `summarize` and the figures of a report need.
+      metric: name of the metric that selects checkpoints; lower is better.
+      labels: features of the data set, besides `image`, that the task learns from.
+      label_dtypes: dtypes of labels that are neither float32 nor built in (`bone_age`, `male`,
+        `mask`); integers arrive as int32.
+      reported: predictions that `summarize` and the figures of a report need.
     """
 
     name: ClassVar[str]
@@ -58,11 +58,11 @@ class Task(abc.ABC):
 
         Args:
           config: the whole config.
-          info: of the training data.
-          model: the network of `config.model`: of bone age its backbone, images to features.
+          info: properties of the training data.
+          model: network of `config.model`; for bone age the backbone, from images to features.
 
         Raises:
-          InputError: a value of the config that the task does not take.
+          InputError: a config value that the task does not accept.
         """
 
     def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> Tree:
@@ -79,7 +79,7 @@ class Task(abc.ABC):
         Args:
           variables: {'params', 'batch_stats'}.
           batch: `image` [B, H, W, C] and the labels, of which only inputs may be read.
-          train: batch statistics and dropout on.
+          train: use batch statistics and dropout.
           keys: one key per image, [B], for dropout and stochastic depth; None in evaluation.
 
         Returns:
@@ -102,16 +102,16 @@ class Task(abc.ABC):
     def metrics(
         self, per_image: jax.Array, parts: Arrays, outputs: Arrays, batch: Arrays
     ) -> clu.metrics.Collection:
-        """The metrics of one batch; images with `weight` 0 do not count."""
+        """Returns the metrics of one batch; images with `weight` 0 do not count."""
 
     @abc.abstractmethod
     def predictions(self, outputs: Arrays, parts: Arrays) -> Arrays:
-        """What a user wants to see of the outputs, in the task's units; `parts` is of `loss`."""
+        """Returns predictions in the task's units; `parts` is the second result of `loss`."""
 
     def mirror(self, outputs: Arrays) -> Arrays:
-        """The outputs for an image, given those for its left-right mirror image."""
+        """Returns the outputs for an image, given those for its left-right mirror image."""
         return outputs
 
     @abc.abstractmethod
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
-        """The task's groups of report.json from predictions and labels of a whole split."""
+        """Returns the task's groups of report.json from predictions and labels of a whole split."""
