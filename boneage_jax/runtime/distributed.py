@@ -206,7 +206,7 @@ def peers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def parting() -> Iterator[None]:
-    """Context manager for a command: a failing process does not block the others, nor they it.
+    """Context manager for a command: a failing process and the others do not block each other.
 
     At exit a process of a job waits for all others, up to 300 s. One that ends early with a nonzero
     status waits only 10 s here and exits; the others, in the middle of a step, then find a closed
