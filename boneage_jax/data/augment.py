@@ -1,8 +1,8 @@
 """Augmentation of image batches, on the device and inside the jitted step.
 
-Draws come from one key per image, so an image is augmented the same way whatever batch or device it
-is on. A transform whose range is 0 in the config is never traced. What moving images costs:
-`boneage_jax.data.resample`.
+Random draws derive from one key per image, so an image is augmented the same way in any batch and
+on any device. A transform whose range is 0 in the config is never traced. The cost of geometric
+transforms: `boneage_jax.data.resample`.
 """
 
 import dataclasses
@@ -16,22 +16,23 @@ import jax.numpy as jnp
 from boneage_jax.data.resample import STEEPEST, Geometry, Reach, resample
 from boneage_jax.errors import InputError
 
-# One uniform draw per name and image. The order is fixed: switching one transform on or off, or
-# changing its range, leaves the draws of all others as they were.
+# One uniform draw per name and image. The order is fixed: switching a transform on or off, or
+# changing its range, does not change the draws of the others.
 _DRAWS = (
     *("flip", "rotate", "shear", "zoom", "translate_x", "translate_y"),
     *("brightness", "contrast", "gamma", "invert"),
 )
 _FRAME_DRAWS = ("frame", "left", "top", "right", "bottom")
-_WIDEST_FRAME = 0.12  # of the image, on each side
-_SHADES = 5  # grid points per side of the shading, which is interpolated between them
+_WIDEST_FRAME = 0.12  # fraction of the image, on each side
+_SHADES = 5  # grid points per side between which the shading is interpolated
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """What is drawn for each image, uniformly; 0 switches a transform off.
+    """Ranges of the uniform draws for each image; 0 switches a transform off.
 
-    Geometry acts about the image centre in the order flip, rotate, shear, zoom, translate.
+    Geometric transforms are about the image centre, in the order flip, rotate, shear, zoom,
+    translate.
 
     Attributes:
       flip: probability of a left-right mirror image.
@@ -39,23 +40,23 @@ class AugmentConfig:
       translate: fraction of width and height, drawn for each axis; positive moves the content right
         and down.
       zoom: the magnification is drawn from 1 ± zoom; above 1 the content grows.
-      shear: degrees, drawn from ±shear; positive moves the upper rows to the left, the lower rows
-        to the right, x' = x + tan(shear) y.
+      shear: degrees, drawn from ±shear; positive moves the upper rows to the left and the lower
+        rows to the right, x' = x + tan(shear) y.
       brightness: added to the image, in units of the full range 0..1.
       contrast: the deviation from the image mean is multiplied by 1 ± contrast.
       gamma: the image is raised to the power 1 ± gamma.
       invert: probability of swapping black and white.
       shading: a smooth field of brightness drawn from ±shading is added, in units of the full
-        range: contrast between hand and background then differs from place to place.
-      frame: probability of a white frame as scanners leave it, on each side up to 12 % of the
-        image wide, painted over image and mask.
-      fill: grey value beyond the frame: 'border' is the median of the outermost pixels of the
+        range, so that the contrast between hand and background varies over the image.
+      frame: probability of a white frame as left by scanners, up to 12 % of the image wide on each
+        side, painted over image and mask.
+      fill: grey value outside the image: 'border' is the median of the outermost pixels of the
         image, 0 is black.
       resample: 'matmul' | 'gather' | 'auto', see boneage_jax/data/resample.py.
-      extra: names of registered augmentations that follow, with commas between.
+      extra: comma-separated names of registered augmentations to apply afterwards.
 
     Raises:
-      InputError: a value out of range.
+      InputError: a value is out of range.
     """
 
     flip: float = 0.0
@@ -96,7 +97,7 @@ class AugmentConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "AugmentConfig":
-        """Builds the config from a dict or ConfigDict; keys left out keep their default.
+        """Builds the config from a dict or ConfigDict; missing keys take their defaults.
 
         Raises:
           InputError: names a key that is unknown or a value out of range.
@@ -111,7 +112,7 @@ class AugmentConfig:
 
     @property
     def reach(self) -> Reach:
-        """Bounds on the geometry that is drawn."""
+        """Bounds on the geometric transforms that are drawn."""
         return Reach(self.rotate, self.shear, self.zoom, self.translate)
 
     @property
@@ -128,13 +129,13 @@ def augment(
 def augment(
     images: jax.Array, keys: jax.Array, config: AugmentConfig, mask: jax.Array | None = None
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Draws one augmentation per image.
+    """Augments each image with its own random draws.
 
     Args:
       images: uint8 [B, H, W, 1].
       keys: typed random keys [B], one per image.
-      config: what is drawn.
-      mask: bool or 0/1 [B, H, W, 1]; moves with its image.
+      config: ranges of the draws.
+      mask: bool or 0/1 [B, H, W, 1]; transformed together with its image.
 
     Returns:
       Images float32 [B, H, W, 1] in [0, 1]; with `mask`, the pair (images, mask as bool).
@@ -150,8 +151,8 @@ def augment(
         mask = mask.astype(jnp.float32)
     if config._resamples:
         fill = _border(images) / 255.0 if config.fill == "border" else jnp.zeros(len(images))
-        # Around its fill value an image is zero beyond the frame, just as a mask is: both are
-        # resampled as channels of one array.
+        # Relative to its fill value an image is zero outside, like a mask, so both are resampled
+        # as channels of one array.
         x = x - fill[:, None, None, None]
         layers = x if mask is None else jnp.concatenate([x, mask], axis=-1)
         layers = resample(layers, _geometry(draw, flip, config), config.reach, config.resample)
@@ -168,15 +169,15 @@ def augment(
 
 
 def unaugmented(images: jax.Array, config: AugmentConfig) -> jax.Array:
-    """Images for evaluation: not moved, but as sharp as `augment` leaves them on average.
+    """Prepares images for evaluation: unmoved, but as sharp as `augment` leaves them on average.
 
     Bilinear interpolation at a random fraction f of a pixel damps a wave of 4 pixels by
     sqrt((1 - f)^2 + f^2), on average 0.81 along each axis; so does the kernel [1, 8, 1] / 10.
-    Without it a network meets sharper images than it was trained on (docs/augmentation.md).
+    Without it a network sees sharper images than it was trained on (docs/augmentation.md).
 
     Args:
       images: uint8 [B, H, W, 1].
-      config: of the training.
+      config: config of the training.
 
     Returns:
       float32 [B, H, W, 1] in [0, 1].
@@ -194,7 +195,7 @@ def unaugmented(images: jax.Array, config: AugmentConfig) -> jax.Array:
 
 
 def _geometry(draw: dict[str, jax.Array], flip: jax.Array, config: AugmentConfig) -> Geometry:
-    """The inverse of flip, rotate, shear and zoom, in this order."""
+    """Returns the inverse of flip, rotate, shear and zoom, in this order."""
 
     def between(name: str, limit: float) -> jax.Array:
         return (2.0 * draw[name] - 1.0) * limit
@@ -216,7 +217,7 @@ def _geometry(draw: dict[str, jax.Array], flip: jax.Array, config: AugmentConfig
 
 
 def _shading(keys: jax.Array, height: int, width: int) -> jax.Array:
-    """Smooth fields in -1..1, float32 [B, H, W, 1], from keys of their own."""
+    """Returns smooth fields in -1..1, float32 [B, H, W, 1], drawn from separate keys."""
     own = jax.vmap(jax.random.fold_in, (0, None))(keys, len(_DRAWS) + 1)
     shape = (_SHADES, _SHADES, 1)
     grid = jax.vmap(lambda key: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0))(own)
@@ -224,9 +225,9 @@ def _shading(keys: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def _inside_frame(keys: jax.Array, height: int, width: int, probability: float) -> jax.Array:
-    """False where a frame is painted; bool [B, H, W, 1].
+    """Returns False where a frame is painted; bool [B, H, W, 1].
 
-    Drawn from keys of its own, so that switching frames on leaves all other draws as they were.
+    Drawn from separate keys, so that switching frames on does not change other draws.
     """
     draws = jax.vmap(lambda key: jax.random.uniform(key, (len(_FRAME_DRAWS),)))(
         jax.vmap(jax.random.fold_in, (0, None))(keys, len(_DRAWS))
@@ -245,14 +246,14 @@ def _mirror(images: jax.Array, flip: jax.Array) -> jax.Array:
 
 
 def _border(images: jax.Array) -> jax.Array:
-    """Median of the outermost pixels of each image, float32 [B] in the units of `images`."""
+    """Returns the median of each image's outermost pixels, float32 [B], in units of `images`."""
     sides = (images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1])
     edge = jnp.concatenate([side[..., 0] for side in sides], axis=1)
     return jnp.sort(edge, axis=1)[:, edge.shape[1] // 2].astype(jnp.float32)
 
 
 def _intensities(x: jax.Array, draw: dict[str, jax.Array], config: AugmentConfig) -> jax.Array:
-    """Brightness, contrast, gamma and inversion of images [B, H, W, 1], clipped to [0, 1]."""
+    """Applies brightness, contrast, gamma and inversion to [B, H, W, 1], clipped to [0, 1]."""
 
     def between(name: str, limit: float) -> jax.Array:
         return (2.0 * draw[name] - 1.0) * limit

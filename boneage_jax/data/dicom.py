@@ -1,4 +1,4 @@
-"""Pixels of a DICOM radiograph, with the window that its maker meant it to be seen in."""
+"""Pixels of a DICOM radiograph, with the display window that the file specifies."""
 
 import io
 import threading
@@ -10,7 +10,7 @@ from pydicom.pixels import apply_modality_lut, pixel_array
 
 from boneage_jax.data.headers import check_size
 
-# Python's warning filters are one per process, not per thread.
+# Python's warning filters are per process, not per thread.
 _WARNINGS = threading.Lock()
 
 
@@ -18,25 +18,25 @@ def read_dicom(data: bytes) -> tuple[np.ndarray, tuple[float, float] | None]:
     """Reads a single-frame image.
 
     Rescale slope and intercept (or the modality table) are applied. MONOCHROME1, where low values
-    are bright, is mirrored within its own range.
+    are bright, is inverted within its own range.
 
     Args:
-      data: the whole file.
+      data: contents of the file.
 
     Returns:
-      The values, float32 [H, W], or uint8 [H, W, 3] RGB; and the window `(black, white)` in the
-      same values, None where the file names none.
+      The values, float32 [H, W], or uint8 [H, W, 3] RGB; and the window `(black, white)` in units
+      of these values, None if the file specifies none.
 
     Raises:
       ValueError: not DICOM, no pixels, several frames, too large, or compressed in a way that no
-        installed decoder reads.
+        installed decoder supports.
     """
     with _WARNINGS, warnings.catch_warnings():
-        # Radiographs bend the standard in harmless ways; a real fault raises.
+        # Radiographs violate the standard in harmless ways; serious faults raise.
         warnings.simplefilter("ignore")
         try:
             dataset = pydicom.dcmread(io.BytesIO(data), force=True)
-        except Exception as error:  # pydicom raises many kinds on damaged files
+        except Exception as error:  # pydicom raises many types on damaged files
             raise ValueError(f"it is not a readable DICOM file: {error}") from error
         if "PixelData" not in dataset:
             raise ValueError("the DICOM file holds no image, or is cut short")
@@ -73,7 +73,7 @@ def read_dicom(data: bytes) -> tuple[np.ndarray, tuple[float, float] | None]:
 
 
 def _window(dataset: pydicom.Dataset) -> tuple[float, float] | None:
-    """First window of the file (DICOM PS3.3, C.11.2.1.2: linear)."""
+    """Returns the first window of the file (DICOM PS3.3, C.11.2.1.2: linear)."""
     center, width = dataset.get("WindowCenter"), dataset.get("WindowWidth")
     if center in (None, "") or width in (None, ""):
         return None

@@ -1,4 +1,4 @@
-"""A lock between processes and machines, as a file that one at a time holds."""
+"""File locks between processes and machines."""
 
 import contextlib
 import errno
@@ -7,20 +7,20 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-# Some of Lustre's mounts, of NFS and of buckets.
+# Raised on some mounts of Lustre, NFS and buckets.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 
 
 @contextlib.contextmanager
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Within, no other process is within; the kernel opens the lock of one that was killed.
+    """Context manager that holds a lock; the kernel releases it if the process is killed.
 
-    A file system that knows no locks lets everybody in. The empty file stays: whoever removed it
-    would lock out nobody who has it open.
+    On file systems without locks, every process proceeds. The empty file stays: removing it would
+    not lock out processes that have it open.
 
     Args:
-      path: of the file; created where missing, in a folder that exists.
-      waiting: called once where another process is within.
+      path: the lock file; created if missing, in an existing folder.
+      waiting: called once if another process holds the lock.
 
     Raises:
       OSError: the file cannot be created or opened.
@@ -43,7 +43,7 @@ def take_lock(path: Path, *, wait: bool = False) -> FileLock:
       Timeout: another process holds the lock, and `wait` is False.
       OSError: as `locked`.
     """
-    # Without preserve_lock_file, a kill could leave a lock that only the existence of its file is.
+    # Without preserve_lock_file, a kill could leave a file whose mere existence is the lock.
     lock = FileLock(path, thread_local=False, preserve_lock_file=True)
     try:
         lock.acquire(blocking=wait)

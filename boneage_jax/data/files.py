@@ -1,4 +1,4 @@
-"""Radiographs on disk: finds them, reads them as grey uint8, fits them into a square."""
+"""Finds radiographs on disk, reads them as grey uint8 and fits them into a square."""
 
 import glob
 import os
@@ -17,12 +17,12 @@ _FORMATS = "PNG, JPEG, TIFF or DICOM"
 _TAIL = 0.1  # percent of pixels clipped at each end when 16 bits become 8
 _MAX_BYTES = 1 << 30
 
-# Everything OpenCV would print about a broken file is raised as an exception here.
+# Whatever OpenCV would print about a broken file is raised as an exception here.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class UnreadableImage(InputError):
-    """A file is not a whole, readable image; `name` says which, `reason` why."""
+    """A file is not a complete, readable image; `name` identifies it, `reason` explains why."""
 
     def __init__(self, name: str, reason: str):
         super().__init__(name, reason)
@@ -35,22 +35,22 @@ class UnreadableImage(InputError):
 def read_grey(source: str | os.PathLike[str] | bytes, name: str = "") -> np.ndarray:
     """Reads a radiograph as 8-bit grey.
 
-    The format is found from the content, not from the name. Colour becomes luma (BT.601), with
-    transparency over black. EXIF rotation of a JPEG is applied. Eight-bit values are kept as they
-    are, also inside a 16-bit file (maximum <= 255). Deeper ones are scaled linearly: from the
-    window of a DICOM file where it names one that shows something, else from the 0.1th
-    percentile (0) to the 99.9th (255), so that a few burnt-in white pixels cannot darken the hand.
+    The format is detected from the content, not from the name. Colour becomes luma (BT.601), with
+    transparency over black. EXIF rotation of a JPEG is applied. Eight-bit values are kept
+    unchanged, also inside a 16-bit file (maximum <= 255). Deeper ones are scaled linearly: by the
+    window of a DICOM file if it specifies a usable one, else from the 0.1th percentile (0) to the
+    99.9th (255), so that a few burnt-in white pixels cannot darken the hand.
 
     Args:
-      source: path of the file, or its content as bytes.
-      name: how errors call it; the path if empty.
+      source: the file, or its content.
+      name: name in error messages; the path if empty.
 
     Returns:
       uint8 [H, W].
 
     Raises:
-      UnreadableImage: missing, empty, cut short, damaged, no image, several DICOM frames, or more
-        than 100 million pixels.
+      UnreadableImage: the file is missing, empty, truncated, damaged or not an image, or has
+        several DICOM frames or more than 100 million pixels.
     """
     name = name or ("image" if isinstance(source, bytes) else str(source))
     try:
@@ -74,11 +74,11 @@ def read_grey(source: str | os.PathLike[str] | bytes, name: str = "") -> np.ndar
 
 
 def fit_square(image: np.ndarray, size: int) -> np.ndarray:
-    """Fits an image into a square: aspect ratio kept, centred, the rest filled.
+    """Fits an image into a square: aspect ratio kept, centred, padded.
 
-    Shrinking averages areas, enlarging is bilinear. The fill is the median of the image's border
-    on the two sides that are padded: radiographs come with black and with white backgrounds, and
-    black bars beside a bright one would look like the edges of a collimator.
+    Shrinking averages areas, enlarging is bilinear. The padding is the median of the image's border
+    on the two padded sides: radiographs have black or white backgrounds, and black bars beside a
+    bright one would look like the edges of a collimator.
 
     Args:
       image: uint8 [H, W].
@@ -86,6 +86,9 @@ def fit_square(image: np.ndarray, size: int) -> np.ndarray:
 
     Returns:
       uint8 [size, size].
+
+    Raises:
+      ValueError: an array of another dtype or rank, an empty one, or `size` < 1.
     """
     if image.ndim != 2 or image.dtype != np.uint8 or not image.size or size < 1:
         raise ValueError(
@@ -105,7 +108,7 @@ def fit_square(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def placement(height: int, width: int, size: int) -> tuple[int, int, int, int]:
-    """Where `fit_square` puts an image in its square: (top, left, height, width), pixels."""
+    """Returns where `fit_square` puts an image: (top, left, height, width), pixels."""
     scale = size / max(height, width)
     new_height = min(size, max(1, round(height * scale)))
     new_width = min(size, max(1, round(width * scale)))
@@ -116,15 +119,14 @@ def find_images(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """Finds image files.
 
     Args:
-      patterns: files (taken whatever their suffix), folders (searched with their subfolders) and
-        globs (`**` crosses folders); of folders and globs only files with `IMAGE_SUFFIXES` count,
-        hidden ones never.
+      patterns: files (with any suffix), folders (searched recursively) and globs (`**` crosses
+        folders). In folders and globs only files with `IMAGE_SUFFIXES` count, hidden ones never.
 
     Returns:
-      The paths, sorted, each once.
+      The paths, sorted, without duplicates.
 
     Raises:
-      InputError: a path that does not exist, or a pattern that leads to no image.
+      InputError: a path does not exist, or a pattern matches no image.
     """
     found: set[Path] = set()
     for pattern in (os.fspath(pattern) for pattern in patterns):
@@ -158,7 +160,7 @@ def _find(pattern: str) -> Iterator[Path]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):
-        # "._7.png" and __MACOSX are what macOS leaves in archives: not images.
+        # macOS adds "._7.png" and __MACOSX to archives; they are not images.
         folders[:] = [name for name in folders if name[0] != "." and name != "__MACOSX"]
         for name in files:
             if name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
@@ -174,7 +176,7 @@ def _read_bytes(path: Path) -> bytes:
 
 def _decode(data: bytes, form: str) -> np.ndarray:
     check(data, form)
-    # UNCHANGED keeps alpha and depth, and ignores EXIF rotation, which only photographs carry.
+    # UNCHANGED keeps alpha and depth, and ignores EXIF rotation, which only photographs have.
     flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if form == "jpeg" else cv2.IMREAD_UNCHANGED
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None or not image.size:
@@ -191,7 +193,7 @@ def _decode(data: bytes, form: str) -> np.ndarray:
 
 
 def _decode_dicom(data: bytes) -> np.ndarray:
-    from boneage_jax.data.dicom import read_dicom  # pydicom takes 0.3 s, which PNGs do not pay
+    from boneage_jax.data.dicom import read_dicom  # importing pydicom takes 0.3 s
 
     values, window = read_dicom(data)
     if values.ndim == 3:
@@ -218,7 +220,7 @@ def _to_8_bit(image: np.ndarray) -> np.ndarray:
 
 
 def _scale(image: np.ndarray, black: float, white: float) -> np.ndarray:
-    """Maps black..white to 0..255, clipped and rounded; a flat image becomes 0."""
+    """Maps black..white to 0..255, clipped and rounded; a constant image becomes 0."""
     scaled = (image.astype(np.float32) - np.float32(black)) * np.float32(
         255 / max(white - black, 1e-6)
     )

@@ -1,7 +1,7 @@
-"""Size and completeness of a PNG, JPEG or TIFF file, read from its bytes before decoding.
+"""Checks size and completeness of PNG, JPEG and TIFF files from their bytes, before decoding.
 
-A decoder cannot be asked: OpenCV returns a cut PNG or JPEG with the rest of the picture grey, and
-allocates whatever size a header claims. All functions raise `ValueError` with the reason.
+Decoders do not do this: OpenCV returns a truncated PNG or JPEG with the rest of the image grey, and
+allocates any size that a header claims. All functions raise `ValueError` with the reason.
 """
 
 import re
@@ -14,14 +14,14 @@ MAX_PIXELS = 100_000_000  # the largest RSNA radiograph has 9 million
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\x00", b"MM\x00*")
-# The next marker inside entropy-coded data: FF not followed by a stuffed 00, a restart or a fill.
+# The next marker in entropy-coded data: FF not followed by a stuffed 00, a restart or a fill.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_TIFF_TYPES = {3: "H", 4: "I"}  # SHORT, LONG: all that sizes and offsets are written in
+_TIFF_TYPES = {3: "H", 4: "I"}  # SHORT, LONG: the only types of sizes and offsets
 
 
 def sniff(data: bytes) -> str:
-    """The format of a file by its first bytes: `png`, `jpeg`, `tiff`, `dicom`, or ``."""
+    """Returns the format of a file from its first bytes: `png`, `jpeg`, `tiff`, `dicom`, or ""."""
     if data.startswith(_PNG):
         return "png"
     if data.startswith(_JPEG):
@@ -32,10 +32,10 @@ def sniff(data: bytes) -> str:
 
 
 def check(data: bytes, form: str) -> None:
-    """Checks a whole file of format `png`, `jpeg` or `tiff`.
+    """Checks a complete file of format `png`, `jpeg` or `tiff`.
 
     Raises:
-      ValueError: cut short, damaged, without pixels, or of more than `MAX_PIXELS`.
+      ValueError: truncated, damaged, without pixels, or with more than `MAX_PIXELS`.
     """
     try:
         width, height = {"png": _png_size, "jpeg": _jpeg_size, "tiff": _tiff_size}[form](data)
@@ -45,7 +45,11 @@ def check(data: bytes, form: str) -> None:
 
 
 def check_size(width: int, height: int) -> None:
-    """Raises `ValueError` for an image without pixels, or of more than `MAX_PIXELS`."""
+    """Checks that an image has pixels, and at most `MAX_PIXELS`.
+
+    Raises:
+      ValueError: it has none, or too many.
+    """
     if width <= 0 or height <= 0:
         raise ValueError(f"it has no pixels ({width} x {height})")
     if width * height > MAX_PIXELS:
@@ -76,7 +80,7 @@ def _png_size(data: bytes) -> tuple[int, int]:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Walks the segments up to EOI (ITU-T T.81, annex B), past thumbnails inside them."""
+    """Walks the segments up to EOI (ITU-T T.81, annex B), skipping embedded thumbnails."""
     at, size = 2, (0, 0)
     while True:
         found = _JPEG_MARKER.search(data, at)
@@ -96,7 +100,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def _tiff_size(data: bytes) -> tuple[int, int]:
-    """Reads the first directory; its strips or tiles must lie inside the file (TIFF 6.0)."""
+    """Reads the first directory; its strips or tiles must be inside the file (TIFF 6.0)."""
     order = "<" if data[:2] == b"II" else ">"
     (at,) = struct.unpack_from(f"{order}I", data, 4)
     (count,) = struct.unpack_from(f"{order}H", data, at)
@@ -120,7 +124,7 @@ def _tiff_values(data: bytes, order: str, kind: int, number: int, at: int) -> It
     if kind not in _TIFF_TYPES:
         raise ValueError("the TIFF file is damaged: a size is not an integer")
     letter = _TIFF_TYPES[kind]
-    if number * struct.calcsize(letter) > 4:  # longer values lie elsewhere
+    if number * struct.calcsize(letter) > 4:  # longer values are stored elsewhere
         (at,) = struct.unpack_from(f"{order}I", data, at)
     if at + number * struct.calcsize(letter) > len(data):
         raise ValueError("the TIFF file is cut short")

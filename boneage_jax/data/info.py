@@ -1,4 +1,4 @@
-"""What a run must know of its training data: image size, number of images, scale of the ages."""
+"""Properties of the training data that a run needs: image size, image count, scale of the ages."""
 
 import dataclasses
 from typing import TYPE_CHECKING
@@ -11,15 +11,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class DataInfo:
-    """Properties of the training data that suffice to build its networks again without it.
+    """Properties of the training data that suffice to rebuild its networks without the data.
 
     Attributes:
       image_size: height and width in pixels.
-      train_images: number of images of the training split.
-      age_mean, age_std: months, of the training split; 0 and 1 where it has no ages.
-      mask_flops: FLOPs of the hand masks of the data, training of the U-Net included.
-      background: how the background was removed, a mode of `boneage_jax.data.masks`; "" where it
-        was not.
+      train_images: number of images in the training split.
+      age_mean: mean age of the training split in months; 0 without ages.
+      age_std: standard deviation of these ages in months; 1 without ages.
+      mask_flops: FLOPs of the hand masks of the data, including training of the U-Net.
+      background: how the background was removed, a mode of `boneage_jax.data.masks`; "" if it was
+        not.
     """
 
     image_size: int
@@ -35,7 +36,7 @@ class DataInfo:
 
     @classmethod
     def of(cls, dataset: "Dataset", train: "Split") -> "DataInfo":
-        """Describes `dataset`, of which `train` is trained on."""
+        """Describes `dataset`, with `train` as its training split."""
         from boneage_jax.data.source import standardization
 
         ages = standardization(train) if "bone_age" in train.labels else (0.0, 1.0)

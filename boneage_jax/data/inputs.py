@@ -1,4 +1,4 @@
-"""From stored batches to what a network reads, on the device: augment, normalise, mix."""
+"""Converts stored batches to network inputs on the device: augment, normalise, mix."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -17,11 +17,11 @@ from boneage_jax.extensions import AUGMENTATIONS
 
 Batch = dict[str, jax.Array]
 Inputs = Callable[[Batch, jax.Array | None], Batch]
-_EXTRA_KEYS = 20_000  # folded into the keys of registered augmentations, beyond all other draws
+_EXTRA_KEYS = 20_000  # folded into the keys for registered augmentations
 
 
 class Labelled(Protocol):
-    """What a batch must hold beside its images; a `Task`."""
+    """Names and dtypes of the labels that a batch must hold; implemented by `Task`."""
 
     @property
     def labels(self) -> tuple[str, ...]: ...
@@ -31,15 +31,15 @@ class Labelled(Protocol):
 
 
 def make_inputs(config: ConfigDict, *, mixed: bool = False, size: int = 0) -> Inputs:
-    """Builds the function that turns a stored batch (uint8) into what the model reads.
+    """Builds the function that converts a stored batch (uint8) to network inputs.
 
     Args:
       config: a checked config.
-      mixed: mix images as `config.mix` says, wherever keys are given: for training only.
-      size: pixels that images are shrunk to before they are augmented, 0 for as they are.
+      mixed: mix images according to `config.mix` if keys are given; for training only.
+      size: pixels to which images are shrunk before augmentation, 0 to keep their size.
 
     Raises:
-      InputError: a value of `config.augment`, `config.mix` or `config.normalize` that is wrong.
+      InputError: an invalid value of `config.augment`, `config.mix` or `config.normalize`.
     """
     settings = AugmentConfig.from_dict(config.augment.to_dict())
     mixing = MixConfig.from_dict(config.mix.to_dict())
@@ -74,7 +74,7 @@ def _registered(name: str) -> Any:
 
 
 def batch_shapes(size: int, side: int, task: Labelled) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns shapes and dtypes of a global batch.
+    """Returns the shapes and dtypes of a global batch.
 
     Args:
       size: number of images.
@@ -100,16 +100,16 @@ def batch_shapes(size: int, side: int, task: Labelled) -> dict[str, jax.ShapeDty
 def padded_batch(
     size: int, images: list[np.ndarray], task: Labelled, labels: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Builds a host batch of `size` images for reading; what is missing has weight 0.
+    """Builds a host batch of `size` images for prediction; padding has weight 0.
 
     Args:
-      size: images of the batch.
+      size: images per batch.
       images: at most `size` arrays, uint8 [S, S] each, at least one.
       task: names the labels that its step expects.
       labels: known labels, one value per image; others are 0, `male` is -1 (unknown).
 
     Raises:
-      InputError: more images than `size`.
+      InputError: no images, or more than `size`.
     """
     if not 0 < len(images) <= size:
         raise InputError(f"{len(images)} images do not fit into a batch of {size}")

@@ -1,8 +1,8 @@
-"""From prepared records to batches on the device, with grain.
+"""Loads batches of prepared records onto the device, with grain.
 
-Nothing is decoded here: a record holds raw uint8 pixels. What grain shuffles, numbers and batches
-are indices; a batch is read at once. Batches depend only on the data, the seed and the batch size,
-not on threads: batching comes before the threaded read.
+Nothing is decoded here: a record holds raw uint8 pixels. grain shuffles, numbers and batches
+indices, and each batch is read at once. Batches depend only on the data, the seed and the batch
+size, not on threads, since batching comes before the threaded read.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,13 +20,13 @@ Put = Callable[[HostBatch], Any]
 
 
 class _Read:
-    """Reads the records of a batch, cut down to what a step needs."""
+    """Reads the records of a batch, keeping only the features that a step needs."""
 
     def __init__(self, split: Split, labels: tuple[str, ...]):
         self._split, self._keys = split, ("image", *labels)
 
     def __call__(self, numbers: HostBatch) -> HostBatch:
-        """`numbers`: `index` [B] in the split (at or beyond its end: padding) and `draw` [B]."""
+        """Reads the batch of `index` [B] (past the end of the split is padding) and `draw` [B]."""
         index, source = numbers["index"], self._split.source
         real = index < len(self._split)
         rows = self._split.rows[np.where(real, index, 0)]
@@ -42,7 +42,7 @@ class _Read:
 
 
 def _number(position: int, index: int) -> HostBatch:
-    """An image's index and its place in the whole run, the seed of all its random draws."""
+    """Returns an image's index and its position in the run, which seeds its random draws."""
     return {"index": np.int64(index), "draw": np.uint32(position % 2**32)}  # type: ignore[dict-item]
 
 
@@ -57,19 +57,19 @@ def train_batches(
     threads: int = 4,
     buffer: int = 2,
 ) -> grain.DatasetIterator:
-    """An endless, checkpointable iterator of training batches, moved ahead of time.
+    """Returns an endless, checkpointable iterator of training batches, prefetched to the devices.
 
-    Each epoch is a new seeded permutation; epochs follow each other without a gap, so a batch
-    may span two.
+    Each epoch is a new seeded permutation; epochs follow each other without a gap, so a batch may
+    span two.
 
     Args:
       split: the images.
-      labels: which labels go along.
-      batch_size: images per batch over all processes; the processes must divide it.
-      seed: of the shuffle.
-      put: moves a host batch to the devices; called in a thread while the last step runs.
+      labels: names of the labels to include.
+      batch_size: images per batch over all processes; must be divisible by their number.
+      seed: seed of the shuffle.
+      put: moves a host batch to the devices; called in a thread while the previous step runs.
       process: (index, count); each process reads only its share of every batch.
-      threads: that read, a batch each.
+      threads: number of reading threads, each reading whole batches.
       buffer: batches kept ready on the host and, after `put`, on the device.
 
     Returns:
@@ -94,10 +94,11 @@ def eval_batches(
     threads: int = 4,
     buffer: int = 2,
 ) -> Iterator[Any]:
-    """Each image of a split once, in order; see `train_batches` for the arguments.
+    """Returns an iterator over each image of a split once, in order.
 
-    The last batch is padded by repeated images with `weight` 0, so that every batch has the
-    same shape and the metrics stay exact. Process p of P reads rows p, p + P, p + 2P ...
+    The last batch is padded with repeated images of `weight` 0, so that all batches have the same
+    shape and the metrics stay exact. Process p of P reads rows p, p + P, p + 2P ... Arguments as
+    for `train_batches`.
     """
     index, count = process
     padded = -(-len(split) // batch_size) * batch_size

@@ -1,4 +1,4 @@
-"""What the hand masks of a prepared data set cost, as noted beside its records."""
+"""FLOPs of the hand masks of a prepared data set, as recorded beside its records."""
 
 import dataclasses
 import json
@@ -30,10 +30,10 @@ class MaskCost:
 
 
 def read_note(folder: Path) -> tuple[str, MaskCost] | None:
-    """Reads mask mode and cost from a `background/` folder; None where there is no note.
+    """Reads mask mode and cost from a `background/` folder; None if none is recorded.
 
     Raises:
-      InputError: the note is damaged.
+      InputError: the record is damaged.
     """
     path = folder / NOTE
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Hand masks as arrays: cleaned, judged, and used to take the background out of a radiograph."""
+"""Hand masks as arrays: cleaned, checked, and used to remove the background of a radiograph."""
 
 import dataclasses
 import math
@@ -10,30 +10,30 @@ from boneage_jax.data.files import fit_square, placement
 
 MODES = ("crop", "upright", "multiply")
 
-_MARGIN = 0.03  # of the longer side of the hand's box, kept around it
-_PART = 0.05  # of the largest part's area: smaller parts are specks
+_MARGIN = 0.03  # margin around the hand's box, as a fraction of its longer side
+_PART = 0.05  # fraction of the largest part's area: smaller parts are specks
 _DARKEST = 24  # grey level of the darkest part of a stretched hand, above the background
-_UPRIGHT_MIN = 1.15  # elongation below which the long axis says nothing of the hand's direction
+_UPRIGHT_MIN = 1.15  # elongation below which the long axis does not indicate the hand's direction
 
-# What the mask of a whole hand looks like; outside it a person should look. docs/masks.md tells how
-# many of 902 radiographs that are.
-AREA = (0.04, 0.75)  # of the image
-NO_HAND = 0.01  # of the image: less is a speck
+# Limits for the mask of a whole hand; others should be reviewed. docs/masks.md states how many of
+# 902 radiographs that are.
+AREA = (0.04, 0.75)  # fraction of the image
+NO_HAND = 0.01  # fraction of the image: less is a speck
 CONFIDENCE = 0.97  # expected Dice
-SIDES = 2  # sides of the image that the mask touches at most: the forearm leaves through one
-_TOUCH = 0.05  # of a side's length that the mask must cover there to touch it
+SIDES = 2  # maximum number of image sides that the mask touches: the forearm leaves through one
+_TOUCH = 0.05  # fraction of a side that the mask must cover to touch it
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskCheck:
-    """What can be said of a mask without knowing the truth.
+    """Quality indicators of a mask that need no ground truth.
 
     Attributes:
-      area: share of the image.
-      parts: connected parts before the clean-up, specks apart.
-      sides: sides of the image that the mask touches.
-      confidence: expected Dice by the network's own probabilities, 0..1.
-      reasons: why a person should look at it; empty if there is no reason.
+      area: fraction of the image.
+      parts: connected parts before the clean-up, not counting specks.
+      sides: number of image sides that the mask touches.
+      confidence: expected Dice under the network's own probabilities, 0..1.
+      reasons: why a person should review the mask; empty if there is no reason.
     """
 
     area: float
@@ -44,12 +44,12 @@ class MaskCheck:
 
 
 def clean_mask(mask: np.ndarray, *, largest: bool = True, fill: bool = True) -> np.ndarray:
-    """Keeps the largest connected part (8 neighbours) and fills the holes in it.
+    """Keeps the largest connected part (8 neighbours) and fills its holes.
 
     Args:
       mask: bool [H, W].
       largest: drop all parts but the largest.
-      fill: fill background that is enclosed (4 neighbours); what touches the border stays.
+      fill: fill background that is enclosed (4 neighbours); background at the border stays.
 
     Returns:
       bool [H, W].
@@ -59,7 +59,7 @@ def clean_mask(mask: np.ndarray, *, largest: bool = True, fill: bool = True) -> 
         if count > 2:
             mask = labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
     if fill:
-        # Background in a frame of background: its outer part is the one at the corner.
+        # With a frame of background added, the outer background is the part at the corner.
         outside = np.pad(~mask, 1, constant_values=True).astype(np.uint8)
         _, labels = cv2.connectedComponents(outside, connectivity=4)
         mask = labels[1:-1, 1:-1] != labels[0, 0]
@@ -67,9 +67,9 @@ def clean_mask(mask: np.ndarray, *, largest: bool = True, fill: bool = True) -> 
 
 
 def check_mask(p_hand: np.ndarray) -> MaskCheck:
-    """Judges a mask by its shape and by the probabilities it was made from.
+    """Checks a mask by its shape and by the probabilities that it was made from.
 
-    The confidence is the Dice to be expected if every pixel were drawn with its probability:
+    The confidence is the expected Dice if every pixel were drawn with its probability:
     2 sum(p m) / (sum(p) + sum(m)) for the thresholded mask m.
 
     Args:
@@ -102,38 +102,44 @@ def check_mask(p_hand: np.ndarray) -> MaskCheck:
 
 
 def as_mask(values: np.ndarray) -> np.ndarray:
-    """A mask file, uint8 [H, W], as bool: 0 and 1, or 0 and 255 with grey outlines."""
+    """Converts a mask file, uint8 [H, W], to bool: 0 and 1, or 0 and 255 with grey outlines."""
     return values > (127 if values.max() > 1 else 0)
 
 
 def cut_padding(square: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The part of a square [S, S] that `fit_square` filled with an image [height, width]."""
+    """Returns the part of a square [S, S] that `fit_square` filled with an image.
+
+    Args:
+      square: the square.
+      height: height of the image before `fit_square`.
+      width: width of the image before `fit_square`.
+    """
     top, left, inner_height, inner_width = placement(height, width, square.shape[0])
     return square[top : top + inner_height, left : left + inner_width]
 
 
 def unfit(square: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Undoes `fit_square`: cuts the padding off and resizes to [height, width], bilinear."""
+    """Undoes `fit_square`: removes the padding and resizes to [height, width], bilinear."""
     inner = cut_padding(square, height, width)
     return cv2.resize(inner, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def remove_background(image: np.ndarray, mask: np.ndarray, mode: str, size: int) -> np.ndarray:
-    """A radiograph without its background, in a square.
+    """Returns a radiograph without its background, fitted into a square.
 
     Args:
       image: uint8 [H, W].
-      mask: bool [H, W]; an empty one leaves the image as it is.
-      mode: 'multiply' blackens the background. 'crop' also stretches the hand's grey levels, from
-        its 1st percentile (24) to its 99th (255), cuts its box out, with a margin of 3 %, and fits
-        that into the square. 'upright' turns the hand's long axis upright as well.
+      mask: bool [H, W]; if it is empty, the image keeps its background.
+      mode: 'multiply' sets the background to black. 'crop' also stretches the hand's grey levels,
+        from its 1st percentile (24) to its 99th (255), and crops to its box with a margin of 3 %.
+        'upright' also turns the hand's long axis upright.
       size: side of the square, pixels.
 
     Returns:
       uint8 [size, size].
 
     Raises:
-      ValueError: the mask is not bool [H, W], or another mode.
+      ValueError: the mask is not bool [H, W], or the mode is unknown.
     """
     if mask.shape != image.shape or mask.dtype != bool or mode not in MODES:
         raise ValueError(
@@ -150,14 +156,14 @@ def remove_background(image: np.ndarray, mask: np.ndarray, mode: str, size: int)
     image = _stretch(image, mask)
     if mode == "upright" and (angle := tilt(mask)):
         image, mask = _turn(image, angle), _turn(mask.astype(np.uint8) * 255, angle) > 0
-        if mask.any():  # a mask of a few pixels can fall between the new ones
+        if mask.any():  # a mask of a few pixels can vanish in the rotation
             image = image[_box(mask)]
     margin = math.ceil(_MARGIN * max(image.shape))
     return fit_square(np.pad(image, margin), size)
 
 
 def _stretch(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Spreads the grey levels of the hand; black stays for the background alone."""
+    """Stretches the grey levels of the hand; black is left to the background."""
     low, high = np.percentile(image[mask], (1, 99))
     if high <= low:
         return image
@@ -167,15 +173,15 @@ def _stretch(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _box(mask: np.ndarray) -> tuple[slice, slice]:
-    """The smallest box that holds a mask."""
+    """Returns the bounding box of a mask."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def tilt(mask: np.ndarray) -> float:
-    """Degrees by which the long axis of a mask leans to the right of upright, in (-90, 90].
+    """Returns the tilt of a mask's long axis in degrees to the right of upright, in (-90, 90].
 
-    The axis is that of the second moments. 0 where the mask is nearly round.
+    The axis is that of the second moments. 0 if the mask is nearly round.
     """
     moments = cv2.moments(mask.astype(np.uint8), binaryImage=True)
     xx, yy, xy = moments["mu20"], moments["mu02"], moments["mu11"]
@@ -188,7 +194,7 @@ def tilt(mask: np.ndarray) -> float:
 
 
 def _turn(image: np.ndarray, degrees: float) -> np.ndarray:
-    """Turns counter-clockwise, on a canvas that holds everything; black outside."""
+    """Rotates counter-clockwise, on a canvas that holds everything; black outside."""
     height, width = image.shape
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
     cos, sin = abs(matrix[0, 0]), abs(matrix[0, 1])

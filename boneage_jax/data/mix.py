@@ -1,7 +1,7 @@
 """Mixing of images within a batch, on the device: MixUp and CutMix.
 
-Neighbours are mixed, image 2k with image 2k + 1, each into the other: partners then lie on one
-device and in one micro-batch, and a run mixes alike on any number of devices.
+Neighbours are mixed, image 2k with image 2k + 1, in both directions. Partners are then on the same
+device and in the same micro-batch, and a run mixes identically on any number of devices.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from boneage_jax.errors import InputError
 
 Batch = dict[str, jax.Array]
-_STREAM = 20_000  # folded into the keys of the images, beyond what augmentation takes
+_STREAM = 20_000  # folded into the keys of the images; augmentation uses smaller numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,15 +22,15 @@ class MixConfig:
     """How often and how strongly images are mixed.
 
     Attributes:
-      probability: of a pair of images being mixed at all.
+      probability: probability that a pair of images is mixed at all.
       mixup: alpha of MixUp (Zhang et al. 2018, arXiv:1710.09412): both images of a pair become
-        weighted sums, the weight drawn from Beta(alpha, alpha); 0 switches it off.
-      cutmix: alpha of CutMix (Yun et al. 2019, arXiv:1905.04899): a rectangle, whose share of the
-        area is drawn from Beta(alpha, alpha), is swapped between them; 0 switches it off. With
-        both on, each pair gets one of the two at even odds.
+        weighted sums, with the weight drawn from Beta(alpha, alpha); 0 switches it off.
+      cutmix: alpha of CutMix (Yun et al. 2019, arXiv:1905.04899): a rectangle, whose fraction of
+        the area is drawn from Beta(alpha, alpha), is swapped between them; 0 switches it off. With
+        both on, each pair gets one of the two with equal probability.
 
     Raises:
-      InputError: a value out of range.
+      InputError: a value is out of range.
     """
 
     probability: float = 1.0
@@ -59,22 +59,22 @@ class MixConfig:
 
     @property
     def mixes(self) -> bool:
-        """Whether anything is ever mixed."""
+        """Whether images are ever mixed."""
         return bool(self.probability and (self.mixup or self.cutmix))
 
 
 def mix(batch: Batch, keys: jax.Array, config: MixConfig) -> Batch:
-    """Mixes neighbouring images and their labels in proportion.
+    """Mixes neighbouring images, and their labels in proportion.
 
     Args:
       batch: `image` float32 [B, H, W, 1], `bone_age` [B] in months, `male` [B] (1, 0, -1 for
-        unknown), and whatever else, which stays as it is. B is even.
-      keys: typed keys [B]; those of the even images decide.
-      config: what is drawn.
+        unknown); other values are passed through. B is even.
+      keys: typed keys [B]; those of the even images are used.
+      config: how to mix.
 
     Returns:
-      The batch with mixed images and ages. `male` becomes float32, a share between 0 and 1, or -1
-      where the sex of either image is unknown.
+      The batch with mixed images and ages. `male` becomes float32, a fraction between 0 and 1, or
+      -1 if the sex of either image is unknown.
 
     Raises:
       InputError: an odd number of images.
@@ -90,9 +90,9 @@ def mix(batch: Batch, keys: jax.Array, config: MixConfig) -> Batch:
     own = jax.vmap(jax.random.fold_in, (0, None))(keys[::2], _STREAM)
     height, width = images.shape[1:3]
     share, inside = jax.vmap(lambda key: _draw(key, (height, width), config))(own)
-    # An image keeps `share` of itself, and its neighbour the same of its own.
+    # Both images of a pair keep the same `share` of themselves.
     share, inside = jnp.repeat(share, 2), jnp.repeat(inside, 2, axis=0)
-    weight = inside[..., None]  # of the image itself, by pixel
+    weight = inside[..., None]  # of the image itself, per pixel
 
     def between(values: jax.Array) -> jax.Array:
         return share * values + (1.0 - share) * _partner(values)
@@ -102,13 +102,13 @@ def mix(batch: Batch, keys: jax.Array, config: MixConfig) -> Batch:
     return batch | {
         "image": weight * images + (1.0 - weight) * _partner(images),
         "bone_age": between(batch["bone_age"]),
-        # A pair of which one sex is unknown keeps its own where nothing was mixed in.
+        # If one sex of a pair is unknown, unmixed images still keep their own.
         "male": jnp.where(known, between(male), jnp.where(share == 1.0, male, -1.0)),
     }
 
 
 def _draw(key: jax.Array, size: tuple[int, int], config: MixConfig) -> tuple[jax.Array, jax.Array]:
-    """(share of itself that an image keeps, the weight of its own pixels [H, W])."""
+    """Returns (share of itself that an image keeps, weight of its own pixels [H, W])."""
     height, width = size
     mixed_key, kind_key, up_key, cut_key, place_key = jax.random.split(key, 5)
     mixed = jax.random.uniform(mixed_key) < config.probability
@@ -118,7 +118,7 @@ def _draw(key: jax.Array, size: tuple[int, int], config: MixConfig) -> tuple[jax
         share = jax.random.beta(up_key, config.mixup, config.mixup)
         inside = jnp.full((height, width), share)
     if config.cutmix:
-        # The rectangle has the proportions of the image and lies wholly inside it.
+        # The rectangle has the proportions of the image and is entirely inside it.
         side = jnp.sqrt(1.0 - jax.random.beta(cut_key, config.cutmix, config.cutmix))
         place = jax.random.uniform(place_key, (2,)) * (1.0 - side)
         rows, columns = (
@@ -129,12 +129,12 @@ def _draw(key: jax.Array, size: tuple[int, int], config: MixConfig) -> tuple[jax
             )
         )
         kept = 1.0 - (rows[:, None] & columns[None, :])
-        share = jnp.where(cut, kept.mean(), share)  # of whole pixels, not of the drawn area
+        share = jnp.where(cut, kept.mean(), share)  # counted in pixels, not from the drawn area
         inside = jnp.where(cut, kept, inside)
     return jnp.where(mixed, share, 1.0), jnp.where(mixed, inside, 1.0)
 
 
 def _partner(values: jax.Array) -> jax.Array:
-    """Each of [B, ...] swapped with its neighbour."""
+    """Returns [B, ...] with each entry swapped with its neighbour."""
     pairs = values.reshape(-1, 2, *values.shape[1:])
     return pairs[:, ::-1].reshape(values.shape)

@@ -1,4 +1,4 @@
-"""Brings image batches to a common scale, on the device and inside the jitted step."""
+"""Normalises image batches, on the device and inside the jitted step."""
 
 import functools
 import itertools
@@ -11,12 +11,12 @@ from boneage_jax.errors import InputError
 
 METHODS = ("zscore", "percentile", "equalize", "none")
 
-_SAMPLE = 4096  # pixels that a quantile is read from
-_KNOTS = 32  # pieces of an equalising tone curve
+_SAMPLE = 4096  # pixels from which a quantile is estimated
+_KNOTS = 32  # segments of an equalising tone curve
 
 
 def normalize(images: jax.Array, method: str) -> jax.Array:
-    """Brings each image to a common scale, whatever its exposure.
+    """Normalises each image to a common scale, independent of its exposure.
 
     'zscore' and 'percentile' give the same result for x and a x + b with a > 0 (as long as the
     contrast is above 1/1000 of the full range), and 0 for a constant image.
@@ -24,16 +24,17 @@ def normalize(images: jax.Array, method: str) -> jax.Array:
     Args:
       images: float [B, H, W, 1] in [0, 1].
       method: 'zscore': mean 0 and standard deviation 1. 'percentile': the 1st and 99th percentile
-        become -1 and 1; they are read from a regular grid of at most 4096 pixels, as sorting all
-        would cost more than the rest of the input together. 'equalize': each grey level becomes its
-        rank among these pixels, linear between 33 quantiles and scaled to mean 0 and standard
-        deviation 1: the same result for any rising tone curve. 'none': unchanged.
+        become -1 and 1; they are estimated from a regular grid of at most 4096 pixels, since
+        sorting all would cost more than the rest of the input together. 'equalize': each grey level
+        becomes its rank among these pixels, linear between 33 quantiles and scaled to mean 0 and
+        standard deviation 1, which gives the same result for any increasing tone curve. 'none':
+        unchanged.
 
     Returns:
       float32 [B, H, W, 1].
 
     Raises:
-      InputError: another method.
+      InputError: unknown method.
     """
     x = images.astype(jnp.float32)
     if method == "none":
@@ -58,7 +59,7 @@ def normalize(images: jax.Array, method: str) -> jax.Array:
 
 
 def _quantiles(x: jax.Array, levels: list[float]) -> list[jax.Array]:
-    """Quantiles of images [B, H, W, 1], each [B, 1, 1, 1], from a regular grid of pixels."""
+    """Returns quantiles of images [B, H, W, 1], each [B, 1, 1, 1], from a regular pixel grid."""
     batch, height, width, _ = x.shape
     stride = math.ceil(math.sqrt(height * width / _SAMPLE))
     sample = x[:, stride // 2 :: stride, stride // 2 :: stride].reshape(batch, -1)

@@ -1,4 +1,4 @@
-"""Affine resampling of image batches: by reading pixels, or by matrix products."""
+"""Affine resampling of image batches: by gathering pixels, or by matrix products."""
 
 import dataclasses
 import math
@@ -6,16 +6,17 @@ import math
 import jax
 import jax.numpy as jnp
 
-STEEPEST = 60.0  # degrees of rotation + shear up to which the two-pass resampling is offered
+STEEPEST = 60.0  # degrees of rotation + shear up to which two-pass resampling is available
 
 
 @dataclasses.dataclass(frozen=True)
 class Reach:
-    """Bounds on what is drawn, known before it is: they set the sizes of padded arrays.
+    """Bounds on the geometric draws, known beforehand: they set the sizes of padded arrays.
 
     Attributes:
-      rotate, shear: degrees.
-      zoom: the magnification lies in 1 ± zoom.
+      rotate: degrees.
+      shear: degrees.
+      zoom: the magnification is in 1 ± zoom.
       translate: fraction of width and height.
     """
 
@@ -31,7 +32,7 @@ class Reach:
 
     @property
     def gentle(self) -> bool:
-        """Whether two passes can do it."""
+        """Whether two passes suffice."""
         return self.rotate + self.shear <= STEEPEST
 
 
@@ -51,7 +52,7 @@ class Geometry:
 def resample(
     layers: jax.Array, geometry: Geometry, reach: Reach, method: str = "auto"
 ) -> jax.Array:
-    """Moves images [B, H, W, C] by one map each; zero outside.
+    """Transforms images [B, H, W, C] by one map each; zero outside.
 
     Milliseconds per 32 images, whole `augment` compiled, 2 cores of AMD Zen 5, best of 16:
 
@@ -61,12 +62,12 @@ def resample(
       and rotate, shear            7.4     1.8     69.2    11.8
 
     so a CPU gathers (a step of EfficientNet-B4 on 32 images takes seconds there). The choice for
-    accelerators is not measured: matrix products where they need no shears, and on a TPU always,
-    as it has no fast gather of single pixels.
+    accelerators is not measured: matrix products if no shears are needed, and always on a TPU,
+    which has no fast gather of single pixels.
 
     Args:
       layers: float32 [B, H, W, C].
-      geometry: a map per image.
+      geometry: one map per image.
       reach: bounds on the maps.
       method: matmul | gather | auto.
     """
@@ -76,13 +77,13 @@ def resample(
 
 
 def method_for(backend: str, reach: Reach) -> str:
-    """What 'auto' stands for on a backend, cpu, gpu or tpu: matmul | gather."""
+    """Returns the method that 'auto' selects on a backend (cpu, gpu or tpu): matmul | gather."""
     matmul_on = ("tpu", "gpu") if reach.separable else ("tpu",)
     return "matmul" if reach.gentle and backend in matmul_on else "gather"
 
 
 def shrink(images: jax.Array, size: int) -> jax.Array:
-    """Images of fewer pixels: two small matrix products, low-pass filtered; a batch stays uint8.
+    """Downsamples images with a low-pass filter, as two small matrix products.
 
     Args:
       images: uint8 [B, H, W, 1].
@@ -97,7 +98,7 @@ def shrink(images: jax.Array, size: int) -> jax.Array:
 
 
 def _gather(layers: jax.Array, geometry: Geometry, reach: Reach) -> jax.Array:
-    """Bilinear resampling by reading four pixels for each output pixel; zero outside."""
+    """Resamples bilinearly by reading four pixels for each output pixel; zero outside."""
     _, height, width, _ = layers.shape
     y = jnp.arange(height) - (height - 1) / 2
     x = jnp.arange(width) - (width - 1) / 2
@@ -113,16 +114,16 @@ def _gather(layers: jax.Array, geometry: Geometry, reach: Reach) -> jax.Array:
 
 
 def _two_pass(layers: jax.Array, geometry: Geometry, reach: Reach) -> jax.Array:
-    """Affine resampling along the rows, then along the columns, without a gather; zero outside.
+    """Resamples along the rows, then along the columns, without a gather; zero outside.
 
     Catmull and Smith, "3-D transformations of images in scanline order", SIGGRAPH 1980. With the
-    matrix [[a, b], [c, d]] the first pass makes K(x, v) = I(alpha (x - tx) + beta v, v), where
+    matrix [[a, b], [c, d]] the first pass computes K(x, v) = I(alpha (x - tx) + beta v, v), where
     beta = b / d and alpha = a - b c / d, the second O(x, y) = K(x, c (x - tx) + d (y - ty)).
-    In each pass the shear moves whole rows and the scale is the same for all rows, a matrix
-    product with triangle weights. Cost per image: 2 (H W W + H H W) FLOPs for the products on the
-    canvas, and with rotation or shear about 2 log2(H) selections per pixel.
-    Without rotation and shear it equals bilinear resampling; with them the shears interpolate
-    once more, a blur of a fraction of a pixel.
+    In each pass the shear moves whole rows and the scale is the same for all rows: a matrix product
+    with triangle weights. Cost per image: 2 (H W W + H H W) FLOPs for the products on the canvas,
+    and with rotation or shear about 2 log2(H) selections per pixel.
+    Without rotation and shear it equals bilinear resampling; with them, the shears interpolate once
+    more, a blur of a fraction of a pixel.
     """
     _, height, width, _ = layers.shape
     (a, b), (c, d) = jnp.moveaxis(geometry.matrix, 0, -1)
@@ -159,7 +160,7 @@ def _shear_and_scale(
 
     Args:
       rows: [B, C, R, L].
-      shift: [B, R], pixels, of each row.
+      shift: [B, R], pixels, one per row.
       most: bound on |shift|, 0 for no shift at all.
       points: [B, N], pixels from the middle of the row.
       farthest: bound on |points|.
@@ -170,20 +171,20 @@ def _shear_and_scale(
     length = rows.shape[-1]
     pad = 0
     if most:
-        # Only points within `most` of the row can see it once it is shifted.
+        # Only points within `most` of the row can reach it after the shift.
         pad = max(math.ceil(min(farthest - length / 2, most)), 0) + 1
         rows = _shift(rows, shift, math.ceil(most), pad)
     grid = jnp.arange(length + 2 * pad) - pad - (length - 1) / 2
     weights = jnp.maximum(1.0 - jnp.abs(points[:, None, :] - grid[:, None]), 0.0)  # [B, L', N]
-    # Three bfloat16 passes on a TPU: one pass would round to about half a grey level of 8 bits.
+    # Three bfloat16 passes on a TPU: one pass would round to about half an 8-bit grey level.
     return jnp.einsum("bcrl,bln->bcrn", rows, weights, precision=jax.lax.Precision.HIGH)
 
 
 def _shift(rows: jax.Array, shift: jax.Array, most: int, pad: int) -> jax.Array:
-    """out[b, c, r, i] = rows[b, c, r, i - pad + shift[b, r]], linear, zero outside.
+    """Computes out[b, c, r, i] = rows[b, c, r, i - pad + shift[b, r]], linear, zero outside.
 
     A barrel shifter: bit k of the whole-pixel shift selects between the row and the row moved by
-    2^k pixels, so that a different shift per row needs log2 static slices and no gather.
+    2^k pixels, so different shifts per row need log2 static slices and no gather.
     """
     bits = (2 * most + 1).bit_length()
     whole = jnp.floor(shift)

@@ -15,7 +15,7 @@ Record = dict[str, Any]
 
 
 class RecordSource(Protocol):
-    """Random access to records by index, as TFDS's `as_data_source` gives it."""
+    """Random access to records by index, as in TFDS's `as_data_source`."""
 
     def __len__(self) -> int: ...
 
@@ -24,13 +24,13 @@ class RecordSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One part of a data set.
+    """One split of a data set.
 
     Attributes:
-      name: the split's name.
-      source: reads a record: `image` uint8 [S, S, 1] and the labels.
-      rows: for each image of the split, its index in `source`; int64 [n].
-      labels: one array [n] per scalar feature: `id` (str) and what else the data set has, e.g.
+      name: name of the split.
+      source: returns a record by index: `image` uint8 [S, S, 1] and the labels.
+      rows: index in `source` for each image of the split; int64 [n].
+      labels: one array [n] per scalar feature: `id` (str) and whatever else the data set has, e.g.
         `bone_age` (float32, months) and `male` (int64: 1, 0, -1 for unknown).
     """
 
@@ -43,11 +43,11 @@ class Split:
         return len(self.rows)
 
     def images(self) -> Iterator[np.ndarray]:
-        """The images of the split, uint8 [S, S], one after the other."""
+        """Returns an iterator over the images of the split, uint8 [S, S]."""
         return (self.source[int(row)]["image"][..., 0] for row in self.rows)
 
     def take(self, name: str, positions: np.ndarray) -> "Split":
-        """The part of this split at `positions`, under a new name."""
+        """Returns the part of this split at `positions`, under a new name."""
         return Split(
             name,
             self.source,
@@ -58,10 +58,16 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A prepared data set: TFDS's name and config, its splits, the image size in pixels.
+    """A prepared data set.
 
-    `features` names what a record holds. `background` is the folder that tells how backgrounds were
-    taken out, None if they were not.
+    Attributes:
+      name: TFDS name.
+      config: TFDS builder config.
+      version: version of the builder.
+      image_size: height and width in pixels.
+      splits: splits by name.
+      features: names of the features of a record.
+      background: folder that records how backgrounds were removed, None if they were not.
     """
 
     name: str
@@ -73,10 +79,10 @@ class Dataset:
     background: Path | None = None
 
     def split(self, name: str) -> Split:
-        """The split called `name`.
+        """Returns the split called `name`.
 
         Raises:
-          InputError: the data set has no such split; the message lists those it has.
+          InputError: the data set has no such split; the message lists its splits.
         """
         if name not in self.splits:
             raise InputError(
@@ -86,22 +92,22 @@ class Dataset:
 
 
 def open_split(builder: Any, name: str, uncompressed: bool) -> RecordSource:
-    """The records of a split of prepared data; their uncompressed copy where there can be one."""
+    """Opens the records of a split of prepared data, as their uncompressed copy if possible."""
     source: RecordSource | None = open_uncompressed(builder, name) if uncompressed else None
     return builder.as_data_source(split=name) if source is None else source
 
 
 def standardization(split: Split) -> tuple[float, float]:
-    """Mean and standard deviation of the bone age of a split, in months."""
+    """Returns the mean and standard deviation of the bone age of a split, in months."""
     ages = split.labels["bone_age"].astype(np.float64)
     return float(ages.mean()), float(max(ages.std(), 1e-3))
 
 
 def cut_split(train: Split, name: str, fraction: float, seed: int) -> dict[str, Split]:
-    """A part of `train` called `name`, and what is left of it.
+    """Cuts a split called `name` from `train`; returns it and the remainder.
 
-    The part depends on `train`, fraction and seed alone: a test part is the very one that, with the
-    same numbers, another config takes for validation.
+    The result depends only on `train`, fraction and seed: a test split consists of the same images
+    that another config with these numbers uses for validation.
     """
     parts = stratified_split(
         train.labels["id"],
@@ -114,7 +120,7 @@ def cut_split(train: Split, name: str, fraction: float, seed: int) -> dict[str, 
 
 
 def read_labels(source: RecordSource) -> dict[str, np.ndarray]:
-    """Reads all scalar features; without tables each record is read once, 0.1-0.8 ms an image."""
+    """Reads all scalar features; without tables, reads each record once (0.1-0.8 ms per image)."""
     if isinstance(source, Uncompressed):
         labels = dict(source.tables)
     else:
@@ -132,7 +138,7 @@ def _text(value: Any) -> str:
 
 
 def describe(dataset: Dataset) -> Sequence[str]:
-    """One line for the user per split: its size, ages and sexes."""
+    """Returns one line per split for the user, with its size, ages and sexes."""
     lines = [f"data: {dataset.name}/{dataset.config} at {dataset.image_size} px"]
     for name, split in dataset.splits.items():
         line = f"  {name:<11}{len(split):>6} images"

@@ -1,4 +1,4 @@
-"""Cuts a data set into parts by id, alike in age and sex, the same for everybody with one seed."""
+"""Splits a data set by id, stratified by age and sex, reproducibly from a seed."""
 
 import hashlib
 import math
@@ -20,21 +20,21 @@ def stratified_split(
     fractions: Mapping[str, float],
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """Splits rows by id, stratified by sex and by bands of one year of age.
+    """Splits rows by id, stratified by sex and by one-year bands of age.
 
-    All rows of one id go to one part. Ids are put in order of sex, age band and a hash of
-    `(seed, id)`, and the parts are dealt out evenly along that order (systematic sampling with
-    a random start), so each stratum, however small, is shared in proportion. The outcome
-    depends on the set of ids, their labels and the seed, and not on the order of the rows.
+    All rows of one id go to the same part. Ids are sorted by sex, age band and a hash of
+    `(seed, id)`, and the parts are distributed evenly along that order (systematic sampling with a
+    random start), so every stratum, however small, is represented in proportion. The result depends
+    on the set of ids, their labels and the seed, and not on the order of the rows.
 
     Args:
       ids: one id per row, compared as text; [n].
-      ages: months, NaN for unknown; an id with several rows counts with their mean. None leaves
-        age out of the strata. [n]
-      male: 1, 0 or -1 for unknown, which is a stratum of its own; None leaves sex out. [n]
-      fractions: the share of each part, all above 0 and at most 1 together; what remains of 1
-        is in no part.
-      seed: another seed gives another split.
+      ages: months, NaN for unknown; an id with several rows counts with their mean. None ignores
+        age. [n]
+      male: 1, 0 or -1 for unknown, which is a separate stratum; None ignores sex. [n]
+      fractions: fraction of each part, all above 0 and at most 1 in total; the remainder is in no
+        part.
+      seed: different seeds give different splits.
 
     Returns:
       For each name in `fractions`, its rows in ascending order, int64. A part holds
@@ -42,7 +42,7 @@ def stratified_split(
 
     Raises:
       InputError: fractions out of range, a part would be empty, label columns of different
-        length, an unknown code of sex, or an id that is both male and female.
+        lengths, an unknown code of sex, or an id that is both male and female.
     """
     _check_fractions(fractions)
     names = [_text(value) for value in ids]
@@ -53,7 +53,7 @@ def stratified_split(
     sexes = np.zeros(len(unique), int) if male is None else _sexes(male, group, unique)
 
     keys = [_hash(seed, name) for name in unique]
-    # Ages rise in one sex and fall in the next, so that neighbours stay alike where sexes meet.
+    # Ages rise in one sex and fall in the next, so that neighbours are similar where sexes meet.
     slopes = np.where(sexes == 0, 1, -1)
     order = sorted(
         range(len(unique)), key=lambda i: (sexes[i], slopes[i] * bands[i], keys[i], unique[i])
@@ -66,7 +66,7 @@ def stratified_split(
 
 
 def parse_fractions(value: str | Mapping[str, float]) -> dict[str, float]:
-    """Reads `train=0.8,test=0.2`, the way a command line gives fractions; a mapping stays.
+    """Parses `train=0.8,test=0.2`, the form on the command line; a mapping is returned as a dict.
 
     Raises:
       InputError: the text has another form, or a part is not train, validation or test.
@@ -100,7 +100,7 @@ def _check_fractions(fractions: Mapping[str, float]) -> None:
 
 
 def _part_sizes(fractions: Mapping[str, float], total: int) -> list[int]:
-    """Largest-remainder rounding; the last entry counts the ids that are in no part."""
+    """Returns largest-remainder rounded sizes; the last counts the ids that are in no part."""
     rest = max(0.0, 1 - math.fsum(fractions.values()))
     quotas = [value * total for value in (*fractions.values(), rest if rest > 1e-9 else 0.0)]
     sizes = [math.floor(quota + 1e-6) for quota in quotas]
@@ -117,7 +117,7 @@ def _part_sizes(fractions: Mapping[str, float], total: int) -> list[int]:
 
 
 def _deal(sizes: Sequence[int]) -> np.ndarray:
-    """A sequence in which part p occurs sizes[p] times, as evenly spaced as can be; int64."""
+    """Returns a sequence in which part p occurs sizes[p] times, evenly spaced; int64."""
     parts = np.repeat(np.arange(len(sizes)), sizes)
     places = np.concatenate([(np.arange(size) + 0.5) / max(size, 1) for size in sizes])
     return parts[np.argsort(places, kind="stable")]
@@ -127,7 +127,7 @@ def _age_bands(ages: Sequence[float] | np.ndarray, group: np.ndarray, count: int
     values = _column("ages", ages, len(group)).astype(np.float64)
     known = np.isfinite(values)
     number = np.bincount(group[known], minlength=count)
-    # Sorted first: a float sum depends on its order, and the split must not.
+    # Sorted first: a float sum depends on the order of its terms, and the split must not.
     ascending = np.flatnonzero(known)[np.argsort(values[known], kind="stable")]
     total = np.bincount(group[ascending], weights=values[ascending], minlength=count)
     bands = np.floor(total / np.maximum(number, 1) / AGE_BAND_MONTHS).astype(int)

@@ -1,10 +1,10 @@
-"""Prepared images once more, uncompressed, beside their records: what batches are read from.
+"""An uncompressed copy of prepared images beside their records, from which batches are read.
 
-A record costs 0.3 to 0.8 ms at 512 px (zstd, protobuf, copies; one core), most of it for nothing:
-every epoch reads the same pixels. So the first run that opens a prepared data set writes them to
-`DATA/uncompressed/SPLIT-FEATURE.npy`, in NumPy's format, and the labels to `SPLIT.npz`; batches
-are then single reads from the page cache into memory that the device takes as it is. docs/data.md
-has the numbers. The folder may be removed at any time.
+Reading a record takes 0.3 to 0.8 ms at 512 px (zstd, protobuf, copies; one core), most of it
+wasted, since every epoch reads the same pixels. So the first run that opens a prepared data set
+writes them to `DATA/uncompressed/SPLIT-FEATURE.npy`, in NumPy's format, and the labels to
+`SPLIT.npz`. Batches are then single reads from the page cache into memory that the device uses
+without a copy. docs/data.md has the numbers. The folder may be removed at any time.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 FOLDER = "uncompressed"
-_SPARE = 2**30  # bytes that stay free on the disk
+_SPARE = 2**30  # bytes to leave free on the disk
 _MADE_FROM = "made_from"
-_ALIGNMENT = 64  # bytes; jax.device_put on a CPU takes such memory without a copy
+_ALIGNMENT = 64  # bytes; jax.device_put on a CPU uses memory aligned to this without a copy
 
 
 class _Pixels(NamedTuple):
-    """A `.npy` file of images: its path, open descriptor, where row 0 begins, shape of a row."""
+    """A `.npy` file of images: its path, open descriptor, offset of row 0, shape of a row."""
 
     path: Path
     file: int
@@ -42,25 +42,25 @@ class _Pixels(NamedTuple):
 
 
 class Uncompressed:
-    """Records with random access, one by one as `RecordSource` has it, or many at once.
+    """Records with random access, one by one as in `RecordSource`, or in batches.
 
     Attributes:
       tables: one array [n] per scalar feature.
     """
 
     def __init__(self, folder: Path, split: str, images: Mapping[str, tuple[int, ...]]):
-        """Opens what `write` wrote.
+        """Opens the files written by `open_uncompressed`.
 
         Args:
-          folder: of the files.
-          split: its name.
+          folder: folder of the files.
+          split: name of the split.
           images: shape of a record's array by feature, e.g. {image: (S, S, 1)}; uint8.
 
         Raises:
-          OSError, ValueError, KeyError, EOFError, BadZipFile: a file is missing, cut off, or
+          OSError, ValueError, KeyError, EOFError, BadZipFile: a file is missing, truncated, or
             holds something else.
         """
-        with (folder / f"{split}.npz").open("rb") as file:  # np.load leaks its own on an error
+        with (folder / f"{split}.npz").open("rb") as file:  # np.load leaks its own file on an error
             stored = np.load(file, allow_pickle=False)
             if not isinstance(stored, np.lib.npyio.NpzFile):
                 raise ValueError(f"{folder / split}.npz is no archive of arrays")
@@ -94,10 +94,10 @@ class Uncompressed:
         return record | {key: self._read(key, np.asarray([row]))[0] for key in self._pixels}
 
     def batch(self, rows: np.ndarray, keys: Sequence[str]) -> dict[str, np.ndarray]:
-        """The features `keys` of the records `rows` (int [n]), each stacked: [n, ...].
+        """Returns the features `keys` of the records `rows` (int [n]), each stacked: [n, ...].
 
         Raises:
-          InputError: a file was cut off or cannot be read any more.
+          InputError: a file was truncated or can no longer be read.
         """
         return {
             key: self._read(key, rows) if key in self._pixels else self.tables[key][rows]
@@ -105,7 +105,7 @@ class Uncompressed:
         }
 
     def _read(self, key: str, rows: np.ndarray) -> np.ndarray:
-        """Reads, rather than maps: a failing disk then is an error and not a dead process."""
+        """Reads rather than maps, so that a failing disk raises instead of killing the process."""
         path, file, start, shape = self._pixels[key]
         size = int(np.prod(shape))
         out = _aligned(len(rows) * size)
@@ -124,20 +124,20 @@ class Uncompressed:
 def open_uncompressed(
     builder: "tfds.core.DatasetBuilder", split: str, *, write: bool = True
 ) -> Uncompressed | None:
-    """The uncompressed copy of a split, written first where there is none that fits its records.
+    """Opens the uncompressed copy of a split, writing it first if none matches the records.
 
-    Of several processes one writes and the others wait. A copy fits while names, sizes and
-    modification times of the record files are those that it was made from.
+    If several processes open it, one writes and the others wait. A copy matches while names, sizes
+    and modification times of the record files are those that it was made from.
 
     Args:
-      builder: of prepared data.
-      split: its name.
-      write: whether to write where there is none.
+      builder: builder of prepared data.
+      split: name of the split.
+      write: whether to write a missing copy.
 
     Returns:
-      The copy. None where there is none to be had: images of different sizes, a folder that is on
-      no local disk or may not be written, too little space on the disk (which a line on standard
-      error tells).
+      The copy, or None if there cannot be one, because images have different sizes, the folder is
+      not on a local disk or not writable, or the disk has too little space (the latter two are
+      reported on standard error).
     """
     root = Path(builder.data_path)
     images, simple = _features(builder)
@@ -174,7 +174,7 @@ def _open(
 
 
 def _features(builder: "tfds.core.DatasetBuilder") -> tuple[dict[str, tuple[int, ...]], bool]:
-    """Shapes of the images by feature, and whether all features are such images or scalars."""
+    """Returns the image shapes by feature, and whether all features are such images or scalars."""
     images: dict[str, tuple[int, ...]] = {}
     for key, feature in (builder.info.features or {}).items():
         shape = feature.shape
@@ -186,7 +186,7 @@ def _features(builder: "tfds.core.DatasetBuilder") -> tuple[dict[str, tuple[int,
 
 
 def _made_from(builder: "tfds.core.DatasetBuilder", split: str) -> str:
-    """Names, sizes and times of the record files of a split."""
+    """Returns names, sizes and times of the record files of a split."""
     files = []
     for path in builder.info.splits[split].filepaths:
         status = os.stat(path)
@@ -201,7 +201,7 @@ def _write(
     images: Mapping[str, tuple[int, ...]],
     made_from: str,
 ) -> None:
-    """Writes beside, then renames; the labels last, for without them nothing is opened."""
+    """Writes to a temporary folder, then renames; labels last, as nothing opens without them."""
     source = builder.as_data_source(split=split)
     count = len(source)
     needed = count * sum(int(np.prod(shape)) for shape in images.values())
@@ -237,7 +237,7 @@ def _records(source: Any) -> Iterator[dict[str, Any]]:
 
 
 def _aligned(size: int) -> np.ndarray:
-    """Bytes, not set, that begin at a multiple of `_ALIGNMENT`."""
+    """Returns uninitialised bytes that start at a multiple of `_ALIGNMENT`."""
     block = np.empty(size + _ALIGNMENT, np.uint8)
     start = -block.ctypes.data % _ALIGNMENT
     return block[start : start + size]
