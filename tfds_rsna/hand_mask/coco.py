@@ -1,4 +1,4 @@
-"""Hand masks from a COCO JSON file: polygons and run lengths, plain or compressed."""
+"""Reads hand masks from COCO JSON: polygons and run-length encodings, plain or compressed."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ import numpy as np
 from boneage_jax.data.headers import check_size
 from boneage_jax.errors import InputError
 
-_OUTSIDE = 1.0  # pixels that drawing tools may overshoot the border; clipped
+_OUTSIDE = 1.0  # pixels by which drawing tools may overshoot the border; clipped
 _OUTLINE = (
     2_000_000  # pixels; pycocotools allocates 80 bytes for each without asking whether it can
 )
@@ -19,7 +19,7 @@ _OUTLINE = (
 
 @dataclasses.dataclass(frozen=True)
 class CocoImage:
-    """An annotated image: its name in the file, its size, and (annotation, segmentation) pairs."""
+    """An annotated image: file name, size, and (annotation, segmentation) pairs."""
 
     file_name: str
     height: int
@@ -28,18 +28,18 @@ class CocoImage:
 
 
 def read_coco(path: Path, category: str = "") -> tuple[list[CocoImage], int]:
-    """Reads the annotated images of a COCO file, Label Studio's exports included.
+    """Reads the annotated images of a COCO file, including exports of Label Studio.
 
     Args:
       path: the JSON file.
-      category: name of the one to use; needed only if annotations of several occur.
+      category: name of the category to use; needed only if there are annotations of several.
 
     Returns:
-      The images with at least one annotation, and the number of those without.
+      (images with at least one annotation, number of images without).
 
     Raises:
-      InputError: no JSON, no COCO structure, an annotation of an unknown image, an image listed
-        twice, or several categories and none chosen.
+      InputError: not JSON, no COCO structure, an annotation of an unknown image, a duplicate image,
+        or several categories and none chosen.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -82,10 +82,10 @@ def read_coco(path: Path, category: str = "") -> tuple[list[CocoImage], int]:
 
 
 def draw_segments(image: CocoImage) -> np.ndarray:
-    """The union of all segmentations of an image, bool [height, width].
+    """Returns the union of all segmentations of an image, bool [height, width].
 
     Raises:
-      InputError: a polygon or run-length code that is malformed or does not fit the image.
+      InputError: a polygon or run-length encoding is malformed or does not fit the image.
     """
     from pycocotools.mask import frPyObjects
 
@@ -105,15 +105,16 @@ def draw_segments(image: CocoImage) -> np.ndarray:
 
 
 def decode_counts(text: str) -> list[int]:
-    """Run lengths from COCO's compressed string.
+    """Decodes run lengths from COCO's compressed string.
 
     A variable-length code of 5 bits per character (offset 48, bit 5 continues, bit 4 of the last
-    one is the sign), where each run after the third is stored as the difference to the one two
-    before. Source: `rleFrString` in maskApi.c, github.com/cocodataset/cocoapi (Piotr Dollár),
-    which reads beyond the end of a torn string and does not tell whether the runs fill the image.
+    character is the sign), in which each run after the third is stored as the difference from the
+    one two before. Source: `rleFrString` in maskApi.c, github.com/cocodataset/cocoapi (Piotr
+    Dollár), which reads beyond the end of a truncated string and does not check that the runs fill
+    the image.
 
     Raises:
-      ValueError: a character outside the code, the end within a number, or one of 64 bits.
+      ValueError: an invalid character, a truncated number, or a number of 64 bits.
     """
     counts: list[int] = []
     value = shift = 0
@@ -137,7 +138,7 @@ def decode_counts(text: str) -> list[int]:
 
 
 def _draw_runs(segmentation: dict[str, Any], shape: tuple[int, ...], place: str) -> np.ndarray:
-    """Runs alternate background and hand, down the columns."""
+    """Draws runs, which alternate between background and hand, column by column."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if size != list(shape):
         raise InputError(f"{place} has run lengths of size {size}, its image is {list(shape)}")
@@ -157,7 +158,7 @@ def _draw_runs(segmentation: dict[str, Any], shape: tuple[int, ...], place: str)
 
 
 def _vertices(polygon: Any, shape: tuple[int, ...], place: str) -> np.ndarray:
-    """Checked corners of a polygon, float64 [2 N], x and y in pixels from the top left corner."""
+    """Returns the checked corners of a polygon, float64 [2 N], x and y in pixels from top left."""
     try:
         numbers = np.asarray(polygon, np.float64)
     except (TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""TFDS builder: radiographs with a mask of the hand."""
+"""TFDS builder for radiographs with a mask of the hand."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,18 +20,21 @@ _FRACTIONS = {"train": 0.8, "validation": 0.2}
 
 
 class Builder(RawDataBuilder):
-    """Grey squares with a mask of the hand (1 hand, 0 background), from PNG masks or COCO JSON.
+    """Grey square images with a hand mask (1 hand, 0 background), from PNG masks or COCO JSON.
 
-    Splits are by id and happen here, so before any augmentation: no flipped or turned copy of a
+    Splits are by id and made here, before any augmentation, so that no flipped or rotated copy of a
     training image can reach the validation split.
 
-    All arguments beyond TFDS's own are needed for preparing only.
+    All arguments beyond TFDS's own are needed only for preparing.
 
     Args:
       raw_dir: folder with the images and the masks.
-      images, masks, coco, category: see `tfds_rsna.hand_mask.pairs.find_pairs`.
-      fractions: of the splits: a mapping or `train=0.8,validation=0.2`.
-      seed: of the splits.
+      images: see `tfds_rsna.hand_mask.pairs.find_pairs`, as for the next three.
+      masks: folder of PNG masks.
+      coco: COCO JSON file.
+      category: COCO category of the hand.
+      fractions: sizes of the splits, as a mapping or `train=0.8,validation=0.2`.
+      seed: seed of the splits.
       skip_unreadable: leave out unreadable images instead of stopping.
     """
 
@@ -122,7 +125,7 @@ class Builder(RawDataBuilder):
             )
 
     def _mask(self, pair: Pair, decoded: Decoded) -> np.ndarray:
-        """The checked mask of an image, bool, in the geometry of `decoded.image`."""
+        """Returns the checked mask of an image, bool, in the geometry of `decoded.image`."""
         mask = pair.read_mask()
         if mask.shape != (decoded.height, decoded.width):
             raise InputError(

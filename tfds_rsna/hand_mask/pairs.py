@@ -1,4 +1,4 @@
-"""Finds which mask belongs to which image, and reads the masks."""
+"""Pairs masks with images, and reads the masks."""
 
 import os
 import re
@@ -16,12 +16,12 @@ from boneage_jax.data.masks import as_mask
 from boneage_jax.errors import InputError
 from tfds_rsna.hand_mask.coco import draw_segments, read_coco
 
-# Label Studio puts eight hex digits before the name of an uploaded file; a date is no such prefix.
+# Label Studio prefixes uploaded files with eight hex digits; a date is not such a prefix.
 _UPLOAD_PREFIX = re.compile(r"^(?!(?:19|20)\d{6}-)[0-9a-f]{8}-(?=.)")
 
 
 class Pair(NamedTuple):
-    """An image and its mask: `read_mask()` gives bool [H, W]; `mask_name` is for messages."""
+    """An image and its mask: `read_mask()` returns bool [H, W]; `mask_name` is for messages."""
 
     id: str
     image: Path
@@ -30,7 +30,7 @@ class Pair(NamedTuple):
 
 
 def image_id(stem: str) -> str:
-    """The id in a file stem: without the upload prefix that Label Studio adds."""
+    """Returns the id in a file stem, without the upload prefix that Label Studio adds."""
     return _UPLOAD_PREFIX.sub("", stem)
 
 
@@ -40,18 +40,18 @@ def find_pairs(
     """Pairs masks with images by file stem.
 
     Args:
-      raw_dir: holds images, and masks or a COCO file.
+      raw_dir: folder with images, and masks or a COCO file.
       images: folder of the images below `raw_dir`, "" to search all of it.
       masks: folder of the PNG masks, "" for the one whose name ends in `mask` or `masks`.
-      coco: the JSON file, "" for the only one there if there is no folder of masks.
+      coco: the JSON file, "" for the only one present if there is no folder of masks.
       category: see `read_coco`.
 
     Returns:
-      The pairs sorted by id, and lines that say what was found.
+      (pairs sorted by id, lines for the user on what was found).
 
     Raises:
-      InputError: folders missing or ambiguous, a mask without image, two masks or images of one
-        id, or a damaged COCO file.
+      InputError: missing or ambiguous folders, a mask without image, two masks or images of one id,
+        or a damaged COCO file.
     """
     if not raw_dir.is_dir():
         raise InputError(f"raw_dir {raw_dir} is not a folder")
@@ -73,9 +73,9 @@ def find_pairs(
 
 
 def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """Moves a mask, bool [H, W], as `fit_square` moves its image; padding is no hand.
+    """Fits a mask, bool [H, W], into a square as `fit_square` does its image; padding is not hand.
 
-    A pixel is hand where more than half of its area is.
+    A pixel is hand if more than half of its area is.
 
     Returns:
       bool [size, size].
@@ -91,7 +91,7 @@ def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
 
 class _Mask(NamedTuple):
     name: str
-    file_name: str  # of the image, where the source tells it
+    file_name: str  # of the image, if the source names it
     read: Callable[[], np.ndarray]
 
 
@@ -165,7 +165,7 @@ def _inside(raw_dir: Path, name: str, option: str) -> Path:
 
 
 def _find_images(root: Path, masks: Path | None, wanted: dict[str, _Mask]) -> dict[str, Path]:
-    """The image of each id; where folders hold copies, the one folder that holds all of them."""
+    """Returns the image of each id; of folders with copies, the only one that holds all."""
     found: dict[str, list[Path]] = defaultdict(list)
     for path in find_images([root]):
         stem = image_id(path.stem)
