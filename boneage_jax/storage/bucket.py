@@ -1,10 +1,10 @@
 """Workdirs in a bucket: gs://BUCKET/PATH.
 
-A run appends to files and renames them, which object stores cannot. So its small files live in a
-folder of this machine, a mirror of those in the bucket, and go there before each checkpoint and at
-the end; checkpoints, which are large, are written to the bucket itself by orbax. Whoever opens the
-address next, on whatever machine, gets the small files as they were before the last checkpoint: the
-bucket is the truth, the mirror can be deleted at any time.
+A run appends to files and renames them, which object stores cannot do. So its small files are in a
+local folder, a mirror of those in the bucket, and are pushed before each checkpoint and at the end;
+checkpoints, which are large, are written to the bucket directly by orbax. Opening the address
+again, on any machine, yields the small files as of the last push. The bucket is authoritative; the
+mirror can be deleted at any time.
 """
 
 import contextlib
@@ -27,23 +27,23 @@ from boneage_jax.errors import InputError
 from boneage_jax.runtime.parallel import process
 from boneage_jax.runtime.watchdog import waiting_for_nothing
 
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")  # pathlib has made one slash of two
-_NOTE = ".bucket"  # in a mirror: the address
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")  # pathlib merges two slashes into one
+_NOTE = ".bucket"  # file in a mirror that holds the address
 _CHECKPOINTS = "checkpoints"
 _UNFINISHED = (".part", ".partial")
-_locks: dict[Path, FileLock] = {}  # of the mirrors that this process has open
-_in_use: set[Path] = set()  # mirrors that a training of this process writes to
-_pushed: dict[Path, tuple[int, int]] = {}  # size and time of a file when it went to its bucket
+_locks: dict[Path, FileLock] = {}  # locks of the mirrors that this process has open
+_in_use: set[Path] = set()  # mirrors that a run of this process writes to
+_pushed: dict[Path, tuple[int, int]] = {}  # size and time of a file when it was pushed
 
 
 def open_workdir(workdir: str | os.PathLike[str]) -> Path:
-    """The local folder of a workdir: itself, or the mirror of one in a bucket, brought up to date.
+    """Returns the local folder of a workdir: itself, or the updated mirror of one in a bucket.
 
     Args:
       workdir: a path, or gs://BUCKET/PATH.
 
     Raises:
-      InputError: an address of another kind, or the bucket cannot be read.
+      InputError: an unsupported address, or the bucket cannot be read.
     """
     address = address_of(workdir)
     scheme, _, place = address.partition("://")
@@ -67,15 +67,15 @@ def open_workdir(workdir: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def workdir_in_use(workdir: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields the local folder of a workdir that a run writes to; pushes it to its bucket after.
+    """Context manager that yields the local folder of a run's workdir, and pushes it on exit.
 
-    Within, opening the same address again leaves the mirror alone.
+    While it is open, opening the same address again does not update the mirror.
 
     Args:
       workdir: a path, or gs://BUCKET/PATH.
 
     Raises:
-      InputError: as `open_workdir`; at the end, the bucket cannot be written.
+      InputError: as `open_workdir`; or on exit, the bucket cannot be written to.
     """
     folder = open_workdir(workdir)
     with _in_use_here(folder):
@@ -115,13 +115,14 @@ def pull(workdir: Path) -> None:
 
 
 def _own_mirror(cache: Path, address: str) -> Path:
-    """A mirror that no other process has open: pulling would take a training's log from under it.
+    """Returns a mirror that no other process has open, since a pull would overwrite its log.
 
-    A lock ends with its process, so mirrors are used again. Processes of a job may share a home.
+    Locks end with their process, so mirrors are reused. Processes of a job may share a home.
     """
     for number in itertools.count():
         owner = f"process-{process()[0]}" + (f"-{number}" if number else "")
-        # A name of one part, so that no mirror lies in another, and short enough for any disk.
+        # A single path component, so that no mirror is inside another, and short enough for any
+        # disk.
         digest = hashlib.sha256(address.encode()).hexdigest()[:16]
         mirror = cache / owner / f"{quote(address, safe='')[-80:]}-{digest}"
         mirror.mkdir(parents=True, exist_ok=True)
@@ -132,17 +133,17 @@ def _own_mirror(cache: Path, address: str) -> Path:
         except Timeout:
             continue
         return mirror
-    raise AssertionError  # the count has no end
+    raise AssertionError  # unreachable: the count is infinite
 
 
 def address_of(workdir: str | os.PathLike[str]) -> str:
-    """A workdir as a person writes it: gs://BUCKET/PATH, though it was a `pathlib.Path` since."""
+    """Returns a workdir as the user wrote it: gs://BUCKET/PATH even after a `pathlib.Path`."""
     match = _ADDRESS.fullmatch(os.fspath(workdir))
     return f"{match[1]}://{match[2].strip('/')}" if match else os.fspath(workdir)
 
 
 def checkpoint_folder(workdir: Path) -> Any:
-    """Where the checkpoints of a local folder are: in it, or in the bucket that it mirrors.
+    """Returns the folder of the checkpoints: in the workdir, or in the bucket that it mirrors.
 
     Returns:
       An absolute `pathlib.Path`, or an `etils.epath.Path` in the bucket.
@@ -156,12 +157,12 @@ def checkpoint_folder(workdir: Path) -> Any:
 
 
 def push(workdir: Path) -> None:
-    """Copies what changed in a mirror to its bucket; does nothing for a local workdir.
+    """Copies changed files of a mirror to its bucket; does nothing for a local workdir.
 
-    Of a job, the first process does so; the others write nothing.
+    In a job only the first process pushes.
 
     Raises:
-      InputError: the bucket cannot be written.
+      InputError: the bucket cannot be written to.
     """
     root = _mirror(workdir.absolute())
     if root is None or process()[0] != 0:
@@ -176,7 +177,7 @@ def push(workdir: Path) -> None:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
-        except Exception as error:  # each store has errors of its own
+        except Exception as error:  # each store has its own errors
             raise _unreachable(str(target), "written", error) from error
         _pushed[path] = stamp
 
@@ -196,13 +197,13 @@ def _pull(address: Any, mirror: Path) -> None:
     for path in list(_small_files(mirror)):
         if path.relative_to(mirror).as_posix() not in wanted:
             path.unlink()
-    # An earlier run of this machine, since deleted from the bucket, may have left folders.
+    # An earlier run on this machine, since deleted from the bucket, may have left folders.
     for path in mirror.rglob(_CHECKPOINTS):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _remote_files(folder: Any, prefix: str = "") -> Iterator[tuple[Any, str]]:
-    """Files below a folder of a bucket with their names from there, checkpoints left out."""
+    """Yields the files below a bucket folder with their relative names, except checkpoints."""
     if not folder.exists():
         return
     for path in folder.iterdir():
@@ -222,7 +223,7 @@ def _small_files(root: Path) -> Iterator[Path]:
 
 
 def _mirror(folder: Path) -> Path | None:
-    """The mirror that a folder is or lies in."""
+    """Returns the mirror that a folder is or is inside of, or None."""
     return next((f for f in (folder, *folder.parents) if (f / _NOTE).is_file()), None)
 
 

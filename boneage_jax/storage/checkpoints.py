@@ -1,7 +1,7 @@
-"""Checkpoints of a run through orbax: the state and the data iterator, best and latest.
+"""Checkpoints of a run with orbax: the state and the data iterator, best and latest.
 
 Saving is asynchronous and atomic: orbax writes to a temporary folder and renames it, so a kill
-while saving costs nothing that was saved before.
+during a save loses nothing that was saved before.
 """
 
 import contextlib
@@ -32,18 +32,18 @@ from boneage_jax.storage.safe_write import cannot_write, is_passing, is_refused_
 if TYPE_CHECKING:
     import grain
 
-_LATE = 10.0  # seconds in which reads of a failed restore come to their end
-_CHECKSUMS, _POSITION = "checksums", "position"  # in the metadata of a checkpoint
+_LATE = 10.0  # seconds after which all reads of a failed restore have ended
+_CHECKSUMS, _POSITION = "checksums", "position"  # keys in the metadata of a checkpoint
 
 
 class Checkpoints:
     """The checkpoints of one workdir.
 
     Args:
-      workdir: the run's folder; checkpoints go to its `checkpoints/`, in the bucket where it is
-        the mirror of one.
+      workdir: folder of the run; checkpoints go to its `checkpoints/`, in the bucket if the folder
+        mirrors one.
       metric: the validation metric that ranks checkpoints, lower is better.
-      read_only: for evaluation and prediction; nothing is created.
+      read_only: for evaluation and prediction; creates nothing.
     """
 
     def __init__(self, workdir: Path, metric: str, *, read_only: bool = False):
@@ -84,20 +84,20 @@ class Checkpoints:
         """Starts saving `state` and the position of `iterator` under `step`.
 
         Args:
-          step: optimizer updates done.
+          step: training steps done.
           state: device arrays; copied to the host before this returns.
           iterator: the training batches.
-          metrics: validation metrics, None where there was no evaluation at this step.
+          metrics: validation metrics, None if there was no evaluation at this step.
 
         Raises:
-          InputError: the disk is full or refuses; also of the save before, which ran meanwhile.
-          Stopped: the bucket does not answer for now.
+          InputError: the disk is full or rejects the write, possibly that of the previous save.
+          Stopped: the bucket is temporarily unavailable.
         """
-        from grain.checkpoint import CheckpointSave  # half a second that predictions do not pay
+        from grain.checkpoint import CheckpointSave  # half a second that prediction saves
 
         waiting_for("the checkpoint", PATIENCE)
         try:
-            push(self._workdir)  # the log up to this step, before the step can be gone back to
+            push(self._workdir)  # the log up to this step, before a run resumes there
         except InputError as error:
             print(f"{error}; trying again at the next checkpoint", file=sys.stderr)
         with self._disk_errors():
@@ -108,8 +108,8 @@ class Checkpoints:
                     data=CheckpointSave(iterator),
                 ),
                 metrics=metrics,
-                # In the metadata: as an item of its own it would leave an unawaited coroutine
-                # where the disk is full.
+                # In the metadata: a separate item would leave an unawaited coroutine if the
+                # disk is full.
                 custom_metadata={
                     _CHECKSUMS: checksums(state),
                     _POSITION: iterator.get_state(),
@@ -117,16 +117,16 @@ class Checkpoints:
             )
 
     def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint."""
+        """Returns the step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def newest_step(self) -> int | None:
-        """The same, after a fresh look at the folder, where another process may have been."""
+        """Returns the latest step after rereading the folder, which other processes write to."""
         self._manager.reload()
         return self.latest_step()
 
     def step_to_use(self, select: str) -> int:
-        """The step that evaluation and prediction read.
+        """Returns the step for evaluation and prediction.
 
         Args:
           select: 'latest' or 'best'.
@@ -143,17 +143,17 @@ class Checkpoints:
     def restore(
         self, step: int, like: TrainState, iterator: "grain.DatasetIterator | None" = None
     ) -> TrainState:
-        """Restores the state saved under `step` and moves `iterator` to where it stood.
+        """Restores the state saved under `step` and the position of `iterator`.
 
-        Any number of devices and processes can restore what any other number has saved.
+        The number of devices and processes may differ from that at the save.
 
         Args:
-          step: one that `latest_step` or `step_to_use` named.
+          step: a step from `latest_step` or `step_to_use`.
           like: a state, or its shapes with shardings: restored arrays go to those devices.
           iterator: the training batches, None to leave them out.
 
         Raises:
-          InputError: the checkpoint is damaged or is that of another model.
+          InputError: the checkpoint is damaged or belongs to another model.
         """
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._restore(step, ocp.args.StandardRestore(shapes), iterator)
@@ -166,8 +166,8 @@ class Checkpoints:
           like: {'params', 'batch_stats'} of the network: shapes with shardings.
 
         Returns:
-          ({'params', 'batch_stats'} with averaged parameters where the run kept them;
-          `flops_spent`, see `TrainState`).
+          ({'params', 'batch_stats'} with averaged parameters if the run kept them; `flops_spent`,
+          see `TrainState`).
 
         Raises:
           InputError: as `restore`.
@@ -217,7 +217,7 @@ class Checkpoints:
             if iterator is not None:
                 self._move(iterator, step, saved.get(_POSITION))
         for path, leaf in _leaves(state):
-            if not isinstance(leaf, jax.Array):  # orbax leaves a part that it has not as it was
+            if not isinstance(leaf, jax.Array):  # orbax leaves parts that it lacks as they are
                 raise InputError(
                     f"{self._folder}/{step} cannot be restored: it was written by another model "
                     f"or version, without {jax.tree_util.keystr(path)}"
@@ -233,16 +233,16 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _restore_errors(self, step: int) -> Iterator[None]:
-        """Turns every failure of a restore into one line that names the checkpoint."""
+        """Context manager that turns a failed restore into one line that names the checkpoint."""
         reason = ""
         with _without_late_reads:
             try:
                 yield
-            except Exception as error:  # orbax raises a bare Exception where a read fails
+            except Exception as error:  # orbax raises a bare Exception on failed reads
                 if is_lost_peer(error):
-                    raise  # the checkpoint is well
+                    raise  # the checkpoint is intact
                 reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
-                _clear_frames(error)  # they hold reads that still fail
+                _clear_frames(error)  # they hold reads that will still fail
             if reason:
                 gc.collect()
                 _without_late_reads.linger()
@@ -253,16 +253,17 @@ class Checkpoints:
             )
 
     def _noted(self, step: int) -> dict[str, Any]:
-        """What `save` noted beside the arrays; {} for older checkpoints.
+        """Returns what `save` stored in the metadata; {} for older checkpoints.
 
-        Read once, and before the first restore: after it orbax also opens every array for this.
+        Read once and before the first restore: afterwards orbax would also open every array for
+        this.
         """
         if step not in self._notes:
             self._notes[step] = self._manager.metadata(step).custom_metadata or {}
         return self._notes[step]
 
     def _kept_paths(self, step: int) -> set[str]:
-        """Paths of the arrays of a checkpoint, e.g. `.params['top_conv']['kernel']`."""
+        """Returns the paths of a checkpoint's arrays, e.g. `.params['top_conv']['kernel']`."""
         known = self._noted(step).get(_CHECKSUMS)
         if known:
             return set(known)
@@ -272,10 +273,10 @@ class Checkpoints:
         return {f".{path[0].key}{jax.tree_util.keystr(path[1:])}" for path, _ in leaves}
 
     def _move(self, iterator: "grain.DatasetIterator", step: int, saved: Any) -> None:
-        """Moves `iterator` to where it stood at `step`.
+        """Moves `iterator` to its position at `step`.
 
-        Grain writes a file per process and wants as many again. All hold the same number of
-        batches, whatever the number of processes, so one of them will do.
+        Grain writes one file per process and expects the same number when reading. All files hold
+        the same number of batches, whatever the number of processes, so any one of them suffices.
         """
         files = sorted(epath.Path(self._folder / str(step) / "data").glob("process_*-of-*.json"))
         position = json.loads(files[0].read_text()) if files else None
@@ -285,25 +286,25 @@ class Checkpoints:
         iterator.set_state(position)
 
     def wait(self) -> None:
-        """Blocks until everything is on disk; raises what a background save raised.
+        """Blocks until everything is on disk; raises the errors of a background save.
 
         Raises:
-          InputError: the disk is full or refuses.
+          InputError: the disk is full or rejects the write.
         """
         waiting_for("the checkpoint", PATIENCE)
         with self._disk_errors():
             self._manager.wait_until_finished()
 
     def reached_preemption(self, step: int) -> bool:
-        """Returns whether a machine of the job is about to be taken away.
+        """Returns whether a machine of the job is about to be preempted.
 
-        Non-blocking and collective: call after every step with increasing `step`. All processes
-        get the same answer. False where there is one process.
+        Non-blocking and collective: call after every step with increasing `step`. All processes get
+        the same answer. Always False for a single process.
         """
         return self._manager.reached_preemption(step)
 
     def close(self) -> None:
-        """Waits until everything is on disk and frees the background threads."""
+        """Waits until everything is on disk and stops the background threads."""
         try:
             self.wait()
             self._manager.close()
@@ -314,7 +315,7 @@ class Checkpoints:
     def _disk_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # orbax and TensorStore raise errors of many types
+        except Exception as error:  # orbax and TensorStore raise many types of errors
             if is_refused_write(error):
                 raise cannot_write(self._folder, error) from error
             if isinstance(self._folder, Path) or is_lost_peer(error):
@@ -341,9 +342,9 @@ def _leaves(tree: Any) -> list[tuple[Any, Any]]:
 
 @contextlib.contextmanager
 def _without_orbax() -> Iterator[None]:
-    """Drops orbax's own log: each save at INFO, each cast at WARNING, each error before it raises.
+    """Context manager that silences orbax: saves at INFO, casts at WARNING, errors that it raises.
 
-    Other packages that log through absl are left alone.
+    Other packages that log through absl are not affected.
     """
 
     def is_another(record: logging.LogRecord) -> bool:
@@ -358,12 +359,12 @@ def _without_orbax() -> Iterator[None]:
 
 
 class _LateReads:
-    """Drops the tracebacks of reads that fail after orbax has given up a restore.
+    """Context manager that drops the tracebacks of reads that fail after a failed restore.
 
-    Arrays are read side by side. When one of them is damaged, orbax closes the event loop, and each
-    further failing read then reports, when it is thrown away, itself or the closed loop: noise
-    after the one clear line. Within this context manager, which threads share, and for `_LATE`
-    seconds after a restore that failed they are dropped.
+    Arrays are read concurrently. If one is damaged, orbax closes the event loop, and each further
+    read that fails reports itself or the closed loop when it is garbage-collected, which is noise
+    after the actual error. Reports are dropped while the context manager, which threads share, is
+    open, and for `_LATE` seconds after a failed restore.
     """
 
     def __init__(self) -> None:
@@ -385,18 +386,18 @@ class _LateReads:
                 logging.getLogger("asyncio").removeFilter(self._is_another)
 
     def linger(self) -> None:
-        """Stays for some seconds more: reads in other threads fail later than the restore."""
+        """Stays open for `_LATE` more seconds: reads in other threads fail after the restore."""
         self.__enter__()
         timer = threading.Timer(_LATE, self._leave)
         timer.daemon = True
         timer.start()
 
     def _leave(self) -> None:
-        gc.collect()  # or a read in a cycle of garbage would report itself minutes later
+        gc.collect()  # or a read in a garbage cycle would report minutes later
         self.__exit__()
 
     def _unraisable(self, unraisable: Any) -> None:
-        late = "coroutine object _read" in repr(unraisable.object)  # orbax's, of a single array
+        late = "coroutine object _read" in repr(unraisable.object)  # orbax's, for one array
         if not late and "Event loop is closed" not in str(unraisable.exc_value):
             self._before(unraisable)
 

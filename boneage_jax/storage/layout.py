@@ -1,10 +1,10 @@
-"""Names of the files and folders of a workdir; what a folder must hold to be one."""
+"""Names of the files and folders of a workdir, and what makes a folder one."""
 
 import shutil
 from pathlib import Path
 
 CONFIG = "config.json"
-INFO = "facts.json"  # `boneage_jax.data.info.DataInfo`; the name of older workdirs
+INFO = "facts.json"  # `boneage_jax.data.info.DataInfo`; keeps the name that older workdirs use
 CHECKPOINTS = "checkpoints"
 MEMBERS = "members"
 PRETRAIN = "pretrain"
@@ -25,7 +25,7 @@ def member_folder(folder: Path, number: int) -> Path:
 
 
 def copy_network(workdir: Path, target: Path) -> None:
-    """Copies what `boneage_jax.load_segmenter` reads of a workdir: config, info, checkpoints.
+    """Copies the files that `boneage_jax.load_segmenter` reads: config, info, checkpoints.
 
     Raises:
       OSError, shutil.Error: a file cannot be read or written.

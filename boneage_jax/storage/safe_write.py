@@ -1,4 +1,4 @@
-"""Files that cannot be written, on a full disk above all: one line with file and remedy."""
+"""Atomic writes, and one-line errors for files that cannot be written, e.g. on a full disk."""
 
 import contextlib
 import errno
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from boneage_jax.errors import InputError
 
-# What orbax and TensorStore say; their errors carry no errno.
+# Texts of orbax and TensorStore, whose errors carry no errno.
 _FULL = ("no space left", "enospc", "disk quota", "edquot", "file too large", "efbig")
 _REFUSED = ("permission denied", "permission_denied", "read-only file system", "input/output error")
 _FORBIDDEN = ("forbidden", "accessdenied", "access denied", "unauthorized", "bucket does not")
 _REFUSALS = (*_FULL, *_REFUSED, *_FORBIDDEN)
-# What a store says that will answer again, and what gcsfs and tensorstore say of the network.
+# Texts of temporary errors of a store, and of network errors of gcsfs and TensorStore.
 _PASSING = re.compile(
     r"unavailable|deadline|time[d-]? ?out|connection|too many requests|slow ?down|rate ?limit"
     r"|temporar|try again|internal error|\b(429|500|502|503|504)\b"
@@ -25,7 +25,7 @@ _CODES = (*_FULL_CODES, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within, a failed write becomes an InputError that names `path`."""
+    """Context manager that turns a failed write into an InputError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -34,9 +34,9 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_one_piece(path: Path) -> Iterator[Path]:
-    """Yields `path` + '.part' to write to; it takes the place of `path` once the block succeeds.
+    """Context manager that yields `path` + '.part'; it replaces `path` if the block succeeds.
 
-    A kill leaves the old file or the new one, never half of one.
+    A kill leaves the old file or the new one, never a partial one.
     """
     part = path.with_name(path.name + ".part")
     yield part
@@ -44,10 +44,10 @@ def in_one_piece(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file in one piece and flushes it to the disk.
+    """Writes a UTF-8 file atomically and flushes it to disk.
 
     Raises:
-      OSError: the file cannot be written; the old one is as it was.
+      OSError: the file cannot be written; the old one is unchanged.
     """
     with in_one_piece(path) as part, part.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -56,7 +56,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def cannot_write(path: Path, error: BaseException) -> InputError:
-    """The one line about `error`, which came up while writing `path`."""
+    """Returns the one-line error for `error`, which was raised while writing `path`."""
     if isinstance(error, OSError) and error.errno is not None:
         reason, full = os.strerror(error.errno), error.errno in _FULL_CODES
     else:
@@ -72,7 +72,7 @@ def cannot_write(path: Path, error: BaseException) -> InputError:
 
 
 def is_refused_write(error: BaseException) -> bool:
-    """Whether an error of a library, or one that it came from, is a disk that takes no more."""
+    """Returns whether an error or one of its causes means that the disk rejects writes."""
     chain: BaseException | None = error
     while chain is not None:
         text, code = str(chain).lower(), getattr(chain, "errno", None)
@@ -83,6 +83,6 @@ def is_refused_write(error: BaseException) -> bool:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether an error of a bucket may be gone when the run is started again."""
+    """Returns whether an error of a bucket may be gone after a restart of the run."""
     bug = isinstance(error, TypeError | AttributeError | LookupError)
     return not bug and _PASSING.search(str(error).lower()) is not None

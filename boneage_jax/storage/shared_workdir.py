@@ -1,7 +1,7 @@
-"""Whether the processes of a job see one and the same workdir.
+"""Checks that the processes of a job share one workdir.
 
-With a folder on the disk of each machine every process would take its own newest checkpoint for the
-newest: they would make different numbers of steps, and then wait for each other for ever.
+With a local folder on each machine, every process would use its own newest checkpoint: they would
+take different numbers of steps and then wait for each other forever.
 """
 
 import contextlib
@@ -15,21 +15,21 @@ from boneage_jax.runtime.distributed import place, said_by_all, store
 from boneage_jax.storage.bucket import checkpoint_folder, pull
 from boneage_jax.storage.safe_write import writing
 
-_SEEN_WITHIN = 90.0  # seconds; NFS remembers for up to 60 that a file was not there
+_SEEN_WITHIN = 90.0  # seconds; NFS caches for up to 60 that a file does not exist
 _REMEDY = "--workdir must be a folder that all processes share, or gs://BUCKET/PATH"
 
 
 def check_shared(workdir: Path, seen_within: float = _SEEN_WITHIN) -> None:
-    """Checks that all processes of the job see the same folder; each waits for all others.
+    """Checks that all processes of the job see the same folder. Collective: waits for all.
 
-    A workdir in a bucket is shared by its nature.
+    A workdir in a bucket is always shared.
 
     Args:
       workdir: exists on the first process.
       seen_within: seconds after which a file that does not appear counts as missing.
 
     Raises:
-      InputError: it is another folder for another process; on all processes alike.
+      InputError: a process sees another folder; raised on all processes.
     """
     if store() is None:
         return
@@ -48,8 +48,8 @@ def check_shared(workdir: Path, seen_within: float = _SEEN_WITHIN) -> None:
 
 
 def _leave_note(workdir: Path, afterwards: contextlib.ExitStack) -> str:
-    """Writes an empty file, to be removed afterwards, and returns its name."""
-    # A name that nobody has looked for yet: no file system has an old answer for it.
+    """Writes an empty file, to be removed later, and returns its name."""
+    # A name that nobody has looked up yet, so that no file system has a cached answer.
     path = workdir / f".shared-{secrets.token_hex(8)}"
     with writing(path):
         path.touch()
@@ -63,12 +63,12 @@ def check_same_step(
     """Checks that all processes find the same newest checkpoint, and returns its step.
 
     Args:
-      newest: looks for it; called again where the answers differ, since the disk of a network may
-        give an old answer for a while.
+      newest: looks for the checkpoint; called again if the answers differ, since a network file
+        system may return outdated answers for a while.
       seen_within: seconds for which it is called again.
 
     Raises:
-      InputError: they do not; on all processes alike.
+      InputError: they find different ones; raised on all processes.
     """
     end = time.monotonic() + seen_within
     while True:
@@ -77,7 +77,7 @@ def check_same_step(
         found = [answer.split()[0] for answer in answers]
         if len(set(found)) == 1:
             return step
-        if any(answer.endswith("False") for answer in answers):  # all read the same answers
+        if any(answer.endswith("False") for answer in answers):  # same for all processes
             break
         time.sleep(seen_within / 10)
     steps = ", ".join(f"{number}: {answer}" for number, answer in enumerate(found))
@@ -85,9 +85,9 @@ def check_same_step(
 
 
 def catch_up(workdir: Path) -> None:
-    """Brings the first process' files to the mirrors of all, where the workdir is in a bucket.
+    """Pulls the files of the first process to the mirrors of all, if the workdir is in a bucket.
 
-    Each waits for all others. The first must have pushed.
+    Collective: waits for all processes. The first process must have pushed.
     """
     said_by_all("pushed", "yes")
     if place()[0]:

@@ -1,4 +1,4 @@
-"""The folder of one run, claimed by one config and one training set."""
+"""The folder of one run, which belongs to one config and one training set."""
 
 import dataclasses
 import json
@@ -25,17 +25,17 @@ def claim_workdir(
 ) -> None:
     """Makes `folder` the workdir of this config, or checks that it already is.
 
-    A folder without a checkpoint, left by a start that failed, may be claimed again.
+    A folder without a checkpoint, left by a failed start, may be claimed again.
 
     Args:
-      folder: created where missing.
+      folder: created if missing.
       config: a checked config, written to config.json.
-      info: of the training data, written to facts.json.
+      info: info of the training data, written to facts.json.
       background: the `background/` of data without background, copied to the workdir.
-      writes: whether this process writes (one of a job does; all check).
+      writes: whether this process writes (one process of a job does; all check).
 
     Raises:
-      InputError: the folder cannot be written, or holds a run of another config or other data.
+      InputError: the folder cannot be written to, or holds a run of another config or other data.
     """
     begun = any(_has_checkpoint(place) for place in (folder, *folder.glob(f"{MEMBERS}/*")))
     if begun and (folder / CONFIG).exists():
@@ -68,10 +68,10 @@ def claim_workdir(
 
 
 def load_info(folder: Path) -> DataInfo:
-    """The facts.json of a workdir.
+    """Reads the facts.json of a workdir.
 
     Raises:
-      InputError: it is missing or damaged.
+      InputError: the file is missing or damaged.
     """
     path = folder / INFO
     try:
@@ -86,7 +86,7 @@ def _has_checkpoint(folder: Path) -> bool:
 
 
 def _replace_folder(target: Path, source: Path | None) -> None:
-    """Makes `target` a copy of `source`, or nothing: what an earlier start left does not stay."""
+    """Makes `target` a copy of `source`, or removes it if there is no source."""
     part = target.with_name(target.name + ".part")
     for old in (target, part):
         if old.is_dir():
