@@ -51,13 +51,13 @@ def base_config() -> ConfigDict:
     config.evaluate_every = 1.0  # epochs between evaluations on the validation split
     config.checkpoint_every = 0  # steps between additional checkpoints; each evaluation saves one
     config.log_every = 10  # steps between lines of metrics.jsonl
-    config.max_seconds = 0.0  # after these, save and exit with status 75; 0: no limit
+    config.max_seconds = 0.0  # save and exit with status 75 after this time; 0: no limit
     config.stall_seconds = 600.0  # without progress before exiting with status 75; 0: no limit
     config.nonfinite = "skip"  # skip | rollback | stop: on a non-finite loss or gradient
-    config.nonfinite_limit = 10  # consecutive such steps (skip), or rollbacks, before the run ends
+    config.nonfinite_limit = 10  # consecutive non-finite steps (skip), or rollbacks, before stopping
     config.ema_decay = 0.0  # decay of the moving average of the parameters; 0: off
     config.test_flips = False  # average predictions over the image and its mirror image
-    config.test_views = 0  # and over this many augmented copies
+    config.test_views = 0  # average also over this number of augmented copies
     config.bias_correction = "none"  # none | shift | line: fitted on validation ages at the end
     config.select = "latest"  # latest | best: the checkpoint that is reported and predicts
     config.compile_cache = True  # keep compiled programs for the next start on this machine
@@ -69,7 +69,7 @@ def base_config() -> ConfigDict:
 
     config.finetune = ConfigDict()  # which parts of the network train, see docs/finetuning.md
     config.finetune.last_blocks = -1  # train only this number of last backbone blocks; -1: all
-    config.finetune.last_layers = -1  # or only this number of last layers; -1: all
+    config.finetune.last_layers = -1  # train only this number of last layers; -1: all
     config.finetune.head_first = 0.0  # initial fraction of the run that trains only the heads
     config.finetune.layer_decay = 1.0  # learning rate of a block relative to the next block
     config.finetune.backbone_weight_decay = -1.0  # -1: same as optimizer.weight_decay
@@ -88,7 +88,7 @@ def base_config() -> ConfigDict:
     config.data.eval_split = "validation"  # the split to evaluate on while training
     config.data.validation_fraction = 0.11  # cut from train if the data has no validation split
     config.data.official_splits = True  # False: cut all splits from train
-    config.data.test_fraction = 0.0  # likewise for a test split, which is cut first
+    config.data.test_fraction = 0.0  # cut from train first if the data has no test split
     config.data.split_seed = 0  # seed of the splits that are cut
     config.data.threads = 4  # threads that read batches
     config.data.buffer = 2  # batches prefetched ahead of the step
@@ -112,7 +112,7 @@ def base_config() -> ConfigDict:
     config.augment.resample = "auto"  # auto | matmul | gather
     config.augment.extra = ""  # names of registered augmentations, see docs/extending.md
     config.mix = ConfigDict()  # see boneage_jax/data/mix.py
-    config.mix.probability = 1.0  # probability that a pair of images is mixed at all
+    config.mix.probability = 1.0  # probability that a pair of images is mixed
     config.mix.mixup = 0.0  # alpha of MixUp's Beta distribution, 0 for none
     config.mix.cutmix = 0.0  # alpha of CutMix's Beta distribution, 0 for none
     config.normalize = "zscore"  # zscore | percentile | equalize | none, per image
@@ -138,7 +138,7 @@ def base_config() -> ConfigDict:
     config.loss.standardize = True  # ages as z-scores; False: in months
     config.loss.bins = 80  # number of bins of a distribution, over 0..240 months
     config.loss.sigma = 10.0  # months, width of a label's distribution
-    config.loss.distribution_weight = 1.0  # weight of its divergence, added to l1 on its mean
+    config.loss.distribution_weight = 1.0  # weight of the distribution's divergence, added to l1 on its mean
     config.loss.sex_weight = 0.1  # weight of the sex head's cross-entropy
     config.loss.dice_weight = 1.0  # weight of soft Dice, added to the cross-entropy of hand masks
 

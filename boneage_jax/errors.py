@@ -16,7 +16,9 @@ class Stopped(SystemExit):
     A SystemExit of status 75 (EX_TEMPFAIL), on which schedulers restart the same command. It passes
     through `except Exception`, and scripts that call `train` exit with that status.
 
-    `alone` tells whether the other processes of the job do not know about it.
+    Attributes:
+      message: one line for the user.
+      alone: whether the other processes of the job are unaware of it.
     """
 
     def __init__(self, message: str, *, alone: bool = False):

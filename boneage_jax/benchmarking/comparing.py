@@ -1,9 +1,9 @@
 """Compares two benchmarks of the same machine: what became slower or faster by more than noise.
 
 The rule: a line is slower (or needs more memory) if its median has grown by more than the tolerance
-AND its lower quartile lies above the old upper quartile; faster if both hold the other way round.
-The tolerance is `bench.tolerance` (5 %), and three times that for lines of fewer than five
-repetitions, whose quartiles are unreliable. Anything else is noise.
+AND its lower quartile is above the old upper quartile; faster if both hold the other way round. The
+tolerance is `bench.tolerance` (5 %), and three times that for lines of fewer than five repetitions,
+whose quartiles are unreliable. Anything else is noise.
 """
 
 import dataclasses

@@ -22,7 +22,7 @@ class MixConfig:
     """How often and how strongly images are mixed.
 
     Attributes:
-      probability: probability that a pair of images is mixed at all.
+      probability: probability that a pair of images is mixed.
       mixup: alpha of MixUp (Zhang et al. 2018, arXiv:1710.09412): both images of a pair become
         weighted sums, with the weight drawn from Beta(alpha, alpha); 0 switches it off.
       cutmix: alpha of CutMix (Yun et al. 2019, arXiv:1905.04899): a rectangle, whose fraction of
