@@ -54,10 +54,10 @@ def base_config() -> ConfigDict:
     config.max_seconds = 0.0  # save and exit with status 75 after this time; 0: no limit
     config.stall_seconds = 600.0  # without progress before exiting with status 75; 0: no limit
     config.nonfinite = "skip"  # skip | rollback | stop: on a non-finite loss or gradient
-    config.nonfinite_limit = 10  # consecutive non-finite steps (skip), or rollbacks, before stopping
+    config.nonfinite_limit = 10  # non-finite steps in a row (skip), or rollbacks, before stopping
     config.ema_decay = 0.0  # decay of the moving average of the parameters; 0: off
     config.test_flips = False  # average predictions over the image and its mirror image
-    config.test_views = 0  # average also over this number of augmented copies
+    config.test_views = 0  # number of augmented copies to average over as well
     config.bias_correction = "none"  # none | shift | line: fitted on validation ages at the end
     config.select = "latest"  # latest | best: the checkpoint that is reported and predicts
     config.compile_cache = True  # keep compiled programs for the next start on this machine
@@ -138,7 +138,7 @@ def base_config() -> ConfigDict:
     config.loss.standardize = True  # ages as z-scores; False: in months
     config.loss.bins = 80  # number of bins of a distribution, over 0..240 months
     config.loss.sigma = 10.0  # months, width of a label's distribution
-    config.loss.distribution_weight = 1.0  # weight of the distribution's divergence, added to l1 on its mean
+    config.loss.distribution_weight = 1.0  # weight of the divergence, added to l1 on the mean
     config.loss.sex_weight = 0.1  # weight of the sex head's cross-entropy
     config.loss.dice_weight = 1.0  # weight of soft Dice, added to the cross-entropy of hand masks
 

@@ -42,7 +42,7 @@ def read_grey(source: str | os.PathLike[str] | bytes, name: str = "") -> np.ndar
     99.9th (255), so that a few burnt-in white pixels cannot darken the hand.
 
     Args:
-      source: the file, or its content.
+      source: path of the file, or its content.
       name: name in error messages; the path if empty.
 
     Returns:
