@@ -12,9 +12,7 @@ from boneage_jax.data.headers import check_size
 from boneage_jax.errors import InputError
 
 _OUTSIDE = 1.0  # pixels by which drawing tools may overshoot the border; clipped
-_OUTLINE = (
-    2_000_000  # pixels; pycocotools allocates 80 bytes for each without asking whether it can
-)
+_OUTLINE = 2_000_000  # pixels; pycocotools allocates 80 bytes for each without checking free memory
 
 
 @dataclasses.dataclass(frozen=True)
