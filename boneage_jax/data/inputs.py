@@ -17,7 +17,7 @@ from boneage_jax.extensions import AUGMENTATIONS
 
 Batch = dict[str, jax.Array]
 Inputs = Callable[[Batch, jax.Array | None], Batch]
-_EXTRA_KEYS = 20_000  # folded into the keys for registered augmentations
+_EXTRA_KEYS = 40_000  # folded into the keys for registered augmentations; `mix` uses 20,000
 
 
 class Labelled(Protocol):
@@ -44,7 +44,7 @@ def make_inputs(config: ConfigDict, *, mixed: bool = False, size: int = 0) -> In
     settings = AugmentConfig.from_dict(config.augment.to_dict())
     mixing = MixConfig.from_dict(config.mix.to_dict())
     method = config.normalize
-    extra = [_registered(name) for name in settings.extra.split(",") if settings.extra]
+    extra = [_registered(name.strip()) for name in settings.extra.split(",") if name.strip()]
 
     def inputs(batch: Batch, keys: jax.Array | None) -> Batch:
         if size:

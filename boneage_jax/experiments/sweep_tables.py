@@ -54,14 +54,15 @@ def summarize(rows: Sequence[Mapping[str, Any]], output: Path) -> list[dict[str,
     """Summarizes runs: one row per arm and budget, in the order of `rows`.
 
     Holds the mean over seeds with its 95 % interval (Student's t; absent for one seed), and the
-    difference from the first arm at the same budget, see
-    `boneage_jax.experiments.bootstrap.compare`.
+    difference from the arm of the first row at the same budget, see
+    `boneage_jax.experiments.bootstrap.compare`. Where all runs of that arm failed there is no
+    difference: another arm would be another question.
     """
     done = [row for row in rows if not row.get("error")]
     groups: dict[tuple[float, str], list[Mapping[str, Any]]] = {}
     for row in done:
         groups.setdefault((float(row["budget"]), str(row["arm"])), []).append(row)
-    first = {budget: arm for budget, arm in reversed(list(groups))}
+    reference = str(rows[0]["arm"]) if rows else ""
     predictions = {key: _predictions(group, output) for key, group in groups.items()}
     summary = []
     for (budget, arm), group in groups.items():
@@ -70,10 +71,9 @@ def summarize(rows: Sequence[Mapping[str, Any]], output: Path) -> list[dict[str,
         found |= {"mae": errors.mean()} | _interval(errors)
         for key in ("train_flops", "baseline_mae"):
             found[key] = float(np.mean([float(row[key]) for row in group]))
-        if arm != first[budget]:
-            a, b = predictions[budget, first[budget]], predictions[budget, arm]
-            names = (first[budget], arm)
-            compared = compare(a, align(b, a.ids, a.true, names))
+        if arm != reference and (budget, reference) in predictions:
+            a, b = predictions[budget, reference], predictions[budget, arm]
+            compared = compare(a, align(b, a.ids, a.true, (reference, arm)))
             found |= {key: compared[key] for key in SUMMARY_COLUMNS if key in compared}
         summary.append(found)
     return summary

@@ -186,7 +186,7 @@ def choose_arms(arms: Arms, only: str, file: str | Path) -> Arms:
     Raises:
       InputError: a name is not among the arms of `file`.
     """
-    chosen = only.split(",") if only else list(arms)
+    chosen = [name.strip() for name in only.split(",")] if only else list(arms)
     for name in chosen:
         if name not in arms:
             raise InputError(f"--only={name}: {file} has the arms {', '.join(arms)}")
@@ -209,9 +209,11 @@ def parse_seeds(text: str) -> list[int]:
     """Parses a number of seeds (3: 0, 1, 2) or a list of them (3,4).
 
     Raises:
-      InputError: an entry is not an integer.
+      InputError: an entry is not an integer, or a number of seeds below 1.
     """
     numbers = parse_numbers(text, "seeds", int)
+    if "," not in text and numbers[0] < 1:
+        raise InputError(f"--seeds={text} runs nothing; give a number of seeds or a list of them")
     return numbers if "," in text else list(range(numbers[0]))
 
 

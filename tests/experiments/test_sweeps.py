@@ -222,6 +222,19 @@ def test_a_finished_run_of_another_config_is_not_taken(monkeypatch, tmp_path, ca
     assert "batch_size: 32 -> 8" in error
 
 
+def test_without_the_first_arm_there_is_no_difference(monkeypatch, tmp_path):
+    fake_runs(monkeypatch, recipe_of(), fails=("base",))
+    assert run_door(tmp_path, "--only=base, better", "--seeds=2", "--budgets=1e12") == 1
+    rows = {row["arm"]: row for row in table(tmp_path, "summary.csv")}
+    assert rows["better"]["mae"] and not rows["better"]["difference"]
+
+
+@pytest.mark.parametrize("seeds", ["0", "-2"])
+def test_a_sweep_of_nothing_is_refused(tmp_path, seeds, capsys):
+    assert run_door(tmp_path, f"--seeds={seeds}") == 2
+    assert f"--seeds={seeds} runs nothing" in capsys.readouterr().err
+
+
 def test_a_dry_run_prints_commands_and_touches_nothing(monkeypatch, tmp_path, capsys):
     assert run_door(tmp_path, "--dry_run", "--seeds=4,9", "--only=better") == 0
     lines = capsys.readouterr().out.strip().splitlines()
