@@ -1,5 +1,6 @@
 """Evaluates the run of a workdir on a split of its data set."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def evaluate(
     data.raw_dir = raw_dir or data.raw_dir
     data.data_dir = data_dir or data.data_dir
     dataset = open_dataset(data)
-    if not raw_dir and "train" in dataset.splits:
+    trained_on = re.split(r"[\[+]", data.train_split)[0]  # a split may be sliced or summed
+    if not raw_dir and trained_on in dataset.splits:
         info = DataInfo.of(dataset, dataset.split(data.train_split))
         if info != network.info:
             raise InputError(

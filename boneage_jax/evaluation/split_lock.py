@@ -56,5 +56,6 @@ def note_opening(workdir: Path, step: int, metrics: dict[str, Any]) -> None:
         write_text(workdir / _NOTE, json.dumps(rows, indent=1) + "\n")
     except OSError as error:
         raise InputError(
-            f"{workdir / _NOTE} cannot be written ({error.strerror}): the test split stays locked"
+            f"{workdir / _NOTE} cannot be written ({error.strerror}); without this record the "
+            "evaluation of the test split is not reported"
         ) from error

@@ -90,7 +90,7 @@ class Background:
     def _read(self, stem: str, shape: tuple[int, ...]) -> np.ndarray:
         path = self._masks / f"{stem}.png"
         if not path.is_file():
-            raise InputError(f"{path}: there is no such mask; run boneage_jax.segment on the image")
+            raise InputError(f"{path}: no such mask; run boneage_jax.segment on the image")
         mask = read_grey(path)
         if mask.shape != shape:
             raise InputError(

@@ -52,7 +52,8 @@ class Predictor:
             self.columns = _AGE_COLUMNS
         self._background = load_background(folder / BACKGROUND, masks, wanted=info.background)
         self._variables = [member.variables for member in members]
-        self.batch_size, self.image_size = self._network.batch_size, info.image_size
+        self.batch_size: int = self._network.batch_size
+        self.image_size: int = info.image_size
 
     def __call__(
         self,

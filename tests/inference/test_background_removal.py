@@ -102,7 +102,7 @@ def test_what_prepare_says_of_unfit_masks(here, radiographs, masks, tmp_path):
     for path in sorted(masks.glob("*.png"))[1:]:
         (few / path.name).write_bytes(path.read_bytes())
     cv2.imwrite(str(few / "hand05.png"), np.zeros((5, 5), np.uint8))
-    refused("hand00.png: there is no such mask.*hand05.png is 5x5", masks=few)
+    refused("hand00.png: no such mask.*hand05.png is 5x5", masks=few)
 
 
 @pytest.fixture(scope="module")
