@@ -15,7 +15,7 @@ from boneage_jax import benchmark, compare, evaluate, main, plan, predict, segme
 from boneage_jax.cli import exit_status, load_recipe, parse_config
 from boneage_jax.config import base_config, config_lines
 from boneage_jax.errors import InputError
-from boneage_jax.storage.checkpoints import _without_late_reads
+from boneage_jax.storage.quiet_orbax import without_late_reads
 from configs import cls
 from tfds_rsna import prepare
 
@@ -173,7 +173,7 @@ def test_no_package_re_exports(tmp_path):
 
 def test_a_training_leaves_the_process_as_it_was(tiny_train):
     deadline = time.monotonic() + 30  # restores that failed in earlier tests
-    while _without_late_reads._depth and time.monotonic() < deadline:
+    while without_late_reads._depth and time.monotonic() < deadline:
         time.sleep(0.1)
     hook, verbosity = sys.unraisablehook, absl_logging.get_verbosity()
     filters = list(logging.getLogger("absl").filters)

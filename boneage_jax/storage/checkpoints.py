@@ -7,11 +7,7 @@ during a save loses nothing that was saved before.
 import contextlib
 import gc
 import json
-import logging
-import os
 import sys
-import threading
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +23,12 @@ from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
 from boneage_jax.state import TrainState, Tree, merge, select
 from boneage_jax.storage.bucket import checkpoint_folder, push
 from boneage_jax.storage.checksums import as_field, checksums, first_damaged
+from boneage_jax.storage.quiet_orbax import clear_frames, without_late_reads, without_orbax
 from boneage_jax.storage.safe_write import cannot_write, is_passing, is_refused_write
 
 if TYPE_CHECKING:
     import grain
 
-_LATE = 10.0  # seconds after which all reads of a failed restore have ended
 _CHECKSUMS, _POSITION = "checksums", "position"  # keys in the metadata of a checkpoint
 
 
@@ -48,7 +44,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, metric: str, *, read_only: bool = False):
         waiting_for("the checkpoint", PATIENCE)
-        self._quiet = _without_orbax()
+        self._quiet = without_orbax()
         self._quiet.__enter__()
         self._workdir, self._folder = workdir, checkpoint_folder(workdir)
         self._metric = metric
@@ -235,17 +231,17 @@ class Checkpoints:
     def _restore_errors(self, step: int) -> Iterator[None]:
         """Context manager that turns a failed restore into one line that names the checkpoint."""
         reason = ""
-        with _without_late_reads:
+        with without_late_reads:
             try:
                 yield
             except Exception as error:  # orbax raises a bare Exception on failed reads
                 if is_lost_peer(error):
                     raise  # the checkpoint is intact
                 reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
-                _clear_frames(error)  # they hold reads that will still fail
+                clear_frames(error)  # they hold reads that will still fail
             if reason:
                 gc.collect()
-                _without_late_reads.linger()
+                without_late_reads.linger()
         if reason:
             raise InputError(
                 f"{self._folder}/{step} cannot be restored: it is damaged or was written by "
@@ -330,80 +326,5 @@ class Checkpoints:
             ) from error
 
 
-def _clear_frames(error: BaseException | None) -> None:
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
-
-
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:
     return jax.tree_util.tree_leaves_with_path(tree)
-
-
-@contextlib.contextmanager
-def _without_orbax() -> Iterator[None]:
-    """Context manager that silences orbax: saves at INFO, casts at WARNING, errors that it raises.
-
-    Other packages that log through absl are not affected.
-    """
-
-    def is_another(record: logging.LogRecord) -> bool:
-        return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-    logger = logging.getLogger("absl")
-    logger.addFilter(is_another)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_another)
-
-
-class _LateReads:
-    """Context manager that drops the tracebacks of reads that fail after a failed restore.
-
-    Arrays are read concurrently. If one is damaged, orbax closes the event loop, and each further
-    read that fails reports itself or the closed loop when it is garbage-collected, which is noise
-    after the actual error. Reports are dropped while the context manager, which threads share, is
-    open, and for `_LATE` seconds after a failed restore.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._depth = threading.Lock(), 0
-        self._before: Any = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._depth += 1
-            if self._depth == 1:
-                self._before, sys.unraisablehook = sys.unraisablehook, self._unraisable
-                logging.getLogger("asyncio").addFilter(self._is_another)
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._depth -= 1
-            if self._depth == 0:
-                sys.unraisablehook = self._before
-                logging.getLogger("asyncio").removeFilter(self._is_another)
-
-    def linger(self) -> None:
-        """Stays open for `_LATE` more seconds: reads in other threads fail after the restore."""
-        self.__enter__()
-        timer = threading.Timer(_LATE, self._leave)
-        timer.daemon = True
-        timer.start()
-
-    def _leave(self) -> None:
-        gc.collect()  # or a read in a garbage cycle would report minutes later
-        self.__exit__()
-
-    def _unraisable(self, unraisable: Any) -> None:
-        late = "coroutine object _read" in repr(unraisable.object)  # orbax's, for one array
-        if not late and "Event loop is closed" not in str(unraisable.exc_value):
-            self._before(unraisable)
-
-    def _is_another(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        return "exception was never retrieved" not in text or "orbax" not in text
-
-
-_without_late_reads = _LateReads()

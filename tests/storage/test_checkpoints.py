@@ -13,7 +13,8 @@ from boneage_jax.data.loader import train_batches
 from boneage_jax.errors import InputError
 from boneage_jax.runtime.parallel import Parallel
 from boneage_jax.state import TrainState, flops_of, split_flops
-from boneage_jax.storage.checkpoints import Checkpoints, _without_late_reads
+from boneage_jax.storage.checkpoints import Checkpoints
+from boneage_jax.storage.quiet_orbax import without_late_reads
 from tests.support.tiny_task import memory_split
 
 
@@ -92,11 +93,11 @@ def test_absl_logging_of_others_is_left_alone(tmp_path, caplog):
 
 def test_restores_side_by_side_leave_the_hook_as_it_was():
     deadline = time.monotonic() + 30  # restores that failed in earlier tests
-    while _without_late_reads._depth and time.monotonic() < deadline:
+    while without_late_reads._depth and time.monotonic() < deadline:
         time.sleep(0.1)
     hook = sys.unraisablehook
-    with _without_late_reads:
-        with _without_late_reads:
+    with without_late_reads:
+        with without_late_reads:
             assert sys.unraisablehook is not hook
         assert sys.unraisablehook is not hook
     assert sys.unraisablehook is hook

@@ -1,0 +1,89 @@
+"""What orbax says that users need not read: its log, and reads that fail after a failed restore."""
+
+import contextlib
+import gc
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+_LATE = 10.0  # seconds after which all reads of a failed restore have ended
+
+
+def clear_frames(error: BaseException | None) -> None:
+    """Clears the frames of an error and its causes, which hold reads that still fail."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+@contextlib.contextmanager
+def without_orbax() -> Iterator[None]:
+    """Context manager that silences orbax: saves at INFO, casts at WARNING, errors that it raises.
+
+    Other packages that log through absl are not affected.
+    """
+
+    def is_another(record: logging.LogRecord) -> bool:
+        return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(is_another)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_another)
+
+
+class LateReads:
+    """Context manager that drops the tracebacks of reads that fail after a failed restore.
+
+    Arrays are read concurrently. If one is damaged, orbax closes the event loop, and each further
+    read that fails reports itself or the closed loop when it is garbage-collected, which is noise
+    after the actual error. Reports are dropped while the context manager, which threads share, is
+    open, and for `_LATE` seconds after a failed restore.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._depth = threading.Lock(), 0
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._depth += 1
+            if self._depth == 1:
+                self._before, sys.unraisablehook = sys.unraisablehook, self._unraisable
+                logging.getLogger("asyncio").addFilter(self._is_another)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0:
+                sys.unraisablehook = self._before
+                logging.getLogger("asyncio").removeFilter(self._is_another)
+
+    def linger(self) -> None:
+        """Stays open for `_LATE` more seconds: reads in other threads fail after the restore."""
+        self.__enter__()
+        timer = threading.Timer(_LATE, self._leave)
+        timer.daemon = True
+        timer.start()
+
+    def _leave(self) -> None:
+        gc.collect()  # or a read in a garbage cycle would report minutes later
+        self.__exit__()
+
+    def _unraisable(self, unraisable: Any) -> None:
+        late = "coroutine object _read" in repr(unraisable.object)  # orbax's, for one array
+        if not late and "Event loop is closed" not in str(unraisable.exc_value):
+            self._before(unraisable)
+
+    def _is_another(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return "exception was never retrieved" not in text or "orbax" not in text
+
+
+without_late_reads = LateReads()
