@@ -16,19 +16,11 @@ import numpy as np
 import pytest
 
 from boneage_jax.errors import InputError
+from tests.support.rsna_folder import write
 from tfds_rsna.builders import NAMES, find_builder, prepare
 from tfds_rsna.fingerprint import fingerprint, read_fingerprint
 
 NAME = "rsna_bone_age/256"
-
-
-def write(raw: Path, ids=(1, 2, 3)) -> Path:
-    (raw / "train").mkdir(parents=True, exist_ok=True)
-    for key in ids:
-        cv2.imwrite(str(raw / f"train/{key}.png"), np.full((9, 9), key, np.uint8))
-    rows = "".join(f"{key},{key * 10},True\n" for key in ids)
-    (raw / "train.csv").write_text(f"id,boneage,male\n{rows}")
-    return raw
 
 
 @pytest.fixture

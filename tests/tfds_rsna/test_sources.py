@@ -13,21 +13,13 @@ import tensorflow_datasets as tfds
 
 import tfds_rsna  # noqa: F401  (makes the data sets known to TFDS)
 from boneage_jax.errors import InputError
+from tests.support.rsna_folder import write
 from tfds_rsna.builders import prepare
 from tfds_rsna.fingerprint import read_fingerprint
 from tfds_rsna.sources import place_of, prepared_sets
 
 NAME = "rsna_bone_age/256"
 BELOW = Path(NAME, "1.0.0")
-
-
-def write(raw: Path, ids=(1, 2, 3)) -> Path:
-    (raw / "train").mkdir(parents=True, exist_ok=True)
-    for key in ids:
-        cv2.imwrite(str(raw / f"train/{key}.png"), np.full((9, 9), key, np.uint8))
-    rows = "".join(f"{key},{key * 10},True\n" for key in ids)
-    (raw / "train.csv").write_text(f"id,boneage,male\n{rows}")
-    return raw
 
 
 def ids(builder) -> list[int]:
