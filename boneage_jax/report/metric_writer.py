@@ -4,17 +4,26 @@ import contextlib
 import json
 import math
 import socket
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from tensorboardX import RecordWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-
 from boneage_jax.errors import InputError
 from boneage_jax.storage.safe_write import write_text, writing
+
+# tensorboardX imports PyTorch where that is installed, 4 s and 400 MB for nothing: records need
+# none of it, and it does without where the import fails.
+_torch = {} if "torch" in sys.modules else {"torch": None}
+sys.modules.update(_torch)  # type: ignore[arg-type]
+try:
+    from tensorboardX import RecordWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
+finally:
+    for _name in _torch:
+        del sys.modules[_name]
 
 _FILE = "metrics.jsonl"
 

@@ -1,15 +1,17 @@
 """The diary of a run across kills and restarts."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from boneage_jax.errors import InputError
-from boneage_jax.report.metric_writer import MetricWriter, read_metrics
+from boneage_jax.report.metric_writer import Event, MetricWriter, SessionLog, read_metrics
 
 
 def fill(workdir: Path, steps: range, resume_step: int | None = None) -> None:
@@ -120,3 +122,13 @@ def test_nothing_written_leaves_no_trace(tmp_path: Path) -> None:
         assert writer.last_row is None
     assert list(tmp_path.iterdir()) == []
     assert read_metrics(tmp_path) == []
+
+
+def test_pytorch_is_not_loaded(tmp_path: Path) -> None:
+    """It costs seconds and memory where it is installed; an import of it afterwards works."""
+    (tmp_path / "torch.py").write_text("print('loaded')")
+    code = "import boneage_jax.report.metric_writer; print('before'); import torch"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["before", "loaded"]
