@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from boneage_jax.errors import InputError
 from boneage_jax.models.batch_norm import BatchNorm
 from boneage_jax.models.depthwise import chosen, depthwise_conv, fused_depthwise
+from boneage_jax.models.initializers import variance_scaling
 
 Array = jax.Array
 Module = Callable[..., Any]
@@ -70,9 +71,9 @@ STAGES = (
 )
 
 # Variance scaling as in the paper's TPU code: normal, fan out; signals do not shrink with depth.
-_conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+_conv_init = variance_scaling(2.0, "fan_out")
 # The same for depthwise kernels [k, k, 1, C]: one output depends on k * k weights, whatever C.
-_depthwise_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+_depthwise_init = variance_scaling(2.0, "fan_in")
 _dense_init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 

@@ -15,6 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from boneage_jax.models.initializers import variance_scaling
+
 Array = jax.Array
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -77,7 +79,7 @@ class ConvTranspose(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps [B, H, W, C] to [B, 2H, 2W, features]."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        kernel = self.param("kernel", variance_scaling(1.0, "fan_in"), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return conv_transpose(x, kernel) + bias

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from boneage_jax.models.batch_norm import BatchNorm
 from boneage_jax.models.convolution import conv_general_dilated
+from boneage_jax.models.initializers import variance_scaling
 from boneage_jax.models.resolution import ConvTranspose, depth_to_space, max_pool, space_to_depth
 
 Array = jax.Array
@@ -33,7 +34,7 @@ VARIANTS: dict[str, _Variant] = {
     "unet_wide": _Variant((16, 32, 48, 64, 96), 1, 2, True, 2, 1),
     "unet_10": _Variant((10, 20, 40, 80, 160), 2, 1, False, 3, 2),
 }
-_HE = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+_HE = variance_scaling(2.0, "fan_in")
 # Prior log-odds of hand pixels: a hand covers about a third of a radiograph.
 _PRIOR = math.log(0.3 / 0.7)
 

@@ -13,6 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 from boneage_jax.metrics import age_summary, sex_summary
+from boneage_jax.models.initializers import init_variables
 from boneage_jax.tasks.task import AgeScale, Arrays, Task, Tree
 
 LOSSES = ("l1", "huber", "mse", "distribution")
@@ -164,9 +165,10 @@ class BoneAge(Task):
         )
 
     def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> Tree:
-        images = jnp.zeros((1, *image_shape), jnp.float32)
-        init = jax.jit(lambda k: self.model.init(k, images, jnp.zeros((1,), jnp.int32)))
-        return {"batch_stats": {}} | init(key)  # a backbone without BatchNorm has none
+        images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        male = jax.ShapeDtypeStruct((1,), jnp.int32)
+        # A backbone without BatchNorm has no statistics.
+        return {"batch_stats": {}} | init_variables(self.model, key, images, male)
 
     def apply(
         self, variables: Tree, batch: Arrays, *, train: bool, keys: jax.Array | None

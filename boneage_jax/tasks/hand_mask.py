@@ -59,11 +59,6 @@ class HandMask(Task):
         del info  # masks have no scale
         return cls(model, float(config.loss.dice_weight))
 
-    def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> Tree:
-        images = jnp.zeros((1, *image_shape), jnp.float32)
-        variables = jax.jit(lambda k: self.model.init(k, images))(key)
-        return {"batch_stats": {}} | variables  # a network without BatchNorm has none
-
     def apply(
         self, variables: Tree, batch: Arrays, *, train: bool, keys: jax.Array | None
     ) -> tuple[Arrays, Tree]:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from boneage_jax.models.initializers import init_variables
+
 Tree = Any
 Arrays = dict[str, jax.Array]
 
@@ -68,8 +70,8 @@ class Task(abc.ABC):
     def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> Tree:
         """Returns fresh variables {'params', 'batch_stats'} for images [H, W, C]."""
         model: Any = self.model  # type: ignore[attr-defined]
-        images = jnp.zeros((1, *image_shape), jnp.float32)
-        return {"batch_stats": {}} | jax.jit(lambda k: model.init(k, images))(key)
+        images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        return {"batch_stats": {}} | init_variables(model, key, images)
 
     def apply(
         self, variables: Tree, batch: Arrays, *, train: bool, keys: jax.Array | None

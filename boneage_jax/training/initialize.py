@@ -113,6 +113,23 @@ def start_from(state: TrainState, folder: str | os.PathLike[str], task: str) -> 
     )
 
 
+def check_pretrained(config: ConfigDict) -> None:
+    """Checks that the source `config.model.pretrained` is there and has the options of the model.
+
+    Raises:
+      InputError: the weights cannot be found, belong to another network, or were made with a
+        padding or BatchNorm epsilon that differs from the config.
+    """
+    model = config.model
+    if not model.pretrained or config.pretrain.data or config.init_from:
+        return
+    options = pretrained_options(model.name, model.pretrained)
+    wrong = {key: value for key, value in options.items() if model[key] != value}
+    if wrong:
+        flags = " ".join(f"--config.model.{key}={value}" for key, value in wrong.items())
+        raise InputError(f"config.model.pretrained={model.pretrained} needs {flags}")
+
+
 def with_pretrained_backbone(state: TrainState, config: ConfigDict) -> TrainState:
     """Returns a fresh bone-age state whose backbone has the weights `config.model.pretrained`.
 
@@ -120,15 +137,9 @@ def with_pretrained_backbone(state: TrainState, config: ConfigDict) -> TrainStat
     both give a mean near 0 and a standard deviation near 1.
 
     Raises:
-      InputError: the weights cannot be read, belong to another network, or were made with a
-        padding or BatchNorm epsilon that differs from the config.
+      InputError: the weights cannot be read or belong to another network.
     """
     model = config.model
-    options = pretrained_options(model.name, model.pretrained)
-    wrong = {key: value for key, value in options.items() if model[key] != value}
-    if wrong:
-        flags = " ".join(f"--config.model.{key}={value}" for key, value in wrong.items())
-        raise InputError(f"config.model.pretrained={model.pretrained} needs {flags}")
     found = load_pretrained(model.name, model.pretrained)
     parts: dict[str, Any] = {}
     for name in ("params", "batch_stats"):

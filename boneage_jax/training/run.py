@@ -287,19 +287,21 @@ def fresh_state(
 
     # One program: JAX would otherwise compile some 90 small ones.
     @jax.jit
-    def make(root: jax.Array) -> TrainState:
-        variables = task.init(jax.random.fold_in(root, 0), (info.image_size, info.image_size, 1))
+    def make(root: jax.Array, variables: Tree) -> TrainState:
+        # Copies: the state is donated to the step, which takes no buffer twice and none of NumPy.
+        variables = jax.tree.map(jnp.copy, variables)
         params: Tree = variables["params"]
         trained = select(params, part)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             batch_stats=variables["batch_stats"],
-            # A copy: the state is donated to the step, and no buffer may be donated twice.
             ema_params=jax.tree.map(jnp.copy, trained) if config.ema_decay else {},
             opt_state=optimizer.init(trained),
             rng=jax.random.key_data(jax.random.fold_in(root, 1)),
             flops_spent=jnp.zeros((2,), jnp.uint32),
         )
 
-    return make(jax.random.key(config.seed))  # the seed as an argument: one program for all seeds
+    root = jax.random.key(config.seed)
+    variables = task.init(jax.random.fold_in(root, 0), (info.image_size, info.image_size, 1))
+    return make(root, variables)

@@ -31,7 +31,7 @@ from boneage_jax.storage.workdir import claim_workdir
 from boneage_jax.training.describe import describe_run, say
 from boneage_jax.training.ensemble import train_members
 from boneage_jax.training.final_report import final_report
-from boneage_jax.training.initialize import initial_state
+from boneage_jax.training.initialize import check_pretrained, initial_state
 from boneage_jax.training.loop import Loop
 from boneage_jax.training.run import Run, build_run
 from boneage_jax.training.step_log import StepLog
@@ -87,6 +87,9 @@ def _train_network(
         say(f"{workdir} holds this run, finished at step {start}; nothing is left to do")
         checkpoints.close()
         return json.loads((workdir / REPORT).read_text())
+    if start is None:
+        waiting_for("the pretrained weights", PATIENCE)
+        check_pretrained(config)  # before the minutes that compiling takes
     waiting_for("the model", PATIENCE)
     describe_run(run, workdir)
     state = _make_steps(run, workdir, dataset, checkpoints, start, stopping)

@@ -112,14 +112,14 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("phases")
     patch = pytest.MonkeyPatch()
     patch.setenv("TFDS_DATA_DIR", str(folder / "data"))
-    report = boneage_jax.train(two_phases(), folder / "whole")
+    report = boneage_jax.train(two_phases(), folder / "whole", devices=jax.devices()[:1])
     yield folder / "whole", report
     patch.undo()
 
 
-def test_each_phase_spends_its_own_flops(whole):
+def test_each_phase_spends_its_own_flops(whole, one_device):
     workdir, report = whole
-    run = load_run(workdir)[0]
+    run = load_run(workdir, one_device)[0]
     first, second = run.flops_until(1), run.train_flops
     # Forward pass alone at a quarter of the pixels: a twelfth, but for the heads.
     assert 10 < second / first < 14
@@ -129,7 +129,9 @@ def test_each_phase_spends_its_own_flops(whole):
     assert report["compute"]["train_flops"] == expected[-1] == report["curve"][-1]["flops"]
 
 
-def test_a_run_stopped_in_either_phase_ends_as_if_never_stopped(whole, tmp_path, monkeypatch):
+def test_a_run_stopped_in_either_phase_ends_as_if_never_stopped(
+    whole, tmp_path, monkeypatch, one_device
+):
     workdir, _ = whole
     save = ocp.CheckpointManager.save
 
@@ -145,10 +147,10 @@ def test_a_run_stopped_in_either_phase_ends_as_if_never_stopped(whole, tmp_path,
     for number in (1, 4):
         monkeypatch.setattr(ocp.CheckpointManager, "save", stop_after(number))
         with pytest.raises(KeyboardInterrupt):
-            boneage_jax.train(two_phases(), tmp_path / "stopped")
+            boneage_jax.train(two_phases(), tmp_path / "stopped", devices=one_device)
     monkeypatch.setattr(ocp.CheckpointManager, "save", save)
-    boneage_jax.train(two_phases(), tmp_path / "stopped")
-    states = [load_run(folder)[1] for folder in (workdir, tmp_path / "stopped")]
+    boneage_jax.train(two_phases(), tmp_path / "stopped", devices=one_device)
+    states = [load_run(folder, one_device)[1] for folder in (workdir, tmp_path / "stopped")]
     jax.tree.map(np.testing.assert_array_equal, *map(dataclasses.asdict, states))
 
 

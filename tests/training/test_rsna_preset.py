@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from boneage_jax.inference.load_trained import load_trained
+from tests.support.compiling import xla_flags
 from tfds_rsna.hand_phantom.render import make_phantom
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +52,12 @@ def test_the_rsna_recipe_starts_from_a_file_of_timm(kaggle, tmp_path):
             *("--config.evaluate_every=1000", "--config.optimizer.learning_rate=1e-9"),
         ],
         cwd=ROOT,
-        env=os.environ | {"TFDS_DATA_DIR": str(tmp_path / "data"), "PYTHONPATH": str(ROOT)},
+        env=os.environ
+        | {
+            "TFDS_DATA_DIR": str(tmp_path / "data"),
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": xla_flags(),
+        },
         capture_output=True,
         text=True,
         check=False,
