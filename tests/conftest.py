@@ -28,6 +28,26 @@ pytest_plugins = [
 ]
 
 
+# Files of tests by their time: the longest first, so that two processes end at the same time.
+_LONGEST = (
+    *("runtime/test_processes", "benchmarking/test_benchmark", "training/test_end_to_end"),
+    *("training/test_pretraining", "training/test_phases", "training/test_nonfinite"),
+    *("inference/test_background_removal", "training/test_finetune", "storage/test_bucket"),
+    *("training/test_rsna_preset", "training/test_restart", "training/test_step"),
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets pytest-xdist keep the order below; it would start with the files of most tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {f"{name}.py": rank for rank, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: ranks.get("/".join(item.path.parts[-2:]), len(ranks)))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def free_compiled_programs():
     """Keeps the suite below 3 GB: JAX holds each compiled program for the life of the process."""

@@ -57,7 +57,6 @@ def here(tmp_path, monkeypatch, phantoms, forgotten):
     """A folder with the files of the page, images, and a table of stages."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", phantoms)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(Path(phantoms) / "compiled"))
     for name, text in FILES.items():
         Path(name).write_text(text)
     folder = Path("FOLDER")

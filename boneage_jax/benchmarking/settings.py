@@ -20,7 +20,7 @@ class Bench:
 
     Attributes:
       image_size: pixels per side.
-      repetitions: minimum number of timed calls of a case.
+      repetitions: minimum number of timed calls of a case, and of those that measure a peak.
       min_seconds: minimum total seconds of the timed calls; short calls get more repetitions.
       warmup: calls before the clock starts, after the one that compiles.
       records: images written for the cases `input` and `loop`.

@@ -316,7 +316,10 @@ def run_suite(
         for size in whole_numbers("config.bench.batch_sizes", bed.settings.batch_sizes):
             build_run(bed.changed(batch_size=size, eval_batch_size=size), bed.info)
     bed.say("measuring the peaks of this machine")
-    peaks = [measure_peaks(device, bed.recipe.model.dtype)]
+    measured = functools.partial(
+        measure_peaks, device, bed.recipe.model.dtype, repetitions=bed.settings.repetitions
+    )
+    peaks = [measured()]
     found: list[Result] = []
     for name in cases:
         bed.say(f"case {name}")
@@ -327,7 +330,7 @@ def run_suite(
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             bed.say(f"case {name}: out of memory on the device; left out from there on")
-    peaks.append(measure_peaks(device, bed.recipe.model.dtype))
+    peaks.append(measured())
     ceiling = Peaks(
         max(p.flops_per_second for p in peaks),
         max(p.bytes_per_second for p in peaks),

@@ -111,7 +111,6 @@ def aged(shared, radiographs, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("age") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(shared / "data"))
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(shared / "compiled"))
         patch.chdir(ROOT)
         code = call(
             main,

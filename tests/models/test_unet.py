@@ -7,13 +7,15 @@ import pytest
 
 from boneage_jax.errors import InputError
 from boneage_jax.flops import count_flops
+from boneage_jax.models.initializers import init_variables
 from boneage_jax.models.registry import UNET_NAMES, create_model
 from boneage_jax.models.resolution import depth_to_space, space_to_depth
 
 
 def _init(name, shape, **options):
     model = create_model(name, **options)
-    return model, jax.jit(lambda key: model.init(key, jnp.zeros(shape)))(jax.random.key(0))
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return model, init_variables(model, jax.random.key(0), images)
 
 
 @pytest.mark.parametrize("name", UNET_NAMES)

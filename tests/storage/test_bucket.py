@@ -191,7 +191,6 @@ def test_a_run_goes_on_from_a_bucket_on_another_machine(emulator, tmp_path):
         "PYTHONPATH": f"{ROOT}:{ROOT}/tests",
         "TFDS_DATA_DIR": str(tmp_path / "data"),
     }
-    keep |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
     first = keep | {"XDG_CACHE_HOME": str(tmp_path / "first")}
     second = keep | {"XDG_CACHE_HOME": str(tmp_path / "second")}
     whole = _train(str(tmp_path / "whole"), first)

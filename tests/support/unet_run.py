@@ -1,9 +1,12 @@
 """A U-Net trained on phantoms, radiographs it can read, and the masks it writes of them."""
 
+import os
+import shutil
 from pathlib import Path
 
 import cv2
 import pytest
+from filelock import FileLock
 
 from boneage_jax import main, segment
 from boneage_jax.cli import exit_status
@@ -18,12 +21,28 @@ def call(module, *arguments) -> int:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    """Data, compiled programs and a U-Net for all tests that need one."""
+def shared(tmp_path_factory, worker_folder):
+    """Data and a U-Net for all tests that need one; trained once, each worker has a copy."""
     folder = tmp_path_factory.mktemp("segment")
+    with FileLock(worker_folder / "unet.lock"):
+        if not (worker_folder / "segment").exists():
+            _train(folder)
+            shutil.copytree(folder, worker_folder / "segment")
+        else:
+            shutil.copytree(worker_folder / "segment", folder, dirs_exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def worker_folder(tmp_path_factory):
+    """A folder that all workers of pytest-xdist share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+def _train(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(folder / "data"))
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
         patch.chdir(ROOT)
         code = call(
             main,
@@ -39,13 +58,11 @@ def shared(tmp_path_factory):
             "--config.augment.rotate=30.0",
         )
         assert code == 0
-        yield folder
 
 
 @pytest.fixture
 def here(shared, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(shared / "data"))
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(shared / "compiled"))
     monkeypatch.chdir(ROOT)
     return shared
 
@@ -73,14 +90,6 @@ def masks(shared, radiographs, tmp_path_factory):
     (bad / "empty.png").write_bytes(b"")
     whole = (radiographs / "images" / "hand00.png").read_bytes()
     (bad / "cut.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(shared / "compiled"))
-        code = call(
-            segment,
-            f"--workdir={shared / 'unet'}",
-            f"--output={output}",
-            radiographs / "images",
-            bad,
-        )
-    assert code == 0
+    arguments = (f"--workdir={shared / 'unet'}", f"--output={output}")
+    assert call(segment, *arguments, radiographs / "images", bad) == 0
     return output

@@ -46,12 +46,11 @@ RECIPE = [
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """One device, prepared data and compiled programs shared by the runs of this file."""
+    """One device, and prepared data shared by the runs of this file."""
     folder = tmp_path_factory.mktemp("shared")
     keep = os.environ | {"XLA_FLAGS": xla_flags()}
     return keep | {
         "TFDS_DATA_DIR": str(folder / "data"),
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "PYTHONPATH": str(ROOT),
     }
 
@@ -75,7 +74,6 @@ def finished(environment, tmp_path_factory):
 def here(environment, monkeypatch):
     """The same environment for doors that are called in this process."""
     monkeypatch.setenv("TFDS_DATA_DIR", environment["TFDS_DATA_DIR"])
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", environment["JAX_COMPILATION_CACHE_DIR"])
     monkeypatch.chdir(ROOT)
 
 

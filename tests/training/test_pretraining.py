@@ -9,9 +9,11 @@ from boneage_jax import main
 from tests.support.unet_run import call
 
 
-def test_pretraining_runs_first_and_once(here, tmp_path, monkeypatch, capfd):
+def test_pretraining_runs_first_and_once(phantoms, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("TFDS_DATA_DIR", phantoms)
     recipe = (
         "--config=configs/seg.py",
+        "--config.model.name=tiny_unet",
         "--config.data.config=64-small",
         "--config.batch_size=12",
         "--config.eval_batch_size=32",
@@ -41,7 +43,7 @@ def test_pretraining_runs_first_and_once(here, tmp_path, monkeypatch, capfd):
     assert again["mask"] == run["mask"]
 
 
-def test_pretraining_hands_over_the_network_and_its_cost(here, tmp_path, monkeypatch, capfd):
+def test_pretraining_hands_over_the_network_and_its_cost(here, tmp_path, capfd):
     recipe = (
         "--config=configs/seg.py",
         "--config.data.config=64-small",

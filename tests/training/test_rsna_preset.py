@@ -38,7 +38,9 @@ def test_the_rsna_recipe_starts_from_a_file_of_timm(kaggle, tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed (extra 'peers')")
     timm = pytest.importorskip("timm", reason="timm is not installed (extra 'peers')")
     torch.manual_seed(0)
-    network = timm.create_model("tf_efficientnet_lite0", num_classes=10).state_dict()
+    whole = timm.create_model("tf_efficientnet_lite0", num_classes=10).state_dict()
+    # The first block of each stage: compiles in half of the time.
+    network = {k: v for k, v in whole.items() if k[:6] != "blocks" or k.split(".")[2] == "0"}
     file = tmp_path / "tf_efficientnet_lite0.in1k.pth"
     torch.save(network, file)
     workdir = tmp_path / "run"
@@ -47,7 +49,7 @@ def test_the_rsna_recipe_starts_from_a_file_of_timm(kaggle, tmp_path):
             *(sys.executable, "-m", "boneage_jax.main", "--config=configs/cls.py:rsna"),
             *(f"--workdir={workdir}", f"--config.data.raw_dir={kaggle}"),
             *(f"--config.model.pretrained={file}", "--config.data.config=128"),
-            "--config.model.name=efficientnet_lite0",  # compiles in a fifth of the time
+            *("--extensions=tests/support/tiny_backbone.py", "--config.model.name=tiny_lite0"),
             *("--config.batch_size=4", "--config.eval_batch_size=4", "--config.steps=2"),
             *("--config.evaluate_every=1000", "--config.optimizer.learning_rate=1e-9"),
         ],
@@ -67,8 +69,8 @@ def test_the_rsna_recipe_starts_from_a_file_of_timm(kaggle, tmp_path):
     assert np.isfinite(report["age"]["mae"]) and report["config"]["model"]["dtype"] == "bfloat16"
     # At a learning rate of nothing the run ends with the weights of the file.
     params = load_trained(workdir).variables["params"]["backbone"]
-    theirs = network["blocks.5.3.conv_pw.weight"].numpy().transpose(2, 3, 1, 0)
-    np.testing.assert_allclose(params["block6d_expand_conv"]["kernel"], theirs, atol=1e-6)
+    theirs = network["blocks.5.0.conv_pw.weight"].numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_allclose(params["block6a_expand_conv"]["kernel"], theirs, atol=1e-6)
     # The stem reads one channel as the colour stem reads grey.
     stem = network["conv_stem.weight"].numpy().sum(1, keepdims=True).transpose(2, 3, 1, 0)
     assert params["stem_conv"]["kernel"].shape == stem.shape
