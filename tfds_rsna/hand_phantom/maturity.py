@@ -78,8 +78,8 @@ def carpal_size(name: str, age: float, male: bool, shift: float = 1.0) -> float:
     onset, grown = CARPAL_ONSET[name].of(male) * shift, CARPAL_GROWN.of(male) * shift
     if age < onset:
         return 0.0
-    years_left = max(grown - onset, 24.0)  # a late centre still needs two years to grow
-    return 0.25 + 0.75 * min((age - onset) / years_left, 1.0) ** 0.6
+    growing = max(grown - onset, 24.0)  # a late centre still needs two years to grow
+    return 0.25 + 0.75 * min((age - onset) / growing, 1.0) ** 0.6
 
 
 def epiphysis_width(kind: str, age: float, male: bool, shift: float = 1.0) -> float:
