@@ -9,7 +9,8 @@ usage: python -m boneage_jax.main --config=RECIPE[:PRESET] [--workdir=DIR] [--co
   --config.KEY=VALUE   changes one value of the recipe, e.g. --config.batch_size=16
 
 --show_config prints all keys with their meaning. With several processes, those of SLURM, Cloud TPU,
-GKE and Open MPI find each other; others need --coordinator, --processes and --process.
+GKE and Open MPI 4 find each other; others need --coordinator, --processes and --process. --alone
+trains in this process alone where the environment announces others that do not exist.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0")
     parser.add_argument("--processes", type=int, default=0, metavar="N", help="of the job")
     parser.add_argument("--process", type=int, default=-1, metavar="I", help="this one, from 0")
+    parser.add_argument("--alone", action="store_true", help="no other processes")
     args, rest = parser.parse_known_args(argv)
     if args.show_config:
         from boneage_jax.config import config_lines
@@ -35,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     from boneage_jax.runtime.distributed import join, place
     from boneage_jax.runtime.heartbeat import Heartbeat
 
-    join(args.coordinator, args.processes, args.process)
+    join(args.coordinator, args.processes, args.process, alone=args.alone)
     with Heartbeat(expected=place()[1]):
         return _train(rest)
 

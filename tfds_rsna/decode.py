@@ -4,7 +4,6 @@ import itertools
 import os
 import sys
 import threading
-import time
 import zipfile
 import zlib
 from collections import deque
@@ -15,11 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from boneage_jax.data.files import UnreadableImage, fit_square, read_grey
 from boneage_jax.errors import InputError
 from boneage_jax.inference.background_removal import Background
+from boneage_jax.runtime.progress import progress
 
 _LISTED = 20  # names listed in an error message; the rest are counted
 _AHEAD = 4  # images in flight per thread
@@ -79,8 +78,8 @@ def decode_all(
     Raises:
       InputError: after the last image, with the number of unreadable ones and the first 20 names.
     """
-    started, workers = time.perf_counter(), _cores()
-    bar = tqdm(total=len(items), desc=description, unit="image", mininterval=0.5, disable=None)
+    workers = _cores()
+    bar = progress(total=len(items), desc=description, unit="image")
     unreadable: list[UnreadableImage] = []
     with _Decoder(size, background) as decode, bar, ThreadPoolExecutor(workers) as pool:
         sources = iter(items)
@@ -98,13 +97,6 @@ def decode_all(
                     yield decoded
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-    if bar.disable:
-        seconds = time.perf_counter() - started
-        print(
-            f"{description}: {len(items)} images in {seconds:.1f} s "
-            f"({len(items) / max(seconds, 1e-9):.0f} images/s)",
-            file=sys.stderr,
-        )
     if unreadable:
         listing = _list_unreadable(unreadable, len(items))
         if not skip_unreadable:

@@ -4,15 +4,19 @@ import hashlib
 import json
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from boneage_jax.runtime.progress import progress
 from boneage_jax.storage.safe_write import write_text
 
 _NOTE = "prepared_from.json"
 _DEPTH = 8  # folders below the raw folder
+_BLOCK = 1 << 22
+_SILENT_SECONDS = 5.0  # before the reading of large raw data is shown
 # PNGs in a folder of masks, the network in a U-Net's workdir; not reports or evaluations.
 _MASKS = re.compile(r"[^/]*\.png$|facts\.json$|config\.json$|checkpoints/")
 
@@ -94,16 +98,34 @@ def _digest(files: list[tuple[str, Path]], known: dict[str, str]) -> str:
     places = [f"{os.path.realpath(path)} {path.stat().st_ctime_ns}" for _, path in files]
     stat = _of_lines(_stat_lines(files) + places)
     if stat not in known:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            contents = pool.map(_of_content, (path for _, path in files))
-            lines = [f"{name} {c}" for (name, _), c in zip(files, contents, strict=True)]
-        known[stat] = _of_lines(lines)
+        known[stat] = _of_lines(_content_lines(files))
     return known[stat]
 
 
-def _of_content(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # releases the GIL
+def _content_lines(files: list[tuple[str, Path]]) -> list[str]:
+    lock = threading.Lock()
+    size = sum(path.stat().st_size for _, path in files)
+    bar = progress(
+        total=size,
+        desc="reading the raw data once",
+        unit="B",
+        unit_scale=True,
+        delay=_SILENT_SECONDS,
+        log_seconds=_SILENT_SECONDS,
+    )
+
+    def digest(path: Path) -> str:
+        found = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                found.update(block)  # releases the GIL
+                with lock:
+                    bar.update(len(block))
+        return found.hexdigest()
+
+    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        contents = pool.map(digest, (path for _, path in files))
+        return [f"{name} {each}" for (name, _), each in zip(files, contents, strict=True)]
 
 
 def _of_lines(lines: list[str]) -> str:

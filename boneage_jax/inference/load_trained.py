@@ -52,7 +52,8 @@ def load_trained(
       folder: workdir of a training run.
       task: if given, a run of another task is rejected.
       eval_batch_size: images per eval step, overrides the config if not 0.
-      devices: devices to run on, all by default.
+      devices: devices to run on, all by default; with those of this process alone, the other
+        processes of a job need not take part.
 
     Raises:
       InputError: no run in the folder, another task, an ensemble, no checkpoint, or a damaged one.
@@ -69,7 +70,8 @@ def load_trained(
     if not checkpoint_folder(folder).is_dir():
         raise InputError(f"{folder} holds no checkpoints; train first or name its workdir")
     network = build_network(config, info, devices)
-    checkpoints = Checkpoints(folder, network.task.metric, read_only=True)
+    alone = network.parallel.processes == 1
+    checkpoints = Checkpoints(folder, network.task.metric, read_only=True, alone=alone)
     try:
         step = checkpoints.step_to_use(config.select)
         variables, spent = checkpoints.restore_network(step, network.variable_shapes())

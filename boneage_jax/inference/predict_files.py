@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from boneage_jax.data.files import find_images, read_grey
 from boneage_jax.errors import InputError
 from boneage_jax.inference.read_ahead import decoding_threads, read_ahead
+from boneage_jax.runtime.progress import progress
 from boneage_jax.storage.safe_write import in_one_piece
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def write_predictions(
             writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
             writer.writeheader()
             rows = predict_files(predictor, files, sexes)
-            for row in tqdm(rows, total=len(files), unit="image", mininterval=0.5):
+            for row in progress(rows, total=len(files), unit="image"):
                 writer.writerow(row)
                 failed += bool(row.get("error"))
                 rejected += row.get("accepted") == "False" and not row.get("error")

@@ -19,6 +19,7 @@ from boneage_jax.errors import InputError
 from boneage_jax.inference.read_ahead import decoding_threads, read_ahead
 from boneage_jax.inference.segmenter import HandMaskFound, Segmenter, load_segmenter
 from boneage_jax.report.contact_sheet import ContactSheet
+from boneage_jax.runtime.progress import progress
 from boneage_jax.storage.safe_write import in_one_piece
 
 COLUMNS = ("file", "mask", "area", "parts", "sides", "confidence", "look", "reasons", "error")
@@ -140,7 +141,7 @@ def segment(
             writer = csv.DictWriter(table, COLUMNS, restval="", lineterminator="\n")
             writer.writeheader()
             rows = segment_files(segmenter, files, output, sheet)
-            for row in tqdm(rows, total=len(files), unit="image", mininterval=0.5):
+            for row in progress(rows, total=len(files), unit="image"):
                 writer.writerow(row)
                 failed = bool(row.get("error"))
                 counts["images"] += not failed

@@ -1,11 +1,10 @@
-"""Joins the processes of a job, as announced by the cluster or given by flags.
+"""Joins the processes of a job, as announced by their launcher or given by flags.
 
 Uses JAX's own multi-controller runtime, `jax.distributed`: every process runs the same program on
 its own devices, and the first one is the coordinator.
 """
 
 import contextlib
-import importlib.util
 import itertools
 import os
 import re
@@ -13,18 +12,19 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from boneage_jax.errors import InputError, PeerLost
+from boneage_jax.runtime.launcher import Announcement, announcement, task_of_launcher
 
 # Seconds without a heartbeat after which the coordinator declares a process dead and ends the job:
 # the upper bound if the network does not report a dead peer earlier.
 HEARTBEAT_SECONDS = 100
 _PARTING_SECONDS = 10.0
+_SILENT_SECONDS = 3.0  # before this process says that it waits for others
 # Messages of Gloo, NCCL and the coordination service about a lost peer. Their names alone are no
 # evidence: a driver mismatch is an NCCL error too, and restarting does not fix it.
 _LOST = re.compile(
@@ -43,40 +43,27 @@ _GRACE = 60  # seconds that JAX waits beyond our own timeout
 _asked = itertools.count()  # numbers all calls of `said_by_all`
 
 
-def announced_by(environ: Mapping[str, str], devices: Path = Path("/dev")) -> str:
-    """Returns the cluster that announces this process as part of a job, "" if none does.
-
-    Args:
-      environ: environment variables.
-      devices: folder of device files, where a TPU VM lists its chips.
-    """
-    if int(environ.get("SLURM_NTASKS") or 1) > 1 and "SLURM_STEP_NODELIST" in environ:
-        return "SLURM"
-    if int(environ.get("OMPI_COMM_WORLD_SIZE") or 1) > 1:
-        return "Open MPI"
-    if "JAX_COORDINATOR_ADDRESS" in environ or "MEGASCALE_COORDINATOR_ADDRESS" in environ:
-        return "the coordinator's address"
-    # One chip of a larger slice is useless alone, so a TPU VM always queries its metadata.
-    chips = any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))
-    on_cpu = environ.get("JAX_PLATFORMS", "tpu").startswith("cpu")
-    if chips and importlib.util.find_spec("libtpu") and not on_cpu:
-        return "Cloud TPU"
-    return ""
-
-
-def join(coordinator: str = "", processes: int = 0, process: int = -1, timeout: int = 300) -> None:
+def join(
+    coordinator: str = "",
+    processes: int = 0,
+    process: int = -1,
+    *,
+    alone: bool = False,
+    timeout: int = 300,
+) -> None:
     """Makes this process part of its job; call before anything queries the devices.
 
-    Without arguments the cluster decides; if none announces itself, the process runs alone.
+    Without arguments the launcher decides; if none announces a job, the process runs alone.
 
     Args:
       coordinator: HOST:PORT of the first process.
       processes: number of processes.
       process: index of this process, from 0.
+      alone: run alone, whatever the environment announces.
       timeout: seconds to wait for the other processes.
 
     Raises:
-      InputError: arguments that do not fit together, or that contradict the cluster.
+      InputError: arguments that do not fit together, or processes that cannot find each other.
       PeerLost: the other processes are gone. If they do not join in time, this process exits with
         the same message and status instead, since JAX would abort it with a stack trace.
     """
@@ -88,33 +75,54 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1, timeout: 
         )
     if all(given) and process >= processes:
         raise InputError(f"--process={process} must be below --processes={processes}")
-    cluster = "" if all(given) else announced_by(os.environ)
-    if not (all(given) or cluster):
+    if alone and any(given):
+        raise InputError("--alone and --coordinator contradict each other; leave one out")
+    if alone:
         return
-    where = f"announced by {cluster}" if cluster else f"of {coordinator}"
+    announced = None if all(given) else announcement(os.environ)
+    if announced is None and not all(given):
+        return
+    # Beside flags, a launcher tells at most which GPU of its node a process takes.
+    known = announced or task_of_launcher(os.environ) or Announcement("", "", "deactivate")
+    where = f"announced by {announced}" if announced else f"of {coordinator}"
     missed = f"the processes of the job {where} did not meet"
-    with _ends_after(timeout, f"{missed} within {timeout} s; start all of them again"):
+    hint = "; --alone trains without them" if announced else ""
+    remedy = f"start all of them again{hint}"
+    waits = f"waiting up to {timeout} s for the other processes of the job {where}{hint}"
+    os.environ.setdefault("grpc_proxy", "")  # proxies are not for the machines of a job
+    jax.config.update("jax_check_proxy_envs", False)
+    with _ends_after(timeout, f"{missed} within {timeout} s; {remedy}", waits):
         try:
             jax.distributed.initialize(
                 coordinator or None,
-                processes if all(given) else None,
+                processes if all(given) else known.processes or None,
                 process if all(given) else None,
+                cluster_detection_method=known.method,
                 initialization_timeout=timeout + _GRACE,
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # the ways of JAX to find a cluster raise many types
             if is_lost_peer(error):
-                raise PeerLost(f"{missed} ({_words(error)}); start all of them again") from error
-            raise InputError(f"{missed}: {_words(error)}") from error
+                raise PeerLost(f"{missed} ({_words(error)}); {remedy}") from error
+            raise InputError(f"{missed}: {_words(error)}{hint}") from error
 
 
 @contextlib.contextmanager
-def _ends_after(seconds: float, line: str) -> Iterator[None]:
-    """Context manager that ends the process with this line and status 75 unless left in time."""
+def _ends_after(seconds: float, line: str, waits: str) -> Iterator[None]:
+    """Context manager that ends the process with this line and status 75 unless left in time.
+
+    Args:
+      seconds: time limit.
+      line: last words of the process.
+      waits: printed after `_SILENT_SECONDS`.
+    """
     met = threading.Event()
 
     def watch() -> None:
-        if not met.wait(seconds):
+        if met.wait(min(_SILENT_SECONDS, seconds)):
+            return
+        os.write(2, f"{waits}\n".encode())
+        if not met.wait(max(seconds - _SILENT_SECONDS, 0)):
             os.write(2, f"{line}\n".encode())
             os._exit(os.EX_TEMPFAIL)
 

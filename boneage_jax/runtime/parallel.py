@@ -44,6 +44,8 @@ class Parallel:
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self.batch_sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
         self.axis_name = AXIS if mode == "pmap" else None
+        # Processes that have some of the devices: one in a job of several if it works for itself.
+        self.processes = len({device.process_index for device in self.devices})
         self._traces: dict[str, int] = {}
 
     @property
@@ -60,7 +62,7 @@ class Parallel:
 
     def put_state(self, tree: Any) -> Any:
         """Replicates a tree of host or device arrays on every device."""
-        if jax.process_count() > 1:
+        if self.processes > 1:
             return jax.tree.map(
                 lambda x: jax.make_array_from_process_local_data(self.replicated, np.asarray(x)),
                 tree,
@@ -72,7 +74,7 @@ class Parallel:
 
         With several processes, pmap returns arrays that cover only the devices of their process.
         """
-        if self.mode == "jit" or jax.process_count() == 1:
+        if self.mode == "jit" or self.processes == 1:
             return state
         return jax.tree.map(
             lambda x: jax.make_array_from_single_device_arrays(
@@ -101,9 +103,9 @@ class Parallel:
           Global arrays: [B, ...] for jit, [devices, B / devices, ...] for pmap.
         """
         if self.mode == "pmap":
-            here = self.device_count // jax.process_count()
+            here = self.device_count // self.processes
             batch = {k: v.reshape(here, -1, *v.shape[1:]) for k, v in batch.items()}
-        if jax.process_count() > 1:
+        if self.processes > 1:
             return {
                 k: jax.make_array_from_process_local_data(self.batch_sharding, v)
                 for k, v in batch.items()
@@ -152,8 +154,8 @@ class Parallel:
         )
 
     def fetch(self, predictions: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-        """Returns the predictions of the whole job on the host, [B, ...]."""
-        if jax.process_count() > 1:
+        """Returns the predictions of all processes that share the devices on the host, [B, ...]."""
+        if self.processes > 1:
             from jax.experimental import multihost_utils
 
             predictions = multihost_utils.process_allgather(predictions, tiled=True)

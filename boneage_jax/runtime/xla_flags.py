@@ -9,8 +9,6 @@ import os
 
 from boneage_jax.runtime.machine import cpuinfo
 
-# XLA ends the process on an unknown flag, so a jaxlib that was not measured gets none.
-_MEASURED_WITH = "0.10."
 # jaxlib 0.10 hands matrix products, sums and convolutions to YNNPACK. Its weight gradients of
 # convolutions are 4 to 5 times slower than XLA's own: with YNNPACK for the other two only, a step
 # of `unet_10` (8 images of 256 px, 2 cores of an Intel Xeon) took 625 instead of 1,000 ms, one of
@@ -24,21 +22,28 @@ _KERNELS = (
 # EfficientNet-B4 1,066 instead of 1,097, one of EfficientNet-Lite0 the same.
 _VECTORS = ("xla_cpu_prefer_vector_width", "512")
 _NO_LONGER_SLOW = "avx512_bf16"
+# What was measured with which jaxlib. XLA ends the process on a flag that it does not know, and a
+# kernel that was slow may have become fast, so other versions get no flags.
+_MEASURED = {"0.10.": (_KERNELS, _VECTORS)}
 
 
 def choose_for_cpu() -> None:
     """Adds flags to XLA_FLAGS: convolutions by XLA's own kernels, 512-bit vectors if they are fast.
 
-    Call before JAX starts its CPU backend. Flags already in XLA_FLAGS are kept.
+    Call before JAX starts its CPU backend. Flags already in XLA_FLAGS are kept; if it names a file
+    of flags, only that file counts.
     """
     try:
         version = importlib.metadata.version("jaxlib")
     except importlib.metadata.PackageNotFoundError:
         return
-    if not version.startswith(_MEASURED_WITH):
-        return
+    measured = next((m for series, m in _MEASURED.items() if version.startswith(series)), ())
     flags = os.environ.get("XLA_FLAGS", "").split()
-    for key, value in (_KERNELS, *([_VECTORS] if _has_fast_wide_vectors() else [])):
+    if not measured or (flags and not flags[0].startswith("-")):
+        return
+    for key, value in measured:
+        if (key, value) == _VECTORS and not _has_fast_wide_vectors():
+            continue
         if not any(flag.startswith(f"--{key}") for flag in flags):
             flags.append(f"--{key}={value}")
     os.environ["XLA_FLAGS"] = " ".join(flags)

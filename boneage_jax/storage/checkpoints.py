@@ -40,9 +40,10 @@ class Checkpoints:
         mirrors one.
       metric: the validation metric that ranks checkpoints, lower is better.
       read_only: for evaluation and prediction; creates nothing.
+      alone: this process reads for itself, while the others of its job do something else.
     """
 
-    def __init__(self, workdir: Path, metric: str, *, read_only: bool = False):
+    def __init__(self, workdir: Path, metric: str, *, read_only: bool = False, alone: bool = False):
         waiting_for("the checkpoint", PATIENCE)
         self._quiet = without_orbax()
         self._quiet.__enter__()
@@ -54,7 +55,10 @@ class Checkpoints:
             n=1,
             keep_checkpoints_without_metrics=False,
         )
+        me = jax.process_index()
+        among = ocp.options.MultiprocessingOptions(me, {me}, f"process_{me}") if alone else None
         options = ocp.CheckpointManagerOptions(
+            multiprocessing_options=among or ocp.options.MultiprocessingOptions(),
             preservation_policy=AnyPreservationPolicy([LatestN(1), best]),
             best_fn=lambda metrics: -metrics[metric],
             create=not read_only,

@@ -6,7 +6,6 @@ simulated CPU devices.
 
 import collections
 import dataclasses
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from boneage_jax.errors import Stopped
 from boneage_jax.evaluation.evaluate_split import evaluate_split
 from boneage_jax.runtime.parallel import is_first_process
 from boneage_jax.runtime.preemption import Stopping
+from boneage_jax.runtime.progress import progress
 from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
 from boneage_jax.state import TrainState
 from boneage_jax.storage.checkpoints import Checkpoints
@@ -111,13 +111,11 @@ class Loop:
         return state
 
     def _progress(self) -> tqdm:
-        return tqdm(
+        return progress(
             total=self._run.total_steps,
             initial=self._first,
             unit="step",
             desc="compiling",
-            mininterval=0.2 if sys.stderr.isatty() else 20.0,
-            dynamic_ncols=True,
             disable=not is_first_process(),
         )
 

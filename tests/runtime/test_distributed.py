@@ -3,42 +3,18 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
 import pytest
 from jax._src import distributed  # which holds what JAX knows of its job
 
+import boneage_jax.runtime.distributed
 from boneage_jax import main
 from boneage_jax.errors import InputError, PeerLost
-from boneage_jax.runtime.distributed import announced_by, is_lost_peer, join, peers, place
-
-SLURM = {"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "n[1-4]"}
-
-
-@pytest.mark.parametrize(
-    ("environ", "cluster"),
-    [
-        ({}, ""),
-        (SLURM, "SLURM"),
-        (SLURM | {"SLURM_NTASKS": "1"}, ""),
-        ({"SLURM_NTASKS": "4"}, ""),  # the batch script itself, not a task of srun
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI"),
-        ({"JAX_COORDINATOR_ADDRESS": "h:1"}, "the coordinator's address"),
-    ],
-)
-def test_which_cluster_announces_itself(environ, cluster, tmp_path):
-    assert announced_by(environ, tmp_path) == cluster
-
-
-def test_a_tpu_is_asked_only_where_its_software_and_its_chips_are(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "libtpu")
-    assert announced_by({}, tmp_path) == ""
-    (tmp_path / "accel0").touch()
-    assert announced_by({}, tmp_path) == "Cloud TPU"
-    assert announced_by({"JAX_PLATFORMS": "cpu"}, tmp_path) == ""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert announced_by({}, tmp_path) == ""
+from boneage_jax.runtime.distributed import is_lost_peer, join, peers, place
+from tests.runtime.test_launcher import TASK
 
 
 @pytest.mark.parametrize(
@@ -47,6 +23,7 @@ def test_a_tpu_is_asked_only_where_its_software_and_its_chips_are(tmp_path, monk
         (["--coordinator=h:1"], "go together"),
         (["--processes=2", "--process=0"], "go together"),
         (["--coordinator=h:1", "--processes=2", "--process=2"], "must be below"),
+        (["--coordinator=h:1", "--processes=2", "--process=0", "--alone"], "contradict"),
         (["--coordinator=h:1", "--processes=two", "--process=0"], "invalid int value: 'two'"),
     ],
 )
@@ -55,11 +32,69 @@ def test_flags_that_do_not_go_together(flags, says):
         main.main([*flags, "--config=configs/cls.py"])
 
 
-def test_without_a_cluster_a_process_is_alone(monkeypatch):
-    for name in (*SLURM, "OMPI_COMM_WORLD_SIZE", "JAX_COORDINATOR_ADDRESS"):
+def test_without_a_launcher_a_process_is_alone(monkeypatch):
+    for name in (*TASK, "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JAX_COORDINATOR_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     join()
     assert place() == (0, 1)
+
+
+def test_a_flag_overrules_what_a_launcher_left_behind(monkeypatch):
+    for name, value in (TASK | {"PMI_SIZE": "4"}).items():
+        monkeypatch.setenv(name, value)
+    join(alone=True)
+    assert place() == (0, 1)
+
+
+@pytest.fixture
+def initialized(monkeypatch):
+    """What `jax.distributed.initialize` was called with."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: calls.append((a, k)))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("environ", "flags", "place", "method"),
+    [
+        (TASK, (), (None, 4, None), "slurm"),
+        (TASK | {"SLURM_STEP_NUM_TASKS": "2"}, (), (None, 2, None), "slurm"),
+        (TASK, ("h:1", 4, 3), ("h:1", 4, 3), "slurm"),  # for its GPU on the node
+        # A pod, whose API would be asked, and a single task, which would get a single GPU.
+        ({"KUBERNETES_SERVICE_HOST": "x"}, ("h:1", 2, 1), ("h:1", 2, 1), "deactivate"),
+        (TASK | {"SLURM_STEP_NUM_TASKS": "1"}, ("h:1", 2, 1), ("h:1", 2, 1), "deactivate"),
+        ({"JAX_COORDINATOR_ADDRESS": "h:1"}, (), (None, None, None), None),
+    ],
+)
+def test_what_jax_is_asked_for(environ, flags, place, method, initialized, monkeypatch):
+    for name, value in (environ | {"http_proxy": "http://proxy:1"}).items():
+        monkeypatch.setenv(name, value)
+    proxy = "grpc_proxy"
+    monkeypatch.setenv(proxy, "")  # so that it is taken back
+    monkeypatch.delenv(proxy)
+    join(*flags)
+    [(arguments, options)] = initialized
+    assert (arguments, options["cluster_detection_method"]) == (place, method)
+    assert os.environ[proxy] == ""
+
+
+def test_a_launcher_whose_other_processes_do_not_exist(monkeypatch, capfd):
+    """The waiting line comes early and says which variable made it wait, and what helps."""
+
+    def fails(*args, **options):
+        time.sleep(0.3)
+        raise KeyError("SLURM_LOCALID")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fails)
+    monkeypatch.setattr(boneage_jax.runtime.distributed, "_SILENT_SECONDS", 0.1)
+    for name, value in TASK.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="did not meet: 'SLURM_LOCALID'; --alone trains"):
+        join()
+    assert capfd.readouterr().err == (
+        "waiting up to 300 s for the other processes of the job announced by SLURM "
+        "(SLURM_STEP_NUM_TASKS=4); --alone trains without them\n"
+    )
 
 
 # What Gloo, NCCL and the coordination service of jaxlib 0.10 write.

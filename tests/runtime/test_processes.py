@@ -12,10 +12,13 @@ import jax
 import numpy as np
 import pytest
 
+import tests.support.tiny_backbone  # noqa: F401  (registers the networks)
+from boneage_jax.inference.background_removal import Background
 from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.training.run import load_run
 from tests.support.compiling import xla_flags
 from tests.support.tiny_run import TINY_RUN, arguments
+from tfds_rsna.hand_phantom.render import make_phantom
 
 ROOT = Path(__file__).parents[2]
 LONGEST = 240  # seconds for a job that ends by itself; it takes 15 on an idle machine
@@ -212,3 +215,41 @@ def test_a_stalled_process_ends_the_job(phantoms, tmp_path):
     assert job.codes == [75, 75], "\n".join(job.logs)[-6000:]
     assert "stalled: waited 10 s for the next batch" in job.logs[1]
     assert "stalled: waited" in job.logs[0] or "is gone" in job.logs[0]
+
+
+ONE_SEGMENTS = """
+import sys
+import jax
+import tests.support.tiny_backbone
+from boneage_jax.inference.background_removal import Background
+from boneage_jax.runtime.distributed import join, said_by_all
+from tfds_rsna.hand_phantom.render import make_phantom
+
+workdir, port, process = sys.argv[1:]
+join(f"localhost:{port}", 2, int(process), timeout=120)
+jax.devices()
+answer = "waits"
+if process == "1":
+    background = Background(workdir, "crop")
+    answer = str(background(make_phantom(0, 96, "test").image, "0", 32).sum())
+print(*said_by_all("done", answer))
+"""
+
+
+def test_one_process_segments_while_the_other_waits(tmp_path):
+    """On a shared data folder, one prepares the data, also where a U-Net takes out backgrounds."""
+    workdir = ROOT / "tests/inference/old_workdirs/unet"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": xla_flags(2)}
+    command = [sys.executable, "-c", ONE_SEGMENTS, workdir, str(free_port())]
+    started = [
+        subprocess.Popen([*command, str(i)], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
+        for i in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=LONGEST)[0].split() for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    square = Background(workdir, "crop")(make_phantom(0, 96, "test").image, "0", 32)
+    assert said == [[b"waits", str(square.sum()).encode()]] * 2

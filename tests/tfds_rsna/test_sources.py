@@ -15,7 +15,7 @@ import tfds_rsna  # noqa: F401  (makes the data sets known to TFDS)
 from boneage_jax.errors import InputError
 from tests.support.rsna_folder import write
 from tfds_rsna.builders import prepare
-from tfds_rsna.fingerprint import read_fingerprint
+from tfds_rsna.fingerprint import fingerprint, read_fingerprint
 from tfds_rsna.sources import place_of, prepared_sets
 
 NAME = "rsna_bone_age/256"
@@ -56,8 +56,21 @@ def test_a_copied_or_touched_folder_is_not_prepared_again(tmp_path, out, capsys)
 def test_contents_are_read_once_for_each_state_of_the_folder(tmp_path, out, monkeypatch):
     raw = write(tmp_path / "raw")
     prepare(NAME, raw)
-    monkeypatch.setattr("hashlib.file_digest", None)  # reading again would fail
+    monkeypatch.setattr("tfds_rsna.fingerprint._content_lines", None)  # reading again would fail
     assert ids(prepare(NAME, raw)) == [1, 2, 3]
+
+
+def test_a_long_reading_of_the_raw_folder_is_shown(tmp_path, monkeypatch, capsys):
+    (tmp_path / "set.zip").write_bytes(bytes(3000))
+    (tmp_path / "test.zip").write_bytes(bytes(1000))
+    quick = fingerprint(tmp_path, {})
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("tfds_rsna.fingerprint._SILENT_SECONDS", 0.0)
+    assert fingerprint(tmp_path, {}) == quick
+    assert "reading the raw data once: 100%" in capsys.readouterr().err
+    lines = [f"{name}.zip {hashlib.sha256(bytes(n)).hexdigest()}\n" for name, n in
+             (("set", 3000), ("test", 1000))]  # fmt: skip
+    assert quick.raw == hashlib.sha256("".join([*lines, "\n"]).encode()).hexdigest()
 
 
 def test_a_changed_folder_is_noticed_and_what_was_made_before_stays(tmp_path, out, capsys):

@@ -1,14 +1,13 @@
 """TFDS builder for procedural hand radiographs, which need no download."""
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
+from boneage_jax.runtime.progress import progress
 from tfds_rsna.hand_phantom.workers import draw_many
 
 _FIRST_ID = {"train": 0, "validation": 1_000_000, "test": 2_000_000}
@@ -80,14 +79,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
         size = self.builder_config.size
-        progress = tqdm(
-            draw_many(split, count, size),
-            total=count,
-            unit="image",
-            desc=f"drawing {split}",
-            mininterval=0.2 if sys.stderr.isatty() else 20.0,
+        phantoms = progress(
+            draw_many(split, count, size), total=count, unit="image", desc=f"drawing {split}"
         )
-        for key, phantom in enumerate(progress, start=_FIRST_ID[split]):
+        for key, phantom in enumerate(phantoms, start=_FIRST_ID[split]):
             yield (
                 key,
                 {

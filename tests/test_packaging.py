@@ -1,0 +1,60 @@
+"""What pyproject.toml, MANIFEST.in and the Dockerfile name exists, and nothing is left out."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def _packages_on_disk() -> set[str]:
+    files = [p for top in ("boneage_jax", "tfds_rsna") for p in (ROOT / top).rglob("*.py")]
+    return {".".join(path.parent.relative_to(ROOT).parts) for path in files}
+
+
+def test_every_package_is_in_the_wheel(settings):
+    packages = settings["tool"]["setuptools"]["packages"]
+    recipes = settings["tool"]["setuptools"]["package-dir"]
+    assert set(packages) == _packages_on_disk() | set(recipes)
+    for folder in recipes.values():
+        assert any((ROOT / folder).glob("*.py"))
+
+
+def test_package_data_names_files_that_exist(settings):
+    patterns = settings["tool"]["setuptools"]["package-data"]
+    kept = {p for top, names in patterns.items() for n in names for p in (ROOT / top).glob(n)}
+    for top, names in patterns.items():
+        for name in names:
+            assert any((ROOT / top).glob(name)), f"{top}/{name}"
+    tops = [ROOT / top for top in patterns]
+    others = [p for top in tops for p in top.rglob("*") if p.is_file()]
+    left_out = {p for p in others if p.suffix not in (".py", ".pyc") and p not in kept}
+    assert not left_out
+
+
+def test_the_source_archive_has_what_the_tests_need():
+    lines = (ROOT / "MANIFEST.in").read_text().splitlines()
+    named = {word for line in lines if not line.startswith("#") for word in line.split()[1:]}
+    assert {"tests", "benchmarks", "launch"} <= named  # what tests import or run
+    for name in named - {"*.py[cod]", "benchmarks/results/survival/mutants"}:
+        assert (ROOT / name).exists(), name
+
+
+def test_the_dockerfile_installs_every_package(settings):
+    """Its first layer makes empty folders, so that dependencies are installed before the code."""
+    text = (ROOT / "launch" / "Dockerfile").read_text().replace("\\\n", " ")
+    inner = re.search(r"for package in ([\w ]+);", text)[1].split()
+    made = re.search(r"mkdir -p ((?:tfds_rsna|configs)\S* [^&]*)", text)[1].split()
+    folders = {f"boneage_jax/{name}" for name in inner} | set(made)
+    packages = settings["tool"]["setuptools"]["packages"]
+    moved = settings["tool"]["setuptools"]["package-dir"]
+    wanted = {moved.get(name, name.replace(".", "/")) for name in packages}
+    parents = {"boneage_jax", "tfds_rsna", "configs"}
+    assert folders | parents == wanted
