@@ -263,7 +263,7 @@ def _total_steps(config: ConfigDict, info: DataInfo) -> int:
 def _side(data: str) -> int:
     """Returns the pixels in NAME/SIZE or NAME/SIZE-VARIANT; 0 if no size is given."""
     size = data.partition("/")[2].partition("-")[0]
-    return int(size) if size.isdigit() else 0
+    return int(size) if size.isdecimal() else 0
 
 
 def _train_flops(config: ConfigDict, info: DataInfo, stretch: Stretch) -> int:
