@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from boneage_jax.errors import InputError
 from boneage_jax.extensions import CONFIG_SECTIONS, TASKS
+from boneage_jax.json_file import read_json
 from boneage_jax.ranges import RANGES, check_value
 
 # Keys that change how a run is executed but not what it learns; they may differ on a restart.
@@ -312,13 +313,11 @@ def load_config(path: Path) -> ConfigDict:
       InputError: the file does not exist or is not a JSON object.
     """
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
     except FileNotFoundError:
         raise InputError(
             f"{path.parent} holds no run: {path.name} is missing; give the workdir of a training"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a config: expected a JSON object")
     config = base_config()

@@ -4,11 +4,12 @@ Both ends of every range are finite, so a value that is not a number, or that no
 finish, is refused before anything costs time. docs/recipes.md says what the numbers mean.
 """
 
-from typing import Any, NamedTuple
+import numbers
+from typing import Any, NamedTuple, cast
 
 from boneage_jax.errors import InputError
 
-MOST_STEPS = 100_000_000
+MOST_STEPS = 10_000_000  # the learning rates of all steps are kept in memory
 _SEED = 2**32 - 1  # of grain's shuffle
 _FLOPS = 4e18  # `boneage_jax.state.add_flops` counts that far
 _IMAGES = 65_536  # per batch
@@ -30,12 +31,13 @@ class Range(NamedTuple):
     or_also: float | None = None
 
     def __contains__(self, value: object) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
             return False
-        if value == self.or_also:
+        number = cast(float, value)
+        if number == self.or_also:
             return True
-        above = self.low <= value if self.ends[0] == "[" else self.low < value
-        return above and (value <= self.high if self.ends[1] == "]" else value < self.high)
+        above = self.low <= number if self.ends[0] == "[" else self.low < number
+        return above and (number <= self.high if self.ends[1] == "]" else number < self.high)
 
     def __str__(self) -> str:
         also = "" if self.or_also is None else f", or {self.or_also:g}"

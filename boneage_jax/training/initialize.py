@@ -14,12 +14,13 @@ from ml_collections import ConfigDict
 
 from boneage_jax.errors import InputError
 from boneage_jax.inference.load_trained import load_trained
-from boneage_jax.pretrained.load_pretrained import load_pretrained, pretrained_options
+from boneage_jax.pretrained.load_pretrained import load_pretrained
 from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
 from boneage_jax.state import TrainState, select, split_flops
 from boneage_jax.storage.checkpoints import Checkpoints
 from boneage_jax.storage.layout import PRETRAIN
 from boneage_jax.storage.shared_workdir import catch_up
+from boneage_jax.training.check_run import check_pretrained
 from boneage_jax.training.describe import say
 from boneage_jax.training.finetune import pretraining_part
 from boneage_jax.training.run import Run
@@ -124,11 +125,7 @@ def with_pretrained_backbone(state: TrainState, config: ConfigDict) -> TrainStat
         padding or BatchNorm epsilon that differs from the config.
     """
     model = config.model
-    options = pretrained_options(model.name, model.pretrained)
-    wrong = {key: value for key, value in options.items() if model[key] != value}
-    if wrong:
-        flags = " ".join(f"--config.model.{key}={value}" for key, value in wrong.items())
-        raise InputError(f"config.model.pretrained={model.pretrained} needs {flags}")
+    check_pretrained(config)
     found = load_pretrained(model.name, model.pretrained)
     parts: dict[str, Any] = {}
     for name in ("params", "batch_stats"):
