@@ -5,8 +5,9 @@ A recipe in `configs/` starts from `base_config()` and states only what it chang
 
 import inspect
 import json
+import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from ml_collections import ConfigDict
 
 from boneage_jax.errors import InputError
 from boneage_jax.extensions import CONFIG_SECTIONS, TASKS
+from boneage_jax.json_file import read_json
+from boneage_jax.ranges import RANGES, check_value
 
 # Keys that change how a run is executed but not what it learns; they may differ on a restart.
 RUNTIME_KEYS = frozenset(
@@ -161,14 +164,18 @@ def base_config() -> ConfigDict:
     return config
 
 
-def check_config(config: ConfigDict) -> ConfigDict:
+def check_config(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
     """Checks a config and returns a locked copy of it.
 
-    The copy has exactly the known keys, with values in range.
+    The copy has exactly the known keys, with values in range, see `boneage_jax.ranges`.
+
+    Args:
+      config: a config, or a dict as its `to_dict` returns.
 
     Raises:
       InputError: names the first key that is unknown, missing, of the wrong type or out of range.
     """
+    config = _as_config(config)
     known, given = dict(_flat(base_config())), dict(_flat(config))
     for key in given:
         if key not in known and not key.startswith(("data.options.", "model.options.")):
@@ -179,51 +186,66 @@ def check_config(config: ConfigDict) -> ConfigDict:
     for key, default in known.items():
         if key not in given:
             raise InputError(f"config key {key!r} is missing; start from base_config()")
-        value = given[key]
-        numbers = isinstance(default, float) and isinstance(value, int)
-        if type(value) is not type(default) and not numbers:
-            raise InputError(
-                f"config.{key}={value!r} must be {type(default).__name__}, as {default!r} is"
-            )
-    for key in (
-        *("batch_size", "eval_batch_size", "accumulate", "members", "log_every"),
-        "nonfinite_limit",
-        "data.threads",
-    ):
-        _require(given[key] >= 1, key, given[key], "at least 1")
-    _require(given["loss.bins"] >= 2, "loss.bins", given["loss.bins"], "at least 2")
-    for key in (
-        *("steps", "checkpoint_every", "pretrain.steps", "budget_flops", "test_views"),
-        *("loss.sex_weight", "loss.dice_weight", "loss.distribution_weight"),
-        *("member_flops", "max_seconds", "stall_seconds"),
-        "optimizer.weight_decay",
-    ):
-        _require(given[key] >= 0, key, given[key], "0 or more")
-    for key in ("epochs", "evaluate_every", "optimizer.learning_rate", "loss.sigma"):
-        _require(given[key] > 0, key, given[key], "more than 0")
-    for key in (
-        *("ema_decay", "model.dropout", "model.drop_path_rate"),
-        *("data.validation_fraction", "data.test_fraction"),
-    ):
-        _require(0 <= given[key] < 1, key, given[key], "in [0, 1)")
-    _require(given["optimizer.reference_batch"] >= 0, "optimizer.reference_batch", "", "0 or more")
-    head_first, decay = given["finetune.head_first"], given["finetune.layer_decay"]
-    _require(0 <= head_first < 1, "finetune.head_first", head_first, "in [0, 1)")
-    _require(0 < decay <= 1, "finetune.layer_decay", decay, "in (0, 1]")
+        check_type(key, given[key], default)
+        check_value(key, given[key])
+    _check_together(given)
+    for section, (_, check) in CONFIG_SECTIONS.items():
+        if check is not None:
+            _check_section(section, check, config[section])
+    values = config.to_dict()
+    for outer in ("data", "model"):
+        values[outer]["options"] = _as_json(f"{outer}.options", values[outer]["options"])
+    return ConfigDict(values).lock()
+
+
+def check_type(key: str, value: Any, default: Any) -> None:
+    """Checks that a value has the type of its default; an int may stand for a float.
+
+    Raises:
+      InputError: another type, a number that is not finite, or a text with a NUL character.
+    """
+    whole = isinstance(default, float) and type(value) is int
+    if type(value) is not type(default) and not whole:
+        named = callable(value) and key in ("model.name", "task")
+        hint = f"; boneage_jax.register_{key.partition('.')[0]} gives it a name" if named else ""
+        raise InputError(
+            f"config.{key}={value!r} must be {type(default).__name__}, as {default!r} is{hint}"
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"config.{key}={value!r} must be a finite number")
+    if isinstance(value, str) and "\0" in value:
+        raise InputError(f"config.{key}={value!r} must be text without NUL characters")
+
+
+def _check_section(section: str, check: Any, values: ConfigDict) -> None:
+    try:
+        check(values)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"the check of config section {section!r} failed: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _as_config(config: Any) -> ConfigDict:
+    if not isinstance(config, ConfigDict | Mapping):
+        raise InputError(
+            f"config={config!r} must be a ConfigDict, e.g. of boneage_jax.load_recipe('cls'), or "
+            "its dict"
+        )
+    try:
+        return ConfigDict(dict(config.items()))
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(f"config cannot be read: {error}; start from base_config()") from error
+
+
+def _check_together(given: dict[str, Any]) -> None:
+    """Checks what depends on several keys."""
     if given["finetune.last_blocks"] >= 0 and given["finetune.last_layers"] >= 0:
         raise InputError("config.finetune.last_blocks and .last_layers exclude each other")
     if given["task"] not in ("bone_age", "hand_mask") and given["task"] not in TASKS:
         raise TASKS.unknown(given["task"], ("bone_age", "hand_mask"))
-    _choice(given, "bias_correction", ("none", "shift", "line"))
-    _choice(given, "nonfinite", ("skip", "rollback", "stop"))
-    _choice(given, "select", ("latest", "best"))
-    _choice(given, "data.mask_mode", ("", "crop", "upright", "multiply"))
-    _choice(given, "parallel", ("jit", "pmap"))
-    _choice(given, "normalize", ("zscore", "percentile", "equalize", "none"))
-    _choice(given, "model.dtype", ("float32", "bfloat16"))
-    _choice(given, "model.padding", ("same", "symmetric"))
-    _choice(given, "model.depthwise", ("auto", "lax", "shift", "fused"))
-    _choice(given, "loss.age", ("l1", "huber", "mse", "distribution"))
     if given["parallel"] == "jit" and not given["model.bn_sync"]:
         raise InputError(
             "config.model.bn_sync=False needs config.parallel=pmap: jit sees one global batch"
@@ -236,10 +258,11 @@ def check_config(config: ConfigDict) -> ConfigDict:
         raise InputError(
             "config.budget_flops does not know what init_from has spent; give config.steps"
         )
-    if given["member_flops"] and given["members"] != 1:
-        raise InputError("config.members and config.member_flops exclude each other")
+    _check_members(given)
     for key in ("data.train_split", "data.eval_split"):
+        _require(bool(given[key]), key, given[key], "the name of a split")
         _require(given[key] != "test", key, given[key], "another split: the test split is locked")
+    _require(bool(given["data.name"]), "data.name", "", "the name of a data set")
     starts = [key for key in ("pretrain.data", "init_from", "model.pretrained") if given[key]]
     if len(starts) > 1:
         raise InputError(f"config.{starts[0]} and config.{starts[1]} exclude each other")
@@ -249,13 +272,25 @@ def check_config(config: ConfigDict) -> ConfigDict:
         _require(given["members"] == 1, "members", given["members"], "1 for hand masks")
     if given["model.pretrained"] and given["task"] != "bone_age":
         raise InputError("config.model.pretrained is for bone_age; start a U-Net from init_from")
-    for section, (_, check) in CONFIG_SECTIONS.items():
-        if check is not None:
-            check(config[section])
-    values = config.to_dict()
-    for outer in ("data", "model"):
-        values[outer]["options"] = _as_json(f"{outer}.options", values[outer]["options"])
-    return ConfigDict(values).lock()
+
+
+def _check_members(given: dict[str, Any]) -> None:
+    each, count = given["member_flops"], given["members"]
+    if each and count != 1:
+        raise InputError("config.members and config.member_flops exclude each other")
+    if each and given["budget_flops"]:
+        count = max(int(given["budget_flops"] // each), 1)
+        if count not in RANGES["members"]:
+            raise InputError(
+                f"config.budget_flops // config.member_flops = {count} networks, which must be "
+                f"{RANGES['members']}"
+            )
+    # The seeds of the members are seed * members + 0, 1, ...
+    if count > 1 and (given["seed"] + 1) * count - 1 not in RANGES["seed"]:
+        highest = int(RANGES["seed"].high + 1) // count - 1
+        raise InputError(
+            f"config.seed={given['seed']} must be at most {highest} for {count} members"
+        )
 
 
 def _as_json(key: str, value: Any) -> Any:
@@ -278,13 +313,11 @@ def load_config(path: Path) -> ConfigDict:
       InputError: the file does not exist or is not a JSON object.
     """
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
     except FileNotFoundError:
         raise InputError(
             f"{path.parent} holds no run: {path.name} is missing; give the workdir of a training"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a config: expected a JSON object")
     config = base_config()
@@ -349,7 +382,3 @@ def _flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _require(holds: bool, key: str, value: Any, wanted: str) -> None:
     if not holds:
         raise InputError(f"config.{key}={value!r} must be {wanted}")
-
-
-def _choice(given: dict[str, Any], key: str, choices: tuple[str, ...]) -> None:
-    _require(given[key] in choices, key, given[key], f"one of {', '.join(choices)}")

@@ -1,15 +1,20 @@
 """Counts the FLOPs of a function from its jaxpr.
 
 FLOPs are 2 x the multiply-adds of convolutions and matrix products, padded taps included, of the
-function that is actually executed, forward and backward. XLA's own cost analysis is not used: it is
-off by more than 10x for the gradient of a depthwise convolution on CPU.
+function that is actually executed, forward and backward; of complex numbers, 4 times as many.
+Fourier transforms and factorisations count by their usual formulas. XLA's own cost analysis is not
+used: it is off by more than 10x for the gradient of a depthwise convolution on CPU.
 """
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+
+from boneage_jax.errors import InputError
 
 # A contract with boneage_jax/models, checked by tests/test_flops.py: jitted functions of these
 # names are convolutions, although their jaxprs hold shifted products (depthwise.py) or products
@@ -20,6 +25,10 @@ MARKED_DEPTHWISE = (
     "depthwise_shift_kernel_grad",
 )
 MARKED_CONVOLUTIONS = _PACKED, _SWAPPED = "packed_conv", "swapped_weight_gradient"
+_HOME = f"{os.sep}boneage_jax{os.sep}models{os.sep}"  # of the marked functions
+# Run on the host, or as code whose work the jaxpr does not show.
+_OPAQUE = ("pure_callback", "io_callback", "ffi_call", "pallas_call", "tpu_custom_call")
+_ITERATIVE = ("svd", "eig", "eigh", "schur", "hessenberg", "tridiagonal", "geqrf", "geqp3")
 
 
 def count_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
@@ -27,17 +36,29 @@ def count_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
 
     Args:
       fn: any JAX function, jitted or not.
-      *args: arrays or `jax.ShapeDtypeStruct`s, or trees of them.
-      **kwargs: likewise.
+      *args: arrays or `jax.ShapeDtypeStruct`s, or trees of them; other values are static.
+      **kwargs: likewise, e.g. `train=False`.
 
     Returns:
       2 x multiply-adds. The body of a scan counts once per iteration; the most expensive branch of
       a conditional counts; under shard_map and pmap all devices count.
 
     Raises:
-      ValueError: a while loop contains matrix products, since its length is unknown.
+      InputError: work that the jaxpr does not show: matrix products in a while loop of unknown
+        length, host callbacks, foreign kernels, iterative factorisations.
     """
-    return _count(jax.make_jaxpr(lambda a, k: fn(*a, **k))(args, kwargs).jaxpr)
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    is_array = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]
+    places = [place for place, array in enumerate(is_array) if array]
+
+    def run(arrays: list[Any]) -> Any:
+        known = list(leaves)
+        for place, array in zip(places, arrays, strict=True):
+            known[place] = array
+        positional, named = jax.tree.unflatten(tree, known)
+        return fn(*positional, **named)
+
+    return _count(jax.make_jaxpr(run)([leaves[place] for place in places]).jaxpr)
 
 
 def _count(jaxpr: Any) -> int:
@@ -46,16 +67,15 @@ def _count(jaxpr: Any) -> int:
 
 def _count_equation(eqn: Any) -> int:
     name = eqn.primitive.name
-    if name == "dot_general":
-        (contract, _), _ = eqn.params["dimension_numbers"]
-        inner = math.prod(eqn.invars[0].aval.shape[axis] for axis in contract)
-        return 2 * inner * math.prod(eqn.outvars[0].aval.shape)
-    if name == "conv_general_dilated":
-        return _count_conv(eqn)
-    if name in ("jit", "pjit") and eqn.params.get("name") in MARKED_DEPTHWISE:
-        return _count_depthwise(eqn)
-    if name in ("jit", "pjit") and eqn.params.get("name") in MARKED_CONVOLUTIONS:
-        known = _count_convolution(eqn)
+    if name in _OPAQUE or name in _ITERATIVE:
+        raise InputError(
+            f"count_flops: the work of {name} cannot be counted; leave it out of the function"
+        )
+    if name in _COUNTED:
+        complex_numbers = jax.numpy.issubdtype(eqn.invars[0].aval.dtype, np.complexfloating)
+        return _COUNTED[name](eqn) * (4 if complex_numbers and name != "fft" else 1)
+    if name in ("jit", "pjit"):
+        known = _count_marked(eqn)
         if known:
             return known
     if name == "scan":
@@ -65,14 +85,59 @@ def _count_equation(eqn: Any) -> int:
     if name == "while":
         body = _count(eqn.params["body_jaxpr"].jaxpr) + _count(eqn.params["cond_jaxpr"].jaxpr)
         if body:
-            raise ValueError("count_flops: a while loop of unknown length holds matrix products")
+            raise InputError("count_flops: a while loop of unknown length holds matrix products")
         return 0
+    if name == "custom_linear_solve":  # the others serve derivatives
+        return _count(eqn.params["jaxprs"].solve.jaxpr)
     times = 1
     if name == "shard_map":
         times = math.prod(eqn.params["mesh"].shape.values())
     elif name == "xla_pmap":
         times = eqn.params["global_axis_size"]
     return times * sum(_count(inner) for inner in _inner(eqn.params))
+
+
+def _count_dot(eqn: Any) -> int:
+    (contract, _), _ = eqn.params["dimension_numbers"]
+    inner = math.prod(eqn.invars[0].aval.shape[axis] for axis in contract)
+    return 2 * inner * math.prod(eqn.outvars[0].aval.shape)
+
+
+def _count_ragged_dot(eqn: Any) -> int:
+    """Counts each element of the left side once for each free column of the right side.
+
+    Every row meets the matrix of its own group alone, so groups do not multiply.
+    """
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (_, contract), (_, batch) = numbers.dot_dimension_numbers
+    bound = {*contract, *batch, *numbers.rhs_group_dimensions}
+    left, right = (v.aval.shape for v in eqn.invars[:2])
+    free = math.prod(side for axis, side in enumerate(right) if axis not in bound)
+    return 2 * math.prod(left) * free
+
+
+def _count_fft(eqn: Any) -> int:
+    """Counts 5 n log2(n) for n points, half of it for real ones (as FFTW's benchmarks do)."""
+    lengths = eqn.params["fft_lengths"]
+    points = math.prod(lengths)
+    sizes = [math.prod(v.aval.shape[: -len(lengths)]) for v in eqn.invars]
+    real = any(v.aval.dtype.kind == "f" for v in (*eqn.invars, *eqn.outvars))
+    return round(sizes[0] * (2.5 if real else 5.0) * points * math.log2(max(points, 2)))
+
+
+def _count_factorisation(eqn: Any) -> int:
+    """Counts by the leading terms of LAPACK working note 41."""
+    *batch, rows, columns = eqn.invars[0].aval.shape
+    each: float
+    match eqn.primitive.name:
+        case "cholesky":
+            each = rows**3 / 3
+        case "lu":
+            long, short = max(rows, columns), min(rows, columns)
+            each = short**2 * (long - short / 3)
+        case _:  # triangular_solve: a triangle for every right-hand side
+            each = rows * math.prod(eqn.invars[1].aval.shape[len(batch) :])
+    return round(math.prod(batch) * each)
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:
@@ -110,6 +175,28 @@ def _count_conv(eqn: Any) -> int:
     return by_input if by_input <= by_output else by_output // dilation
 
 
+_COUNTED: dict[str, Callable[[Any], int]] = {
+    "dot_general": _count_dot,
+    "ragged_dot_general": _count_ragged_dot,
+    "conv_general_dilated": _count_conv,
+    "fft": _count_fft,
+    "cholesky": _count_factorisation,
+    "lu": _count_factorisation,
+    "triangular_solve": _count_factorisation,
+}
+
+
+def _count_marked(eqn: Any) -> int:
+    """Returns the FLOPs of a marked function of boneage_jax/models; 0 for any other."""
+    name = eqn.params.get("name")
+    if name not in (*MARKED_DEPTHWISE, *MARKED_CONVOLUTIONS):
+        return 0
+    source = eqn.params["jaxpr"].jaxpr.debug_info.func_src_info or ""  # NAME at FILE:LINE
+    if _HOME not in source:
+        return 0
+    return _count_depthwise(eqn) if name in MARKED_DEPTHWISE else _count_convolution(eqn)
+
+
 def _count_convolution(eqn: Any) -> int:
     """Returns the FLOPs of a convolution or its weight gradient; 0 if it was batched or derived."""
     shapes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars)]
@@ -126,8 +213,14 @@ def _count_convolution(eqn: Any) -> int:
 
 
 def _count_depthwise(eqn: Any) -> int:
-    """Returns 2 x k x k x output elements, also for the input and the kernel gradient."""
-    shapes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars) if len(v.aval.shape) == 4]
-    kernel = next(s for s in (shapes[1], shapes[-1]) if s[2] == 1 and s[0] == s[1] <= 11)
-    small = min(math.prod(s) for s in shapes if s is not kernel)
-    return 2 * kernel[0] * kernel[1] * small
+    """Returns 2 x k x k x output elements, also for the input and the kernel gradient.
+
+    Under vmap a batch axis leads.
+    """
+    shapes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars) if len(v.aval.shape) >= 4]
+    for kernel in (shapes[1], shapes[-1]):
+        rows, columns, inputs, _ = kernel[-4:]
+        if inputs == 1 and rows == columns <= 11:
+            small = min(math.prod(s) for s in shapes if s is not kernel)
+            return 2 * rows * columns * small
+    raise InputError(f"count_flops: {eqn.params['name']} of {shapes} cannot be counted")

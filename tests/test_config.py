@@ -1,9 +1,13 @@
+import math
+
 import pytest
 from ml_collections import ConfigDict
 
+from boneage_jax.benchmarking.settings import bench_config, check_bench
 from boneage_jax.cli import parse_config
 from boneage_jax.config import base_config, check_config, differences, load_config, save_config
 from boneage_jax.errors import InputError
+from boneage_jax.ranges import CHOICES, RANGES, check_value
 from configs import cls, seg
 
 
@@ -46,15 +50,95 @@ def test_unknown_preset_lists_the_known_ones():
         ("data.train_split", "test", "the test split is locked"),
         ("optimizer.reference_batch", -8, "reference_batch"),
         ("optimizer.learning_rate", "fast", "learning_rate"),
+        ("optimizer.clip_norm", -1.0, "clip_norm"),  # would turn the gradient round
+        ("optimizer.beta2", 1.0, "beta2"),
+        ("finetune.backbone_weight_decay", -3.0, "or -1"),
+        ("model.bn_momentum", 2.0, "bn_momentum"),
+        ("batch_size", 99_999_999_999, "batch_size"),
+        ("seed", True, "seed"),
+        ("seed", 10**500, "seed"),
+        ("data.raw_dir", "a\0b", "NUL"),
+        ("data.train_split", "", "data.train_split"),
+        ("model.name", str, "register_model gives it a name"),
     ],
 )
 def test_a_value_out_of_range_is_named(key, value, word):
-    config = base_config()
+    with pytest.raises(InputError, match=word):
+        check_config(_with(base_config(), key, value))
+
+
+def _with(config, key, value):
     section, _, name = key.rpartition(".")
     target = config[section] if section else config
     with target.ignore_type():
         target[name] = value
-    with pytest.raises(InputError, match=word):
+    return config
+
+
+def _flat(values, prefix=""):
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+DEFAULTS = dict(_flat(bench_config().to_dict()))
+NUMBERS = [key for key, value in DEFAULTS.items() if type(value) in (int, float)]
+# Names that are looked up, lists, folders: checked where they are used.
+FREE_TEXT = {
+    *("task", "init_from", "pretrain.data", "progressive.sizes", "progressive.fractions"),
+    *("data.name", "data.config", "data.raw_dir", "data.data_dir", "data.masks"),
+    *("data.train_split", "data.eval_split", "augment.extra", "model.name", "model.pretrained"),
+    *("bench.batch_sizes", "bench.image_sizes"),
+}
+
+
+def test_every_number_has_a_range_and_every_name_its_choices():
+    assert set(NUMBERS) == set(RANGES)
+    texts = {key for key, value in DEFAULTS.items() if type(value) is str}
+    assert texts == set(CHOICES) | FREE_TEXT
+    for key, value in DEFAULTS.items():
+        check_value(key, value)
+    assert all(math.isfinite(end) for found in RANGES.values() for end in found[:2])
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_beyond_both_ends_of_a_range(key):
+    low, high, ends, _ = RANGES[key]
+    of = type(DEFAULTS[key])
+    wrong = [of(low - 2), of(high + max(abs(high), 1))]
+    wrong += [of(low)] if ends[0] == "(" else []
+    wrong += [of(high)] if ends[1] == ")" else []
+    if of is float:
+        wrong += [math.nan, math.inf, -math.inf]
+    for value in wrong:
+        config = _with(bench_config(), key, value)
+        with pytest.raises(InputError) as error:
+            check_bench(config)
+        line = str(error.value)
+        assert f"config.{key}={value!r}" in line and "\n" not in line
+
+
+def test_a_dict_is_a_config_and_nothing_else_is():
+    config = base_config()
+    assert check_config(config.to_dict()).to_dict() == check_config(config).to_dict()
+    for wrong in (None, "cls", 3, [], {}, {1: 2}, {"a.b": 3}):
+        with pytest.raises(InputError, match=r"base_config|load_recipe|unknown config key"):
+            check_config(wrong)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"members": 1000, "seed": 2**32 - 1}, "at most 4294966 for 1000 members"),
+        ({"member_flops": 1.0, "budget_flops": 4e18}, r"networks, which must be in \[1, 1000\]"),
+    ],
+)
+def test_ensembles_that_no_run_finishes(changes, says):
+    config = base_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=says):
         check_config(config)
 
 

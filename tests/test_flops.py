@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from boneage_jax.errors import InputError
 from boneage_jax.flops import MARKED_CONVOLUTIONS, MARKED_DEPTHWISE, count_flops
 from boneage_jax.models import convolution, depthwise
 from boneage_jax.models.efficientnet import VARIANTS
@@ -45,6 +46,73 @@ def test_the_dearest_branch_counts_and_an_endless_loop_is_refused():
         count_flops(lambda a: lax.while_loop(lambda a: a[0, 0] < 9, lambda a: a @ a, a), a)
 
 
+def _ragged(a, b, groups):
+    return lax.ragged_dot(a, b, groups)
+
+
+def _local(x, kernel):
+    shape = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated_local(x, kernel, (1, 1), "VALID", (3, 3), (1, 1), (1, 1), shape)
+
+
+@pytest.mark.parametrize(
+    ("fn", "shapes", "flops"),
+    [
+        # Each row meets the matrix of its own group; the gradients cost two more.
+        (_ragged, [(6, 4), (2, 4, 5), (2,)], 2 * 6 * 4 * 5),
+        (
+            lambda a, b, g: jax.grad(lambda a, b: _ragged(a, b, g).sum(), argnums=(0, 1))(a, b),
+            [(6, 4), (2, 4, 5), (2,)],
+            3 * 2 * 6 * 4 * 5,
+        ),
+        # The windows are cut out by a convolution, then multiplied.
+        (_local, [(2, 8, 8, 3), (6, 6, 27, 4)], 2 * (2 * 36 * 27) * 9 + 2 * (2 * 36 * 4) * 27),
+        (jnp.fft.fft, [(3, 16)], 3 * 5 * 16 * 4),
+        (jnp.fft.rfft2, [(2, 8, 8)], 2 * 2.5 * 64 * 6),
+        (jnp.linalg.cholesky, [(6, 6)], 6**3 / 3),
+        (jnp.linalg.solve, [(3, 3), (3,)], 2 * 3**3 / 3 + 2 * 3**2),
+        (lambda a, b: lax.complex(a, a) @ lax.complex(b, b), [(3, 4), (4, 5)], 4 * 2 * 3 * 4 * 5),
+        (lambda a: jax.debug.print("{}", a), [(3,)], 0),
+    ],
+)
+def test_other_products_and_transforms_count(fn, shapes, flops):
+    arrays = [jnp.ones(shape, jnp.int32 if shape == (2,) else jnp.float32) for shape in shapes]
+    assert count_flops(fn, *arrays) == flops
+
+
+@pytest.mark.parametrize(
+    ("fn", "name"),
+    [
+        (lambda a: jax.pure_callback(lambda a: a, a, a), "pure_callback"),
+        (lambda a: jnp.linalg.svd(a)[0], "svd"),
+    ],
+)
+def test_work_that_no_jaxpr_shows_is_refused(fn, name):
+    with pytest.raises(InputError, match=f"the work of {name} cannot be counted"):
+        count_flops(fn, jnp.ones((3, 3)))
+
+
+def test_values_that_are_no_arrays_are_static():
+    def fn(x, times, *, train, mode="plain"):
+        for _ in range(times):
+            x = x @ x if train and mode == "plain" else x
+        return x
+
+    x = jnp.ones((3, 3))
+    assert count_flops(fn, x, 2, train=True) == 2 * 54
+    assert count_flops(fn, x, 2, train=False) == count_flops(fn, x, 2, train=True, mode="no") == 0
+    assert count_flops(lambda tree: tree["a"] @ tree["a"], {"a": x, "b": "text", "c": None}) == 54
+
+
+@pytest.mark.parametrize("name", [*MARKED_CONVOLUTIONS, *MARKED_DEPTHWISE])
+def test_a_function_of_the_users_with_a_name_of_ours_is_counted_by_its_content(name):
+    def product(x):
+        return x @ x
+
+    product.__name__ = name
+    assert count_flops(jax.jit(product), jnp.ones((3, 3))) == 54
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("implementation", ["lax", "shift"])
 def test_depthwise_layers_count_the_same_however_they_run(stride, implementation):
@@ -57,6 +125,8 @@ def test_depthwise_layers_count_the_same_however_they_run(stride, implementation
 
     out = 2 * (12 // stride) ** 2 * 3
     assert count_flops(forward, x, kernel) == 2 * 25 * out
+    several = jax.vmap(forward, (0, None))
+    assert count_flops(several, jnp.ones((4, *x.shape)), kernel) == 4 * 2 * 25 * out
     both = count_flops(jax.grad(forward, argnums=(0, 1)), x, kernel)
     assert both == 3 * 2 * 25 * out
 

@@ -1,13 +1,15 @@
 """Config of a benchmark: the recipe as for training, plus a section `bench`."""
 
 import dataclasses
+import re
 
 from ml_collections import ConfigDict
 
-from boneage_jax.config import base_config, check_config
+from boneage_jax.config import base_config, check_config, check_type
 from boneage_jax.data.info import DataInfo
 from boneage_jax.data.inputs import make_inputs
 from boneage_jax.errors import InputError
+from boneage_jax.ranges import RANGES, check_value
 from boneage_jax.tasks.registry import make_task
 
 # Those of the RSNA radiographs; speed does not depend on them.
@@ -43,14 +45,12 @@ class Bench:
     tolerance: float = 0.05
 
     def __post_init__(self) -> None:
-        for key in ("image_size", "repetitions", "records", "block", "starts"):
-            if getattr(self, key) < 1:
-                raise InputError(f"config.bench.{key}={getattr(self, key)} must be at least 1")
-        for key in ("min_seconds", "warmup", "tolerance"):
-            if getattr(self, key) < 0:
-                raise InputError(f"config.bench.{key}={getattr(self, key)} must be 0 or more")
-        for key in ("batch_sizes", "image_sizes"):
-            whole_numbers(f"config.bench.{key}", getattr(self, key))
+        for field in dataclasses.fields(self):
+            check_value(f"bench.{field.name}", getattr(self, field.name))
+        for name, one in (("batch_sizes", "batch_size"), ("image_sizes", "bench.image_size")):
+            for size in whole_numbers(f"config.bench.{name}", getattr(self, name)):
+                if size not in RANGES[one]:
+                    raise InputError(f"config.bench.{name}: {size} must be {RANGES[one]}")
 
 
 def bench_config() -> ConfigDict:
@@ -87,12 +87,7 @@ def check_bench(config: ConfigDict) -> tuple[ConfigDict, Bench, DataInfo]:
     for key, value in values.items():
         if key not in known:
             raise InputError(f"unknown config key 'bench.{key}'; known are {', '.join(known)}")
-        whole = isinstance(known[key], float) and isinstance(value, int)
-        if type(value) is not type(known[key]) and not whole:
-            raise InputError(
-                f"config.bench.{key}={value!r} must be {type(known[key]).__name__}, as "
-                f"{known[key]!r} is"
-            )
+        check_type(f"bench.{key}", value, known[key])
     settings = Bench(**values)
     recipe = ConfigDict({key: value for key, value in config.to_dict().items() if key != "bench"})
     recipe, info = check_config(recipe), synthetic_info(settings.image_size)
@@ -113,6 +108,6 @@ def whole_numbers(name: str, text: str) -> list[int]:
       InputError: an entry is not a positive integer.
     """
     parts = [part.strip() for part in text.split(",")] if text.strip() else []
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
+    if not all(re.fullmatch("0*[1-9][0-9]{0,17}", part) for part in parts):
         raise InputError(f"{name}={text!r} must be whole numbers with commas between, e.g. 4,16")
     return [int(part) for part in parts]

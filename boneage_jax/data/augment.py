@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from boneage_jax.data.resample import STEEPEST, Geometry, Reach, resample
 from boneage_jax.errors import InputError
+from boneage_jax.ranges import check_value
 
 # One uniform draw per name and image. The order is fixed: switching a transform on or off, or
 # changing its range, does not change the draws of the others.
@@ -75,20 +76,11 @@ class AugmentConfig:
     extra: str = ""
 
     def __post_init__(self) -> None:
-        limits = {"flip": 1.0, "invert": 1.0, "frame": 1.0, "brightness": 1.0}
-        limits |= {"shading": 1.0, "rotate": 180.0, "shear": 45.0}
-        limits |= {"translate": 1.0, "zoom": 0.9, "contrast": 0.99, "gamma": 0.99}
-        for name, limit in limits.items():
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0.0 <= value <= limit:
-                raise InputError(f"config.augment.{name}={value!r} must lie in 0..{limit:g}")
-        if self.fill not in ("border", 0) or isinstance(self.fill, bool):
-            raise InputError(f"config.augment.fill={self.fill!r} must be 'border' or 0")
-        if self.resample not in ("auto", "matmul", "gather"):
-            raise InputError(
-                f"config.augment.resample={self.resample!r} must be auto, matmul or gather"
-            )
+        for field in dataclasses.fields(self):
+            if field.name != "fill":
+                check_value(f"augment.{field.name}", getattr(self, field.name))
+        if self.fill not in ("border", "0", 0) or isinstance(self.fill, bool):
+            raise InputError(f"config.augment.fill={self.fill!r} must be border or 0")
         if self.resample == "matmul" and not self.reach.gentle:
             raise InputError(
                 f"config.augment.resample='matmul' needs rotate + shear <= {STEEPEST:g} degrees, "

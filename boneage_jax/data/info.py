@@ -4,9 +4,18 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from boneage_jax.data.mask_cost import MaskCost, read_note
+from boneage_jax.ranges import Range
 
 if TYPE_CHECKING:
     from boneage_jax.data.source import Dataset, Split
+
+_RANGES = {
+    "image_size": Range(1, 16_384),
+    "train_images": Range(1, 1e12),
+    "age_mean": Range(-1e4, 1e4),
+    "age_std": Range(0, 1e4, "(]"),
+    "mask_flops": Range(0, 1e30),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +40,14 @@ class DataInfo:
     background: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.image_size, int) or self.image_size < 1:
-            raise ValueError(f"image_size={self.image_size!r} must be a whole number above 0")
+        for name, found in _RANGES.items():
+            value = getattr(self, name)
+            whole = name not in ("age_mean", "age_std")
+            if value not in found or (whole and not isinstance(value, int)):
+                kind = "a whole number " if whole else ""
+                raise ValueError(f"{name}={value!r} must be {kind}{found}")
+        if not isinstance(self.background, str):
+            raise ValueError(f"background={self.background!r} must be a text")
 
     @classmethod
     def of(cls, dataset: "Dataset", train: "Split") -> "DataInfo":

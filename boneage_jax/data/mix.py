@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from boneage_jax.errors import InputError
+from boneage_jax.ranges import check_value
 
 Batch = dict[str, jax.Array]
 _STREAM = 20_000  # folded into the keys of the images; augmentation uses smaller numbers
@@ -38,11 +39,8 @@ class MixConfig:
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, limit in (("probability", 1.0), ("mixup", 100.0), ("cutmix", 100.0)):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0.0 <= value <= limit:
-                raise InputError(f"config.mix.{name}={value!r} must lie in 0..{limit:g}")
+        for field in dataclasses.fields(self):
+            check_value(f"mix.{field.name}", getattr(self, field.name))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MixConfig":

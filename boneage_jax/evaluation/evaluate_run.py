@@ -14,9 +14,10 @@ from boneage_jax.evaluation.members import average_beside_labels, predict_split,
 from boneage_jax.evaluation.split_lock import TEST, check_unlocked, note_opening
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import load_members
-from boneage_jax.report.run_report import write_report
+from boneage_jax.report.run_report import read_report, write_report
 from boneage_jax.storage.bucket import open_workdir, push
-from boneage_jax.storage.layout import CALIBRATION
+from boneage_jax.storage.layout import CALIBRATION, REPORT
+from boneage_jax.storage.workdir import read_run
 
 
 def evaluate(
@@ -44,13 +45,15 @@ def evaluate(
     """
     check_unlocked(split, unlock_test)
     workdir = open_workdir(workdir)
-    members = load_members(workdir)
-    network = members[0].network
-    config = network.config
+    config, _ = read_run(workdir)
+    _check_split(workdir, split)
     data = ConfigDict(config.data.to_dict())
     data.raw_dir = raw_dir or data.raw_dir
     data.data_dir = data_dir or data.data_dir
     dataset = open_dataset(data)
+    part = dataset.split(split)
+    members = load_members(workdir)
+    network = members[0].network
     trained_on = re.split(r"[\[+]", data.train_split)[0]  # a split may be sliced or summed
     if not raw_dir and trained_on in dataset.splits:
         info = DataInfo.of(dataset, dataset.split(data.train_split))
@@ -59,7 +62,6 @@ def evaluate(
                 f"{dataset.name}/{dataset.config} is not the data of the run in {workdir} ({info} "
                 f"now, {network.info} then); name its folder: --raw_dir=DIR or --data_dir=DIR"
             )
-    part = dataset.split(split)
     rows = average_beside_labels(predict_split(members, part), part, network.task)
     if config.bias_correction != "none":
         own = split == config.data.eval_split
@@ -76,3 +78,16 @@ def evaluate(
     write_report(folder, report, rows, title, part)
     push(workdir)
     return report
+
+
+def _check_split(workdir: Path, split: str) -> None:
+    """Refuses a split that the report of a finished run does not list, before data are prepared."""
+    if not (workdir / REPORT).exists():
+        return
+    report = read_report(workdir)["dataset"]
+    known = report.get("splits")
+    if isinstance(known, dict) and split not in known:
+        raise InputError(
+            f"{report.get('name')}/{report.get('config')} has no split {split!r}; it has "
+            f"{', '.join(known)}"
+        )

@@ -8,7 +8,7 @@ from boneage_jax.config import load_config
 from boneage_jax.data.source import Dataset, Split
 from boneage_jax.evaluation.evaluate_split import evaluate_split, with_labels
 from boneage_jax.evaluation.split_lock import openings
-from boneage_jax.evaluation.summary import make_report
+from boneage_jax.evaluation.summary import make_curve, make_report
 from boneage_jax.inference.load_trained import Trained, average
 from boneage_jax.inference.network import Rows
 from boneage_jax.report.metric_writer import read_metrics
@@ -65,8 +65,5 @@ def report_members(
         return report
     report["compute"] |= {key: sum(each["compute"][key] for each in reports) for key in _SUMMED}
     report["config"] = load_config(workdir / CONFIG).to_dict()
-    report["curve"] = [
-        {"step": row["step"], "flops": row["flops"], "mae": row["validation/mae"]}
-        for row in read_metrics(workdir)
-    ]
+    report["curve"] = make_curve(read_metrics(workdir), "mae", workdir)
     return report

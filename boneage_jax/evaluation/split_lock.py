@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from boneage_jax.errors import InputError
+from boneage_jax.json_file import read_json
 from boneage_jax.storage.safe_write import write_text
 
 TEST = "test"
@@ -34,11 +35,9 @@ def openings(workdir: Path) -> list[dict[str, Any]]:
     """
     path = workdir / _NOTE
     try:
-        noted = json.loads(path.read_text())
+        noted = read_json(path)
     except FileNotFoundError:
         return []
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}; it records test evaluations") from error
     if not isinstance(noted, list) or not all(isinstance(row, dict) for row in noted):
         raise InputError(f"{path} is damaged: expected a list; it records test evaluations")
     return noted

@@ -1,5 +1,7 @@
 """Contents of report.json."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ from boneage_jax.data.mask_cost import read_note
 from boneage_jax.data.source import Dataset
 from boneage_jax.errors import InputError
 from boneage_jax.inference.load_trained import Trained
+from boneage_jax.report.metric_writer import column
 from boneage_jax.runtime.machine import hardware, versions
 
 
@@ -42,14 +45,8 @@ def make_report(
     """
     network, task, config = trained.network, trained.network.task, trained.network.config
     evaluations = [row for row in history if f"validation/{task.metric}" in row]
-    curve = [
-        {
-            "step": row["step"],
-            "flops": row["flops"],
-            task.metric: row[f"validation/{task.metric}"],
-        }
-        for row in evaluations
-    ]
+    curve = make_curve(evaluations, task.metric, trained.folder)
+    seconds = column(history[-1:], "seconds", trained.folder)
     speeds = [row["images_per_second"] for row in history if row.get("images_per_second")]
     eval_batches = -(-len(dataset.split(config.data.eval_split)) // config.eval_batch_size)
     note = read_note(dataset.background) if dataset.background else None
@@ -61,7 +58,7 @@ def make_report(
         "flops_per_prediction": members * network.eval_flops // config.eval_batch_size
         + (note[1].flops_per_mask if note else 0),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.variables["params"])),
-        "seconds": history[-1]["seconds"] if history else 0.0,
+        "seconds": seconds[0] if seconds else 0.0,
         "hardware": hardware(),
         "versions": versions(),
     }
@@ -87,3 +84,19 @@ def make_report(
         "curve": curve,
         "config": config.to_dict(),
     }
+
+
+def make_curve(
+    evaluations: Sequence[dict[str, Any]], metric: str, workdir: Path
+) -> list[dict[str, Any]]:
+    """Returns step, FLOPs and metric of each evaluation, given as rows of metrics.jsonl.
+
+    Raises:
+      InputError: see `boneage_jax.report.metric_writer.column`.
+    """
+    flops = column(evaluations, "flops", workdir)
+    values = column(evaluations, f"validation/{metric}", workdir)
+    return [
+        {"step": row["step"], "flops": spent, metric: value}
+        for row, spent, value in zip(evaluations, flops, values, strict=True)
+    ]

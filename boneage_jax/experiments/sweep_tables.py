@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import numpy as np
 from boneage_jax.errors import InputError
 from boneage_jax.experiments.bootstrap import Predictions, align, compare, read_predictions
 from boneage_jax.experiments.sweep_figure import draw_sweep
+from boneage_jax.report.run_report import read_report
+from boneage_jax.storage.layout import REPORT
 from boneage_jax.storage.safe_write import write_text
 
 RUN_COLUMNS = (
@@ -36,14 +37,14 @@ def read_point(folder: Path) -> dict[str, Any]:
     Raises:
       InputError: the report is damaged.
     """
-    path = folder / "report.json"
+    path = folder / REPORT
     try:
-        report = json.loads(path.read_text())
+        report = read_report(folder)
         age, compute = report["age"], report["compute"]
         row = {key: age[key] for key in RUN_COLUMNS if key in age}
         row |= {key: compute[key] for key in RUN_COLUMNS if key in compute}
         row["steps"] = report["curve"][-1]["step"]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"{path} is damaged ({error}); remove the run and start again") from error
     if "sex" in report:
         row["sex_accuracy"] = report["sex"]["accuracy"]

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import math
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,11 +20,23 @@ import numpy as np
 
 from boneage_jax.errors import InputError
 from boneage_jax.inference.bias_correction import Correction, cross_fitted
+from boneage_jax.storage.safe_write import in_one_piece
 
 _COVERAGE = 0.95
 _MARGIN = 1.25  # times the largest distance of a validation image
 _SIDE = 128  # side in pixels for statistics, whatever size the network reads
 _COARSEST = 8
+_COUNT = 10  # of statistics
+_SHAPES: dict[str, tuple[int, ...]] = {
+    **{name: () for name in ("half_width", "max_distance", "slope", "intercept")},
+    "mean": (_COUNT,),
+    "precision": (_COUNT, _COUNT),
+}
+_LARGEST = 2**20  # bytes of a file; ours have 2,500
+_UNREADABLE = (
+    *(ValueError, KeyError, OSError, EOFError, RuntimeError, NotImplementedError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 def image_statistics(image: np.ndarray) -> np.ndarray:
@@ -112,9 +125,10 @@ class Calibration:
         return np.sqrt(np.einsum("ni,ij,nj->n", away, self.precision, away))
 
     def save(self, path: Path) -> None:
-        """Writes an .npz file of plain arrays."""
+        """Writes an .npz file of plain arrays, atomically."""
         arrays = dataclasses.asdict(self)
-        np.savez(path, **arrays.pop("correction"), **arrays)
+        with in_one_piece(path) as part, part.open("wb") as file:
+            np.savez(file, **arrays.pop("correction"), **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Calibration":
@@ -124,24 +138,45 @@ class Calibration:
           InputError: the file is missing or damaged.
         """
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-                correction = (
-                    Correction(float(stored["slope"]), float(stored["intercept"]))
-                    if "slope" in stored
-                    else Correction()  # older files have no correction
-                )
-                return cls(
-                    float(stored["half_width"]),
-                    stored["mean"],
-                    stored["precision"],
-                    float(stored["max_distance"]),
-                    correction,
-                )
+            stored = _read_arrays(path)
+            correction = Correction(float(stored["slope"]), float(stored["intercept"]))
+            half_width, max_distance = float(stored["half_width"]), float(stored["max_distance"])
+            if min(half_width, max_distance) < 0:
+                raise ValueError(f"half_width={half_width}, max_distance={max_distance}")
+            return cls(half_width, stored["mean"], stored["precision"], max_distance, correction)
         except FileNotFoundError:
             raise InputError(
                 f"{path} is missing: the training in this workdir has not ended; start it again"
             ) from None
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise InputError(
                 f"{path} is damaged ({error}); remove it and report.json and run main again"
             ) from error
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of a calibration; checks shapes before anything of that size is allocated.
+
+    Raises:
+      ValueError: a file that is too large, or an array that is missing, of another shape, or not
+        finite. Damaged archives raise other errors, see `_UNREADABLE`.
+    """
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"it has {path.stat().st_size:,} bytes")
+    found = {"slope": np.ones(()), "intercept": np.zeros(())}  # older files have no correction
+    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+        names = {name.removesuffix(".npy") for name in archive.namelist()}
+        for name in _SHAPES:
+            if name in found and name not in names:
+                continue
+            with archive.open(f"{name}.npy") as file:
+                content = io.BytesIO(file.read(_LARGEST))
+            np.lib.format.read_magic(content)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(content)
+            if shape != _SHAPES[name] or dtype.kind != "f":
+                raise ValueError(f"{name} is {dtype} {list(shape)}")
+            content.seek(0)
+            found[name] = np.lib.format.read_array(content, allow_pickle=False)
+            if not np.isfinite(found[name]).all():
+                raise ValueError(f"{name} is not finite")
+    return found

@@ -10,14 +10,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from boneage_jax.config import check_config, load_config
+from boneage_jax.config import check_config
 from boneage_jax.errors import InputError
 from boneage_jax.inference.network import Network, Rows, build_network
 from boneage_jax.state import Tree, flops_of
 from boneage_jax.storage.bucket import checkpoint_folder, open_workdir
 from boneage_jax.storage.checkpoints import Checkpoints
-from boneage_jax.storage.layout import CONFIG, MEMBERS, member_folder
-from boneage_jax.storage.workdir import load_info
+from boneage_jax.storage.layout import MEMBERS, member_folder
+from boneage_jax.storage.workdir import read_config, read_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,19 +59,18 @@ def load_trained(
       InputError: no run in the folder, another task, an ensemble, no checkpoint, or a damaged one.
     """
     folder = open_workdir(folder)
-    config = check_config(load_config(folder / CONFIG))
+    config, info = read_run(folder)
     if task and config.task != task:
         raise InputError(f"{folder} holds a run of task {config.task!r}, not {task!r}")
     if eval_batch_size:
         config = changed(config, eval_batch_size=eval_batch_size)
-    info = load_info(folder)
     if (folder / MEMBERS).is_dir():
         raise InputError(f"{folder} holds an ensemble; name one of it: {folder}/{MEMBERS}/0")
     if not checkpoint_folder(folder).is_dir():
         raise InputError(f"{folder} holds no checkpoints; train first or name its workdir")
     network = build_network(config, info, devices)
     alone = network.parallel.processes == 1
-    checkpoints = Checkpoints(folder, network.task.metric, read_only=True, alone=alone)
+    checkpoints = Checkpoints(folder, network.task.metric, info=info, read_only=True, alone=alone)
     try:
         step = checkpoints.step_to_use(config.select)
         variables, spent = checkpoints.restore_network(step, network.variable_shapes())
@@ -91,7 +90,7 @@ def load_members(folder: str | os.PathLike[str], **options: Any) -> list[Trained
       InputError: as `load_trained`; also if the members differ in network or data.
     """
     folder = open_workdir(folder)
-    count = member_count(check_config(load_config(folder / CONFIG)))
+    count = member_count(read_config(folder))
     if count == 1:
         return [load_trained(folder, **options)]
     first, *others = (load_trained(member_folder(folder, k), **options) for k in range(count))

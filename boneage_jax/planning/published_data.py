@@ -1,10 +1,13 @@
 """Properties of a data set without its files, for planning a run on it."""
 
+import re
+
 from ml_collections import ConfigDict
 
 from boneage_jax.data.info import DataInfo
 from boneage_jax.datasets import open_dataset
 from boneage_jax.errors import InputError
+from boneage_jax.ranges import RANGES
 
 # Halabi et al., Radiology 2019;290:498-503: images of the train and the validation split, mean and
 # standard deviation of the bone age of the train split in months.
@@ -43,9 +46,10 @@ def published_info(data: ConfigDict, images: int = 0) -> tuple[DataInfo, int, st
         `images` is 0.
     """
     size = data.config.partition("-")[0]
-    if not size.isdigit() or not int(size):
+    if not re.fullmatch("[0-9]{1,9}", size) or int(size) not in RANGES["bench.image_size"]:
         raise InputError(
-            f"config.data.config={data.config!r} names no image size, e.g. 512; training needs one"
+            f"config.data.config={data.config!r} names no image size, e.g. 512; training needs "
+            f"one {RANGES['bench.image_size']}"
         )
     mean, std = _RSNA[2:]
     if images:

@@ -6,11 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from boneage_jax.config import check_config, load_config
 from boneage_jax.errors import InputError
 from boneage_jax.inference.load_trained import load_trained
 from boneage_jax.pretrained.weight import Tree, Weight, read_tree
-from boneage_jax.storage.layout import CONFIG
+from boneage_jax.storage.workdir import read_config
 
 
 def own_config(name: str, folder: Path) -> Any:
@@ -19,7 +18,7 @@ def own_config(name: str, folder: Path) -> Any:
     Raises:
       InputError: the run is of another network; the message does not name the folder.
     """
-    config = check_config(load_config(folder / CONFIG))
+    config = read_config(folder)
     trained = config.model.name
     if trained != name:
         raise InputError(f"is a run of {trained}, not of {name}; name the same network")

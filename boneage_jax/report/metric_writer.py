@@ -6,6 +6,7 @@ import math
 import socket
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -130,26 +131,52 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     Leaves out a last line that was truncated by a kill.
 
     Raises:
-      InputError: another line is not a JSON object with an integer `step`.
+      InputError: the file cannot be read; another line is not a JSON object with an integer
+        `step` and finite numbers or null.
     """
     path = workdir / _FILE
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         return []
+    except OSError as error:  # e.g. a folder
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError:  # includes a truncated UTF-8 character
+        except (ValueError, RecursionError):  # includes a truncated UTF-8 character
             row = None
-        if isinstance(row, dict) and type(row.get("step")) is int:
+        if _is_row(row):
             rows.append(row)
         elif number < len(lines):
             raise InputError(
                 f"{path}, line {number} is not a row of metrics ({line[:40]!r}); remove the line"
             )
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    numbers = isinstance(row, dict) and all(
+        value is None or (isinstance(value, int | float) and math.isfinite(value))
+        for value in row.values()
+    )
+    return numbers and type(row.get("step")) is int and row["step"] >= 0
+
+
+def column(rows: Sequence[Mapping[str, Any]], name: str, workdir: Path) -> list[float]:
+    """Returns one number per row of metrics.jsonl.
+
+    Raises:
+      InputError: a row lacks it, or holds null.
+    """
+    for row in rows:
+        if row.get(name) is None:
+            raise InputError(
+                f"{workdir / _FILE} is damaged: the row of step {row['step']} has no {name!r}; "
+                "put the file back, or remove that row"
+            )
+    return [row[name] for row in rows]
 
 
 def _event(step: int, **content: Any) -> bytes:

@@ -12,9 +12,11 @@ import numpy as np
 
 from boneage_jax.data.source import Split
 from boneage_jax.errors import InputError
+from boneage_jax.json_file import read_json
 from boneage_jax.report.figures import draw_figures
 from boneage_jax.report.mask_figures import draw_mask_figures
-from boneage_jax.report.page import write_page
+from boneage_jax.report.page import summary_lines, write_page
+from boneage_jax.storage.layout import REPORT
 from boneage_jax.storage.safe_write import write_text, writing
 
 _FIRST_COLUMNS = ("id", "true_age", "predicted_age", "male", "p_male")
@@ -57,6 +59,31 @@ def write_report(
     text = json.dumps(report, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
     with writing(workdir / "report.json"):
         write_text(workdir / "report.json", text + "\n")
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """Reads the report.json of a run.
+
+    Raises:
+      InputError: the file is missing or damaged.
+    """
+    path = folder / REPORT
+    remedy = "remove it and start the training again, which writes it from the checkpoint"
+    try:
+        report = read_json(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: the run has not ended") from None
+    except InputError as error:
+        raise InputError(f"{error}; {remedy}") from error
+    try:
+        for group in ("dataset", "compute", "config"):
+            dict(report[group])
+        list(report["curve"])
+        float(report["compute"]["train_flops"])
+        summary_lines(report)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error!r}); {remedy}") from error
+    return report
 
 
 def json_safe(value: Any, name: str = "report") -> Any:

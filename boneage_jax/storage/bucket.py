@@ -26,6 +26,7 @@ from boneage_jax.data.file_lock import take_lock
 from boneage_jax.errors import InputError
 from boneage_jax.runtime.parallel import process
 from boneage_jax.runtime.watchdog import waiting_for_nothing
+from boneage_jax.storage.layout import checked_path
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")  # pathlib merges two slashes into one
 _NOTE = ".bucket"  # file in a mirror that holds the address
@@ -40,21 +41,22 @@ def open_workdir(workdir: str | os.PathLike[str]) -> Path:
     """Returns the local folder of a workdir: itself, or the updated mirror of one in a bucket.
 
     Args:
-      workdir: a path, or gs://BUCKET/PATH.
+      workdir: a path, where `~` is expanded, or gs://BUCKET/PATH.
 
     Raises:
-      InputError: an unsupported address, or the bucket cannot be read.
+      InputError: see `checked_path`; an unsupported address, or the bucket cannot be read.
     """
+    folder = checked_path(workdir)
     address = address_of(workdir)
-    scheme, _, place = address.partition("://")
-    if not place:
-        return Path(workdir)
+    scheme, separator, place = address.partition("://")
+    if not separator:
+        return folder
     if scheme == "s3":
         raise InputError(
             f"workdir {address}: orbax writes checkpoints to folders and gs:// alone; "
             "train in a folder and copy it to the bucket"
         )
-    if scheme != "gs":
+    if scheme != "gs" or not place:
         raise InputError(f"workdir {address} must be a folder or gs://BUCKET/PATH")
     logging.getLogger("gcsfs").setLevel(logging.ERROR)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

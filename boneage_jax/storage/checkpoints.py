@@ -5,6 +5,7 @@ during a save loses nothing that was saved before.
 """
 
 import contextlib
+import dataclasses
 import gc
 import json
 import sys
@@ -17,19 +18,22 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from boneage_jax.data.info import DataInfo
 from boneage_jax.errors import InputError, Stopped
 from boneage_jax.runtime.distributed import is_lost_peer
 from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
 from boneage_jax.state import TrainState, Tree, merge, select
 from boneage_jax.storage.bucket import checkpoint_folder, push
 from boneage_jax.storage.checksums import as_field, checksums, first_damaged
+from boneage_jax.storage.layout import INFO
 from boneage_jax.storage.quiet_orbax import clear_frames, without_late_reads, without_orbax
 from boneage_jax.storage.safe_write import cannot_write, is_passing, is_refused_write
 
 if TYPE_CHECKING:
     import grain
 
-_CHECKSUMS, _POSITION = "checksums", "position"  # keys in the metadata of a checkpoint
+# Keys in the metadata of a checkpoint.
+_CHECKSUMS, _POSITION, _INFO = "checksums", "position", "info"
 
 
 class Checkpoints:
@@ -39,16 +43,26 @@ class Checkpoints:
       workdir: folder of the run; checkpoints go to its `checkpoints/`, in the bucket if the folder
         mirrors one.
       metric: the validation metric that ranks checkpoints, lower is better.
+      info: properties of the training data, kept in each checkpoint; one saved with others is not
+        restored.
       read_only: for evaluation and prediction; creates nothing.
       alone: this process reads for itself, while the others of its job do something else.
     """
 
-    def __init__(self, workdir: Path, metric: str, *, read_only: bool = False, alone: bool = False):
+    def __init__(
+        self,
+        workdir: Path,
+        metric: str,
+        *,
+        info: DataInfo | None = None,
+        read_only: bool = False,
+        alone: bool = False,
+    ):
         waiting_for("the checkpoint", PATIENCE)
         self._quiet = without_orbax()
         self._quiet.__enter__()
         self._workdir, self._folder = workdir, checkpoint_folder(workdir)
-        self._metric = metric
+        self._metric, self._info = metric, dataclasses.asdict(info) if info else {}
         self._notes: dict[int, dict[str, Any]] = {}
         best = BestN(
             get_metric_fn=lambda metrics: -metrics[metric],
@@ -113,6 +127,7 @@ class Checkpoints:
                 custom_metadata={
                     _CHECKSUMS: checksums(state),
                     _POSITION: iterator.get_state(),
+                    _INFO: self._info,
                 },
             )
 
@@ -213,6 +228,8 @@ class Checkpoints:
         waiting_for("the checkpoint", PATIENCE)
         with self._restore_errors(step):
             saved = self._noted(step)
+        self._check_info(step, saved)
+        with self._restore_errors(step):
             state = self._manager.restore(step, args=ocp.args.Composite(state=arguments)).state
             if iterator is not None:
                 self._move(iterator, step, saved.get(_POSITION))
@@ -230,6 +247,15 @@ class Checkpoints:
                 "remove that step, or train again"
             )
         return state
+
+    def _check_info(self, step: int, saved: dict[str, Any]) -> None:
+        before = saved.get(_INFO, {})  # older checkpoints have none
+        for key in before.keys() & self._info.keys():
+            if before[key] != self._info[key]:
+                raise InputError(
+                    f"{self._workdir / INFO} has {key}={self._info[key]!r}, but the checkpoint of "
+                    f"step {step} was trained with {before[key]!r}; put the file back"
+                )
 
     @contextlib.contextmanager
     def _restore_errors(self, step: int) -> Iterator[None]:

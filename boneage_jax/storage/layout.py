@@ -1,7 +1,10 @@
 """Names of the files and folders of a workdir, and what makes a folder one."""
 
+import os
 import shutil
 from pathlib import Path
+
+from boneage_jax.errors import InputError
 
 CONFIG = "config.json"
 INFO = "facts.json"  # `boneage_jax.data.info.DataInfo`; keeps the name that older workdirs use
@@ -11,6 +14,34 @@ PRETRAIN = "pretrain"
 BACKGROUND = "background"
 CALIBRATION = "calibration.npz"
 REPORT = "report.json"
+LOCK = ".lock"  # held by the process that trains here
+_LONGEST = 255, 3800  # bytes of a name and of a path; Linux takes 4096, files inside need the rest
+
+
+def checked_path(path: str | os.PathLike[str], what: str = "workdir") -> Path:
+    """Returns a path that can be created, with `~` expanded.
+
+    Args:
+      path: a path as the user gave it.
+      what: what it is, for the message.
+
+    Raises:
+      InputError: not a text or `Path`, empty, with a NUL character, or longer than file systems
+        take.
+    """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise InputError(f"{what}={path!r} must be a text or a pathlib.Path, e.g. 'runs/mine'")
+    text = os.fspath(path)
+    if not text or "\0" in text:
+        raise InputError(f"{what}={text!r} must not be empty; e.g. runs/mine")
+    try:
+        found = Path(text).expanduser()
+    except RuntimeError as error:  # ~NAME of an unknown user
+        raise InputError(f"{what}={text}: {error}; give the whole path") from error
+    sizes = [len(part.encode(errors="replace")) for part in found.parts]
+    if max(sizes, default=0) > _LONGEST[0] or sum(sizes) + len(sizes) > _LONGEST[1]:
+        raise InputError(f"{what}={text[:60]}...: the name is too long for a file system")
+    return found
 
 
 def is_workdir(folder: Path) -> bool:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from boneage_jax.config import differences, load_config, save_config
+from boneage_jax.config import check_config, differences, load_config, save_config
 from boneage_jax.data.info import DataInfo
 from boneage_jax.errors import InputError
+from boneage_jax.extensions import DATASETS
+from boneage_jax.json_file import read_json
 from boneage_jax.storage.bucket import checkpoint_folder
 from boneage_jax.storage.layout import BACKGROUND, CONFIG, INFO, MEMBERS
 from boneage_jax.storage.safe_write import write_text
@@ -35,17 +37,11 @@ def claim_workdir(
       writes: whether this process writes (one process of a job does; all check).
 
     Raises:
-      InputError: the folder cannot be written to, or holds a run of another config or other data.
+      InputError: see `check_config_of`; the folder cannot be written to, or holds a run on other
+        data.
     """
-    begun = any(_has_checkpoint(place) for place in (folder, *folder.glob(f"{MEMBERS}/*")))
-    if begun and (folder / CONFIG).exists():
-        changed = differences(load_config(folder / CONFIG), config)
-        if changed:
-            raise InputError(
-                f"{folder} holds a run of another config ({'; '.join(changed[:3])}"
-                f"{' ...' if len(changed) > 3 else ''}); choose another --workdir or remove it"
-            )
-    if begun and (folder / INFO).exists():
+    begun = check_config_of(folder, config)
+    if begun:
         old = load_info(folder)
         if old != info:
             raise InputError(
@@ -57,7 +53,7 @@ def claim_workdir(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / INFO, json.dumps(dataclasses.asdict(info)) + "\n")
-        if not begun or not (folder / CONFIG).exists():
+        if not begun:
             save_config(folder / CONFIG, config)
             _replace_folder(folder / BACKGROUND, background)
     except (OSError, shutil.Error) as error:
@@ -65,6 +61,63 @@ def claim_workdir(
         raise InputError(
             f"--workdir={folder} cannot be written ({reason}); choose a writable folder"
         ) from error
+
+
+def check_config_of(folder: Path, config: ConfigDict) -> bool:
+    """Checks that the run in `folder`, if one has begun there, has this config.
+
+    Returns:
+      Whether it has begun, that is, has a checkpoint.
+
+    Raises:
+      InputError: the run has another config, or its config.json or facts.json is missing or
+        damaged.
+    """
+    if not any(_has_checkpoint(place) for place in (folder, *folder.glob(f"{MEMBERS}/*"))):
+        return False
+    for name in (CONFIG, INFO):
+        if not (folder / name).exists():
+            raise InputError(
+                f"{folder} holds checkpoints without {name}; put that file back, or choose another "
+                "--workdir"
+            )
+    changed = differences(load_config(folder / CONFIG), config)
+    if changed:
+        raise InputError(
+            f"{folder} holds a run of another config ({'; '.join(changed[:3])}"
+            f"{' ...' if len(changed) > 3 else ''}); choose another --workdir or remove it"
+        )
+    return True
+
+
+def read_run(folder: Path) -> tuple[ConfigDict, DataInfo]:
+    """Reads the config and the data info of a run.
+
+    Raises:
+      InputError: one of the files is missing or damaged, or they disagree on the image size.
+    """
+    config, info = read_config(folder), load_info(folder)
+    size = config.data.config.partition("-")[0]
+    # Names of shipped configs begin with the size; those of registered data sets may not.
+    if config.data.name not in DATASETS and size.isdecimal() and int(size) != info.image_size:
+        raise InputError(
+            f"{folder / INFO} has image_size={info.image_size}, {CONFIG} beside it "
+            f"data.config={config.data.config}: one of them is not of this run; put it back"
+        )
+    return config, info
+
+
+def read_config(folder: Path) -> ConfigDict:
+    """Reads and checks the config of a run.
+
+    Raises:
+      InputError: the file is missing, damaged, or holds a wrong value.
+    """
+    config = load_config(folder / CONFIG)
+    try:
+        return check_config(config)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from error
 
 
 def load_info(folder: Path) -> DataInfo:
@@ -75,14 +128,20 @@ def load_info(folder: Path) -> DataInfo:
     """
     path = folder / INFO
     try:
-        return DataInfo(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is missing or damaged ({error}); train again") from error
+        return DataInfo(**read_json(path))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; put it back, or train again") from None
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}); put it back, or train again") from error
 
 
 def _has_checkpoint(folder: Path) -> bool:
     checkpoints = checkpoint_folder(folder)
-    return checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
+    if not checkpoints.exists():
+        return False
+    if not checkpoints.is_dir():
+        raise InputError(f"{checkpoints} must be a folder; choose another --workdir")
+    return any(path.name.isdecimal() for path in checkpoints.iterdir())
 
 
 def _replace_folder(target: Path, source: Path | None) -> None:

@@ -4,7 +4,6 @@ The members are ordinary runs in WORKDIR/members/0, 1, ...; WORKDIR itself holds
 predictions, calibration and a metrics.jsonl with one line per member.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,13 @@ from boneage_jax.evaluation.members import average_beside_labels, predict_split
 from boneage_jax.inference.load_trained import Trained, average, load_members, member_count
 from boneage_jax.inference.network import Rows
 from boneage_jax.report.metric_writer import MetricWriter
+from boneage_jax.report.run_report import read_report
 from boneage_jax.runtime.parallel import is_first_process
 from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
 from boneage_jax.storage.layout import REPORT, member_folder
 from boneage_jax.storage.shared_workdir import catch_up
-from boneage_jax.storage.workdir import claim_workdir
+from boneage_jax.storage.workdir import check_config_of, claim_workdir
+from boneage_jax.training.check_run import check_before_data
 from boneage_jax.training.describe import say
 from boneage_jax.training.final_report import final_report
 
@@ -74,6 +75,8 @@ def train_members(
     """
     waiting_for("the devices", PATIENCE)
     writes = is_first_process()
+    begun = check_config_of(workdir, config)
+    check_before_data(member_config(config, 0), devices, begun=begun)
     dataset = open_training_data(config)
     split = dataset.split(config.data.eval_split)
     info = DataInfo.of(dataset, dataset.split(config.data.train_split))
@@ -85,7 +88,7 @@ def train_members(
         say(f"member {number + 1} of {count} in {folder}")
         train(member_config(config, number, info.mask_flops), folder, devices=devices)
     if (workdir / REPORT).exists() and not fresh:
-        return json.loads((workdir / REPORT).read_text())
+        return read_report(workdir)
 
     waiting_for("the members", count * PATIENCE)
     catch_up(workdir)
@@ -105,7 +108,7 @@ def _write_curve(
     with MetricWriter(workdir, resume_step=None) as writer:
         for count, member in enumerate(members, start=1):
             rows = corrected(with_labels(average(parts[:count]), split), member.network.config)
-            own = json.loads((member.folder / REPORT).read_text())
+            own = read_report(member.folder)
             step, flops = step + member.step, flops + own["compute"]["train_flops"]
             error = float(np.abs(rows["predicted_age"] - rows["true_age"]).mean())
             writer.write(step, {"validation/mae": error, "flops": flops})

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from boneage_jax.errors import InputError
 from boneage_jax.inference.load_trained import load_trained
-from boneage_jax.pretrained.load_pretrained import load_pretrained, pretrained_options
+from boneage_jax.pretrained.load_pretrained import load_pretrained
 from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
 from boneage_jax.state import TrainState, select, split_flops
 from boneage_jax.storage.checkpoints import Checkpoints
@@ -111,23 +111,6 @@ def start_from(state: TrainState, folder: str | os.PathLike[str], task: str) -> 
         ema_params=_averages(state, params),
         flops_spent=split_flops(other.flops_spent),
     )
-
-
-def check_pretrained(config: ConfigDict) -> None:
-    """Checks that the source `config.model.pretrained` is there and has the options of the model.
-
-    Raises:
-      InputError: the weights cannot be found, belong to another network, or were made with a
-        padding or BatchNorm epsilon that differs from the config.
-    """
-    model = config.model
-    if not model.pretrained or config.pretrain.data or config.init_from:
-        return
-    options = pretrained_options(model.name, model.pretrained)
-    wrong = {key: value for key, value in options.items() if model[key] != value}
-    if wrong:
-        flags = " ".join(f"--config.model.{key}={value}" for key, value in wrong.items())
-        raise InputError(f"config.model.pretrained={model.pretrained} needs {flags}")
 
 
 def with_pretrained_backbone(state: TrainState, config: ConfigDict) -> TrainState:

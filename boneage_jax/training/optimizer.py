@@ -9,9 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from boneage_jax.errors import InputError
-
-_SCHEDULES = ("constant", "cosine", "one_cycle")
-_OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "lion")
+from boneage_jax.ranges import check_value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +46,8 @@ def make_schedule(
     Raises:
       InputError: an unknown schedule or a warm-up outside [0, 1).
     """
-    if config.schedule not in _SCHEDULES:
-        raise InputError(
-            f"optimizer.schedule={config.schedule!r} is unknown; choose one of {_SCHEDULES}"
-        )
-    if not 0 <= config.warmup < 1:
-        raise InputError(f"optimizer.warmup={config.warmup} must be a fraction in [0, 1)")
+    for key in ("schedule", "warmup"):
+        check_value(f"optimizer.{key}", config[key])
     peak = config.learning_rate if peak is None else peak
     warmup = round(config.warmup * total_steps)
     if config.schedule == "one_cycle":
@@ -87,8 +81,7 @@ def peak_rate(config: ConfigDict, batch_size: int) -> float:
     Raises:
       InputError: an unknown `batch_scaling`.
     """
-    if config.batch_scaling not in ("linear", "sqrt"):
-        raise InputError(f"optimizer.batch_scaling={config.batch_scaling!r}: choose linear or sqrt")
+    check_value("optimizer.batch_scaling", config.batch_scaling)
     if not config.reference_batch:
         return float(config.learning_rate)
     ratio = batch_size / config.reference_batch
@@ -117,8 +110,8 @@ def make_optimizer(
     """
     schedule = make_schedule(config, total_steps, peak)
     groups = groups or Groups()
-    if config.name not in _OPTIMIZERS:
-        raise InputError(f"optimizer.name={config.name!r} is unknown; choose one of {_OPTIMIZERS}")
+    for key, value in config.items():
+        check_value(f"optimizer.{key}", value)
     decays = config.weight_decay or groups.backbone_decay > 0
     if decays and config.name not in ("adamw", "lion"):
         raise InputError(f"optimizer.weight_decay needs adamw or lion, not {config.name}; set to 0")

@@ -12,18 +12,17 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from boneage_jax.config import check_config, load_config
 from boneage_jax.data.info import DataInfo
 from boneage_jax.data.inputs import batch_shapes, make_inputs
 from boneage_jax.errors import InputError
 from boneage_jax.flops import count_flops
 from boneage_jax.inference.network import Network, build_network
+from boneage_jax.ranges import MOST_STEPS
 from boneage_jax.runtime.parallel import Parallel
 from boneage_jax.state import TrainState, Tree, select
 from boneage_jax.storage.bucket import open_workdir
 from boneage_jax.storage.checkpoints import Checkpoints
-from boneage_jax.storage.layout import CONFIG
-from boneage_jax.storage.workdir import load_info
+from boneage_jax.storage.workdir import read_run
 from boneage_jax.tasks.registry import make_task
 from boneage_jax.tasks.task import Task
 from boneage_jax.training.finetune import (
@@ -182,9 +181,9 @@ def load_run(
       InputError: no run in the folder, no checkpoint, or a damaged one.
     """
     folder = open_workdir(folder)
-    config = check_config(load_config(folder / CONFIG))
-    run = build_run(config, load_info(folder), devices)
-    checkpoints = Checkpoints(folder, run.task.metric, read_only=True)
+    config, info = read_run(folder)
+    run = build_run(config, info, devices)
+    checkpoints = Checkpoints(folder, run.task.metric, info=info, read_only=True)
     try:
         step = checkpoints.step_to_use(config.select)
         return run, checkpoints.restore(step, run.state_shapes()), step
@@ -237,7 +236,7 @@ def _pure_train_step(
 def _total_steps(config: ConfigDict, info: DataInfo) -> int:
     if not config.budget_flops:
         epochs = math.ceil(config.epochs * info.train_images / config.batch_size)
-        return config.steps or epochs
+        return _checked(config.steps or epochs, f"config.epochs={config.epochs}")
     cost = functools.cache(lambda stretch: _train_flops(config, info, stretch))
     stretches = functools.partial(plan, config, info.image_size)
     # Pre-training has no phases: it trains the whole network at full size.
@@ -257,13 +256,19 @@ def _total_steps(config: ConfigDict, info: DataInfo) -> int:
             f"config.budget_flops={config.budget_flops:.3g} leaves no step: one costs {each:.3g}, "
             f"pre-training {before:.3g}, the masks {info.mask_flops:.3g}"
         )
+    return _checked(steps, f"config.budget_flops={config.budget_flops:.3g}")
+
+
+def _checked(steps: int, why: str) -> int:
+    if steps > MOST_STEPS:
+        raise InputError(f"{why} makes {steps:,} steps; at most {MOST_STEPS:,} are possible")
     return steps
 
 
 def _side(data: str) -> int:
     """Returns the pixels in NAME/SIZE or NAME/SIZE-VARIANT; 0 if no size is given."""
     size = data.partition("/")[2].partition("-")[0]
-    return int(size) if size.isdigit() else 0
+    return int(size) if size.isdecimal() else 0
 
 
 def _train_flops(config: ConfigDict, info: DataInfo, stretch: Stretch) -> int:

@@ -41,8 +41,8 @@ class StepLog:
         schedule = make_schedule(settings, run.total_steps, peak_rate(settings, config.batch_size))
         self._rates = np.asarray(jax.vmap(schedule)(np.arange(run.total_steps + 1)))
         history = writer.last_row or {}
-        self._seconds_before = float(history.get("seconds", 0.0))
-        counts = (int(history.get(key, 0)) for key in ("nonfinite_steps", "rollbacks"))
+        self._seconds_before = float(history.get("seconds") or 0.0)
+        counts = (int(history.get(key) or 0) for key in ("nonfinite_steps", "rollbacks"))
         self.guard = Guard(config, total=next(counts), rollbacks=next(counts))
         self._began = time.monotonic()
         self._pending: dict[str, Any] | None = None

@@ -1,8 +1,8 @@
 """A training run from top to bottom: data, network and steps, loop, report."""
 
 import contextlib
-import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from boneage_jax.errors import InputError
 from boneage_jax.evaluation.members import average_beside_labels, predict_split
 from boneage_jax.inference.load_trained import Trained, member_count
 from boneage_jax.report.metric_writer import MetricWriter
+from boneage_jax.report.run_report import read_report
 from boneage_jax.runtime.parallel import is_first_process, process
 from boneage_jax.runtime.preemption import Stopping
 from boneage_jax.runtime.supervision import supervised
@@ -27,23 +28,28 @@ from boneage_jax.storage.bucket import push, workdir_in_use
 from boneage_jax.storage.checkpoints import Checkpoints
 from boneage_jax.storage.layout import REPORT
 from boneage_jax.storage.shared_workdir import check_same_step, check_shared
-from boneage_jax.storage.workdir import claim_workdir
+from boneage_jax.storage.workdir import check_config_of, claim_workdir
+from boneage_jax.storage.workdir_lock import locked_workdir
+from boneage_jax.training.check_run import check_before_data, check_pretrained
 from boneage_jax.training.describe import describe_run, say
 from boneage_jax.training.ensemble import train_members
 from boneage_jax.training.final_report import final_report
-from boneage_jax.training.initialize import check_pretrained, initial_state
+from boneage_jax.training.initialize import initial_state
 from boneage_jax.training.loop import Loop
 from boneage_jax.training.run import Run, build_run
 from boneage_jax.training.step_log import StepLog
 
 
 def train(
-    config: ConfigDict, workdir: str | Path, *, devices: Sequence[jax.Device] | None = None
+    config: ConfigDict | Mapping[str, Any],
+    workdir: str | os.PathLike[str],
+    *,
+    devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, Any]:
     """Trains a network, or resumes the run in `workdir`.
 
     Args:
-      config: see `boneage_jax.config.base_config`; recipes are in `configs/`.
+      config: see `boneage_jax.config.base_config`, or its dict; recipes are in `configs/`.
       workdir: receives config.json, metrics.jsonl, checkpoints/, tensorboard/, report.json,
         report.html, figures/ and predictions.csv; for an ensemble, checkpoints go to members/K/.
         A local folder or gs://BUCKET/PATH, see `boneage_jax.storage.bucket`.
@@ -53,8 +59,8 @@ def train(
       Contents of report.json.
 
     Raises:
-      InputError: an invalid config, damaged data, a full disk or a non-finite loss; the message is
-        one line.
+      InputError: an invalid config, a workdir in use, damaged data, a full disk or a non-finite
+        loss; the message is one line.
       Stopped: the run was asked to end early, see `boneage_jax.runtime.preemption`; `PeerLost` if
         another process of the job is gone. A run that stalls ends the process, see
         `boneage_jax.runtime.watchdog`.
@@ -63,7 +69,7 @@ def train(
     limits = {key: float(config[key]) for key in ("max_seconds", "stall_seconds")}
     with supervised(**limits) as stopping:
         waiting_for("the workdir", PATIENCE)
-        with workdir_in_use(workdir) as folder:
+        with workdir_in_use(workdir) as folder, locked_workdir(folder):
             if member_count(config) > 1:
                 return train_members(config, folder, train, devices)
             return _train_network(config, folder, devices, stopping)
@@ -74,6 +80,7 @@ def _train_network(
 ) -> dict[str, Any]:
     waiting_for("the devices", PATIENCE)
     process()  # initialises the devices
+    check_before_data(config, devices, begun=check_config_of(workdir, config))
     dataset = open_training_data(config)
     info = DataInfo.of(dataset, dataset.split(config.data.train_split))
     _claim(workdir, config, info, dataset)
@@ -81,12 +88,12 @@ def _train_network(
 
     waiting_for("the model", PATIENCE)
     run = build_run(config, info, devices)
-    checkpoints = Checkpoints(workdir, run.task.metric)
+    checkpoints = Checkpoints(workdir, run.task.metric, info=info)
     start = check_same_step(checkpoints.newest_step)
     if start == run.total_steps and (workdir / REPORT).exists():
         say(f"{workdir} holds this run, finished at step {start}; nothing is left to do")
         checkpoints.close()
-        return json.loads((workdir / REPORT).read_text())
+        return read_report(workdir)
     if start is None:
         waiting_for("the pretrained weights", PATIENCE)
         check_pretrained(config)  # before the minutes that compiling takes

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import types
 
 import numpy as np
@@ -164,7 +165,8 @@ def hub(monkeypatch, tmp_path):
     folder = tmp_path / "models--timm--tf_efficientnet_lite0.in1k"
     folder.mkdir()
 
-    def download(repo, file):
+    def download(repo, file, local_files_only):
+        assert not local_files_only
         if repo != "timm/tf_efficientnet_lite0.in1k":
             raise OSError("offline\nand more")
         if not (folder / file).exists():
@@ -177,6 +179,7 @@ def hub(monkeypatch, tmp_path):
     errors.EntryNotFoundError = EntryNotFoundError
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
+    monkeypatch.setattr("boneage_jax.pretrained.source._is_offline", lambda: False)
     return folder
 
 
@@ -191,6 +194,16 @@ def test_the_hub_is_asked_for_the_usual_files(hub, arrays):
     assert (load(repo)["params"]["top_bn"]["bias"] == 3).all()
     assert (load(f"{repo}/pytorch_model.bin")["params"]["top_bn"]["bias"] != 3).any()
     refused(load, "hf:a/b", match="offline and more")
+
+
+def test_without_a_connection_only_the_cache_is_asked(monkeypatch, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")  # nothing listens there
+    began = time.monotonic()
+    refused(load, f"hf:nobody/{tmp_path.name}", match="no connection to http://127.0.0.1:1, and")
+    assert time.monotonic() - began < 10  # the client alone tries for a minute
 
 
 def test_without_the_hub_package_the_extra_is_named(monkeypatch):
