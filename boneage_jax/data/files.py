@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from boneage_jax.data import notes
 from boneage_jax.data.headers import check, sniff
 from boneage_jax.errors import InputError
 
@@ -52,6 +53,24 @@ def read_grey(source: str | os.PathLike[str] | bytes, name: str = "") -> np.ndar
       UnreadableImage: the file is missing, empty, truncated, damaged or not an image, or has
         several DICOM frames or more than 100 million pixels.
     """
+    return read_radiograph(source, name)[0]
+
+
+def read_radiograph(
+    source: str | os.PathLike[str] | bytes, name: str = ""
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Reads a radiograph as `read_grey` does, and says what a reader of its result should know.
+
+    Args:
+      source: path of the file, or its content.
+      name: name in error messages; the path if empty.
+
+    Returns:
+      (uint8 [H, W], notes of `boneage_jax.data.notes`, most files have none).
+
+    Raises:
+      UnreadableImage: see `read_grey`.
+    """
     name = name or ("image" if isinstance(source, bytes) else str(source))
     try:
         data = source if isinstance(source, bytes) else _read_bytes(Path(source))
@@ -62,7 +81,11 @@ def read_grey(source: str | os.PathLike[str] | bytes, name: str = "") -> np.ndar
             form = "dicom"  # old files lack the 128-byte preamble
         if not form:
             raise ValueError(f"the content is not {_FORMATS}")
-        return _decode_dicom(data) if form == "dicom" else _decode(data, form)
+        said: list[str] = []
+        image = _decode_dicom(data, said) if form == "dicom" else _decode(data, form, said)
+        if min(image.shape) < notes.SMALL_SIDE:
+            said.append(notes.SMALL)
+        return image, tuple(said)
     except ValueError as error:
         raise UnreadableImage(name, str(error)) from error
     except OSError as error:
@@ -174,7 +197,7 @@ def _read_bytes(path: Path) -> bytes:
         return file.read()
 
 
-def _decode(data: bytes, form: str) -> np.ndarray:
+def _decode(data: bytes, form: str, said: list[str]) -> np.ndarray:
     check(data, form)
     # UNCHANGED keeps alpha and depth, and ignores EXIF rotation, which only photographs have.
     flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if form == "jpeg" else cv2.IMREAD_UNCHANGED
@@ -182,9 +205,9 @@ def _decode(data: bytes, form: str) -> np.ndarray:
     if image is None or not image.size:
         raise ValueError(f"the {form.upper()} file is damaged")
     if image.ndim == 2:
-        return _to_8_bit(image)
+        return _to_8_bit(image, said)
     alpha = image[..., -1] if image.shape[-1] in (2, 4) else None
-    colours = _to_8_bit(image[..., :3] if image.shape[-1] > 2 else image[..., :1])
+    colours = _to_8_bit(image[..., :3] if image.shape[-1] > 2 else image[..., :1], said)
     grey = cv2.cvtColor(colours, cv2.COLOR_BGR2GRAY) if colours.shape[-1] == 3 else colours[..., 0]
     if alpha is None:
         return grey
@@ -192,20 +215,20 @@ def _decode(data: bytes, form: str) -> np.ndarray:
     return np.rint(grey * opacity).astype(np.uint8)
 
 
-def _decode_dicom(data: bytes) -> np.ndarray:
+def _decode_dicom(data: bytes, said: list[str]) -> np.ndarray:
     from boneage_jax.data.dicom import read_dicom  # importing pydicom takes 0.3 s
 
     values, window = read_dicom(data)
     if values.ndim == 3:
-        return cv2.cvtColor(_to_8_bit(values), cv2.COLOR_RGB2GRAY)
+        return cv2.cvtColor(_to_8_bit(values, said), cv2.COLOR_RGB2GRAY)
     if window:
         image = _scale(values, *window)
         if image.min() < image.max():
             return image
-    return _to_8_bit(values)
+    return _to_8_bit(values, said)
 
 
-def _to_8_bit(image: np.ndarray) -> np.ndarray:
+def _to_8_bit(image: np.ndarray, said: list[str]) -> np.ndarray:
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image)
     if not np.isfinite(image).all():
@@ -213,6 +236,7 @@ def _to_8_bit(image: np.ndarray) -> np.ndarray:
     low, high = image.min(), image.max()
     if low >= 0 and high <= 255 and (image.dtype.kind in "iu" or high > 1):
         return image.astype(np.uint8)
+    said.append(notes.NO_WINDOW)
     black, white = np.percentile(image, (_TAIL, 100 - _TAIL))
     if black == white:
         black, white = float(low), float(high)
