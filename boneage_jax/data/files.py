@@ -9,13 +9,14 @@ import cv2
 import numpy as np
 
 from boneage_jax.data import notes
-from boneage_jax.data.headers import check, sniff
+from boneage_jax.data.grey import to_grey
+from boneage_jax.data.headers import sniff
+from boneage_jax.data.pictures import read_picture
 from boneage_jax.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom"})
 
 _FORMATS = "PNG, JPEG, TIFF or DICOM"
-_TAIL = 0.1  # percent of pixels clipped at each end when 16 bits become 8
 _MAX_BYTES = 1 << 30
 
 # Whatever OpenCV would print about a broken file is raised as an exception here.
@@ -81,11 +82,17 @@ def read_radiograph(
             form = "dicom"  # old files lack the 128-byte preamble
         if not form:
             raise ValueError(f"the content is not {_FORMATS}")
-        said: list[str] = []
-        image = _decode_dicom(data, said) if form == "dicom" else _decode(data, form, said)
+        if form == "dicom":
+            from boneage_jax.data.dicom import read_dicom  # importing pydicom takes 0.3 s
+
+            image, said = read_dicom(data)
+        else:
+            image, said = to_grey(read_picture(data, form))
+        if int(image.min()) == int(image.max()):
+            said = (*said, notes.FLAT)
         if min(image.shape) < notes.SMALL_SIDE:
-            said.append(notes.SMALL)
-        return image, tuple(said)
+            said = (*said, notes.SMALL)
+        return image, said
     except ValueError as error:
         raise UnreadableImage(name, str(error)) from error
     except OSError as error:
@@ -195,57 +202,3 @@ def _read_bytes(path: Path) -> bytes:
         if os.fstat(file.fileno()).st_size > _MAX_BYTES:
             raise ValueError("the file is larger than 1 GiB")
         return file.read()
-
-
-def _decode(data: bytes, form: str, said: list[str]) -> np.ndarray:
-    check(data, form)
-    # UNCHANGED keeps alpha and depth, and ignores EXIF rotation, which only photographs have.
-    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if form == "jpeg" else cv2.IMREAD_UNCHANGED
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if image is None or not image.size:
-        raise ValueError(f"the {form.upper()} file is damaged")
-    if image.ndim == 2:
-        return _to_8_bit(image, said)
-    alpha = image[..., -1] if image.shape[-1] in (2, 4) else None
-    colours = _to_8_bit(image[..., :3] if image.shape[-1] > 2 else image[..., :1], said)
-    grey = cv2.cvtColor(colours, cv2.COLOR_BGR2GRAY) if colours.shape[-1] == 3 else colours[..., 0]
-    if alpha is None:
-        return grey
-    opacity = alpha.astype(np.float32) / {"uint8": 255, "uint16": 65535}.get(alpha.dtype.name, 1)
-    return np.rint(grey * opacity).astype(np.uint8)
-
-
-def _decode_dicom(data: bytes, said: list[str]) -> np.ndarray:
-    from boneage_jax.data.dicom import read_dicom  # importing pydicom takes 0.3 s
-
-    values, window = read_dicom(data)
-    if values.ndim == 3:
-        return cv2.cvtColor(_to_8_bit(values, said), cv2.COLOR_RGB2GRAY)
-    if window:
-        image = _scale(values, *window)
-        if image.min() < image.max():
-            return image
-    return _to_8_bit(values, said)
-
-
-def _to_8_bit(image: np.ndarray, said: list[str]) -> np.ndarray:
-    if image.dtype == np.uint8:
-        return np.ascontiguousarray(image)
-    if not np.isfinite(image).all():
-        raise ValueError("it holds values that are not finite")
-    low, high = image.min(), image.max()
-    if low >= 0 and high <= 255 and (image.dtype.kind in "iu" or high > 1):
-        return image.astype(np.uint8)
-    said.append(notes.NO_WINDOW)
-    black, white = np.percentile(image, (_TAIL, 100 - _TAIL))
-    if black == white:
-        black, white = float(low), float(high)
-    return _scale(image, black, white)
-
-
-def _scale(image: np.ndarray, black: float, white: float) -> np.ndarray:
-    """Maps black..white to 0..255, clipped and rounded; a constant image becomes 0."""
-    scaled = (image.astype(np.float32) - np.float32(black)) * np.float32(
-        255 / max(white - black, 1e-6)
-    )
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
