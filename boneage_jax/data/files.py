@@ -1,5 +1,6 @@
 """Finds radiographs on disk, reads them as grey uint8 and fits them into a square."""
 
+import contextlib
 import glob
 import os
 from collections.abc import Iterable, Iterator
@@ -73,13 +74,11 @@ def read_radiograph(
       UnreadableImage: see `read_grey`.
     """
     name = name or ("image" if isinstance(source, bytes) else str(source))
-    try:
-        data = source if isinstance(source, bytes) else _read_bytes(Path(source))
-        if not data:
-            raise ValueError("the file is empty")
+    with as_unreadable(name):
+        data = source if isinstance(source, bytes) else read_bytes(Path(source))
         form = sniff(data)
         if not form and Path(name).suffix.lower() in (".dcm", ".dicom"):
-            form = "dicom"  # old files lack the 128-byte preamble
+            form = "dicom"
         if not form:
             raise ValueError(f"the content is not {_FORMATS}")
         if form == "dicom":
@@ -88,19 +87,39 @@ def read_radiograph(
             image, said = read_dicom(data)
         else:
             image, said = to_grey(read_picture(data, form))
-        if int(image.min()) == int(image.max()):
-            said = (*said, notes.FLAT)
-        if min(image.shape) < notes.SMALL_SIDE:
-            said = (*said, notes.SMALL)
-        return image, said
+    if int(image.min()) == int(image.max()):
+        said = (*said, notes.FLAT)
+    if min(image.shape) < notes.SMALL_SIDE:
+        said = (*said, notes.SMALL)
+    return image, said
+
+
+@contextlib.contextmanager
+def as_unreadable(name: str) -> Iterator[None]:
+    """Raises what a damaged or unsupported file raises in the block as `UnreadableImage`."""
+    try:
+        yield
     except ValueError as error:
-        raise UnreadableImage(name, str(error)) from error
+        raise UnreadableImage(name, " ".join(str(error).split())) from error
     except OSError as error:
         raise UnreadableImage(name, error.strerror or str(error)) from error
     except cv2.error as error:
         raise UnreadableImage(name, f"the image is damaged: {error.err}") from error
     except MemoryError as error:
         raise UnreadableImage(name, "not enough memory to decode it") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns the content of a file.
+
+    Raises:
+      ValueError: it is larger than 1 GiB.
+      OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > _MAX_BYTES:
+            raise ValueError("the file is larger than 1 GiB")
+        return file.read()
 
 
 def fit_square(image: np.ndarray, size: int) -> np.ndarray:
@@ -195,10 +214,3 @@ def _walk(folder: Path) -> Iterator[Path]:
         for name in files:
             if name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
                 yield Path(parent, name)
-
-
-def _read_bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size > _MAX_BYTES:
-            raise ValueError("the file is larger than 1 GiB")
-        return file.read()

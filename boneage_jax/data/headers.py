@@ -42,7 +42,12 @@ def sniff(data: bytes) -> str:
     """Returns the format of a file from its first bytes: `png`, `jpeg`, `tiff`, `dicom`, or "".
 
     A DICOM file may begin like a TIFF (PS3.10, 7.1), and old ones lack preamble and meta header.
+
+    Raises:
+      ValueError: there are none.
     """
+    if not data:
+        raise ValueError("the file is empty")
     if data[128:132] == b"DICM":
         return "dicom"
     if data.startswith(_PNG):
