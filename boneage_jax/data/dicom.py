@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import struct
 import zlib
 
@@ -21,7 +22,7 @@ _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # In this order, not in pydicom's, which begins with GDCM (see dicom_codecs). Pillow comes before
 # imagecodecs, so that the extra changes no pixel of what is read without it.
 _DECODERS = ("pydicom", "pillow", "imagecodecs")
-_MAX_INFLATED = 1 << 30  # bytes
+_MAX_INFLATED, _PIECE = 1 << 30, 1 << 26  # bytes
 _SIZ = b"\xff\x4f\xff\x51"  # the first two markers of a JPEG 2000 codestream
 
 for _syntax in dicom_codecs.DECODER_DEPENDENCIES:
@@ -81,13 +82,15 @@ def _check_inflated(data: bytes) -> None:
         return
     if not deflated:
         return
-    engine = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        engine.decompress(data[file.tell() :], _MAX_INFLATED)
-    except zlib.error as error:
-        raise ValueError(f"the deflated DICOM file is damaged: {error}") from error
-    if engine.unconsumed_tail:
-        raise ValueError("the deflated DICOM file inflates to more than 1 GiB")
+    engine, rest, inflated = zlib.decompressobj(-zlib.MAX_WBITS), file.read(), 0
+    while rest:
+        try:
+            inflated += len(engine.decompress(rest, _PIECE))
+        except zlib.error as error:
+            raise ValueError(f"the deflated DICOM file is damaged: {error}") from error
+        if inflated > _MAX_INFLATED:
+            raise ValueError("the deflated DICOM file inflates to more than 1 GiB")
+        rest = engine.unconsumed_tail
 
 
 def _check(dataset: pydicom.Dataset) -> None:
@@ -98,11 +101,14 @@ def _check(dataset: pydicom.Dataset) -> None:
     if frames != 1:
         raise ValueError(f"the DICOM file holds {frames} frames; one radiograph is one frame")
     check_size(_integer(dataset, "Columns"), _integer(dataset, "Rows"))
-    if _integer(dataset, "SamplesPerPixel", 1) > 3 or _integer(dataset, "BitsAllocated", 8) > 64:
-        raise ValueError("the DICOM file is damaged: Samples per Pixel or Bits Allocated")
     photometric = dataset.get("PhotometricInterpretation")
     if photometric not in (*MONOCHROME, *COLOURS):
         raise ValueError(f"photometric interpretation {photometric!s:.40} is not supported")
+    samples, bits = (_integer(dataset, name) for name in ("SamplesPerPixel", "BitsAllocated"))
+    if samples != (1 if photometric in (*MONOCHROME, "PALETTE COLOR") else 3) or bits > 64:
+        raise ValueError(
+            f"the DICOM file is damaged: {photometric} of {samples} samples of {bits} bits"
+        )
 
 
 def _integer(dataset: pydicom.Dataset, name: str, default: int = 0) -> int:
@@ -114,45 +120,46 @@ def _integer(dataset: pydicom.Dataset, name: str, default: int = 0) -> int:
 
 
 def _decode(dataset: pydicom.FileDataset) -> tuple[np.ndarray, list[str]]:
-    """Returns the stored values, [H, W] or [H, W, 3] RGB."""
+    """Returns the stored values, [H, W] or [H, W, 3] RGB, and notes."""
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
-        encapsulated = syntax.is_encapsulated
-        if encapsulated:
+        if syntax.is_encapsulated:
             _check_frame(dataset, syntax)
-            pixels, said = _decompress(dataset, syntax), []
-        else:
-            pixels, said = pixel_array(dataset), _excess(dataset)
-            pixels = _from_high_bits(dataset, pixels)
+            return _decompress(dataset, syntax), []
+        if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+            raise ValueError("the file does not say how they are compressed")
+        pixels = pixel_array(dataset)
+        return _from_high_bits(dataset, pixels), _excess(dataset)
     except MemoryError:
         raise
     except Exception as error:
         name = f" ({syntax.name})" if syntax.name != syntax else ""
-        raise ValueError(f"the DICOM pixels{name} cannot be decoded: {_line(error)}") from error
-    size = (dataset.Rows, dataset.Columns)
-    if pixels.shape not in (size, (*size, 3)):
-        raise ValueError(f"the DICOM file holds several frames: {pixels.shape}")
-    return pixels, said
+        remedy = "" if dicom_codecs.EXTRA in str(error) else "; convert the file to PNG"
+        raise ValueError(
+            f"the DICOM pixels{name} cannot be decoded: {_line(error)}{remedy}"
+        ) from error
 
 
 def _decompress(dataset: pydicom.FileDataset, syntax: uid.UID) -> np.ndarray:
     """Decodes with the first decoder that can."""
-    reason = f"this takes pip install '{dicom_codecs.EXTRA}'"
-    decoders = [name for name in _DECODERS if name in get_decoder(syntax).available_plugins]
-    for decoder in decoders:
-        try:
-            return pixel_array(dataset, decoding_plugin=decoder, allow_excess_frames=False)
-        except MemoryError:
-            raise
-        except Exception as error:
-            if "Pillow" not in str(error):  # else a kind that Pillow knows it cannot decode
-                reason = _line(error)
+    reason = f"the decoder comes with pip install '{dicom_codecs.EXTRA}'"
+    for decoder in _DECODERS:
+        if decoder in get_decoder(syntax).available_plugins:
+            try:
+                return pixel_array(dataset, decoding_plugin=decoder, allow_excess_frames=False)
+            except MemoryError:
+                raise
+            except Exception as error:
+                if "Pillow" not in str(error):  # else a kind that it knows it cannot decode
+                    reason = _line(error)
     raise ValueError(reason)
 
 
 def _check_frame(dataset: pydicom.FileDataset, syntax: uid.UID) -> None:
     """Checks size and end of a compressed frame, which decoders believe before they allocate."""
-    frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    frame, *others = itertools.islice(generate_frames(dataset.PixelData, number_of_frames=1), 2)
+    if others:
+        raise ValueError("the DICOM file holds several frames; one radiograph is one frame")
     if syntax in uid.JPEGTransferSyntaxes + uid.JPEGLSTransferSyntaxes:
         jpeg = check_jpeg(frame)
         width, height = jpeg.width, jpeg.height

@@ -54,8 +54,8 @@ def decode_frame(frame: bytes, runner: DecodeRunner) -> bytes:
     if pixels.shape != (runner.rows, runner.columns, *samples):
         raise ValueError(f"the frame is {pixels.shape}, its header says otherwise")
     bits = 8 * pixels.dtype.itemsize
-    if syntax in _JPEG and runner.pixel_representation and runner.bits_stored < bits:
-        # JPEG knows no sign: the highest bit stored is it.
+    if syntax not in _JPEG_2000 and runner.pixel_representation and runner.bits_stored < bits:
+        # JPEG and JPEG-LS know no sign: the highest bit stored is it.
         spare = bits - runner.bits_stored
         pixels = (pixels.view(f"i{pixels.dtype.itemsize}") << spare) >> spare
     runner.set_option("bits_allocated", bits)

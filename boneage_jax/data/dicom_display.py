@@ -109,13 +109,14 @@ def _values_of_interest(
     """Applies the first table or window; None if there is none that can be used."""
     source = _of_frame(dataset, "FrameVOILUTSequence")
     try:
+        centers, widths = _numbers(source, "WindowCenter"), _numbers(source, "WindowWidth")
         if (table := _first(source, "VOILUTSequence")) is not None:
             looked_up, bits = _look_up(table, np.floor(values), dataset)
             image = _scale(looked_up, 0, 2**bits - 1, inverted)
             alternatives = len(source.VOILUTSequence)
-        elif centers := _numbers(source, "WindowCenter") or _numbers(source, "WindowWidth"):
-            width = _numbers(source, "WindowWidth")[0]
-            image = _window(values, centers[0], width, source.get("VOILUTFunction"), inverted)
+        elif centers or widths:
+            function = source.get("VOILUTFunction")
+            image = _window(values, centers[0], widths[0], function, inverted)
             alternatives = len(centers)
         else:
             return None

@@ -1,5 +1,6 @@
 """Keeps the warnings of image libraries off the screen: what matters is raised or noted."""
 
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -7,11 +8,16 @@ from contextlib import contextmanager
 
 # Python's warning filters are per process, not per thread.
 _FILTERS = threading.Lock()
+_LOGS = logging.getLogger("pydicom")
 
 
 @contextmanager
 def warnings_off() -> Iterator[None]:
-    """Ignores Python warnings inside the block, of all threads; one block at a time."""
+    """Ignores Python warnings and pydicom's log, of all threads; one block at a time."""
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        before, _LOGS.disabled = _LOGS.disabled, True
+        try:
+            yield
+        finally:
+            _LOGS.disabled = before
