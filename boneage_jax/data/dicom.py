@@ -1,85 +1,203 @@
-"""Pixels of a DICOM radiograph, with the display window that the file specifies."""
+"""Reads single-frame DICOM images: parses and decodes; `dicom_display` makes grey of the values."""
 
+import contextlib
 import io
-import threading
-import warnings
+import itertools
+import struct
+import zlib
 
 import numpy as np
 import pydicom
-from pydicom.pixels import apply_modality_lut, pixel_array
+from pydicom import uid
+from pydicom.encaps import generate_frames
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.pixels import get_decoder, pixel_array
 
-from boneage_jax.data.headers import check_size
+from boneage_jax.data import dicom_codecs, notes
+from boneage_jax.data.dicom_display import COLOURS, MONOCHROME, show_colours, show_grey
+from boneage_jax.data.headers import check_jpeg, check_size
+from boneage_jax.data.silence import warnings_off
 
-# Python's warning filters are per process, not per thread.
-_WARNINGS = threading.Lock()
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+# In this order, not in pydicom's, which begins with GDCM (see dicom_codecs). Pillow comes before
+# imagecodecs, so that the extra changes no pixel of what is read without it.
+_DECODERS = ("pydicom", "pillow", "imagecodecs")
+_MAX_INFLATED, _PIECE = 1 << 30, 1 << 26  # bytes
+_SIZ = b"\xff\x4f\xff\x51"  # the first two markers of a JPEG 2000 codestream
+
+for _syntax in dicom_codecs.DECODER_DEPENDENCIES:
+    with contextlib.suppress(ValueError):  # there already
+        get_decoder(_syntax).add_plugin("imagecodecs", (dicom_codecs.__name__, "decode_frame"))
 
 
-def read_dicom(data: bytes) -> tuple[np.ndarray, tuple[float, float] | None]:
-    """Reads a single-frame image.
-
-    Rescale slope and intercept (or the modality table) are applied. MONOCHROME1, where low values
-    are bright, is inverted within its own range.
+def read_dicom(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Reads a file of one frame as it is meant to be displayed.
 
     Args:
-      data: contents of the file.
+      data: content of the file; preamble and meta header may be missing.
 
     Returns:
-      The values, float32 [H, W], or uint8 [H, W, 3] RGB; and the window `(black, white)` in units
-      of these values, None if the file specifies none.
+      (uint8 [H, W], notes of `boneage_jax.data.notes`).
 
     Raises:
-      ValueError: not DICOM, no pixels, several frames, too large, or compressed in a way that no
-        installed decoder supports.
+      ValueError: not DICOM, no pixels, several frames, too large, damaged, of a kind that is not
+        supported, or compressed in a way that no installed decoder supports.
     """
-    with _WARNINGS, warnings.catch_warnings():
-        # Radiographs violate the standard in harmless ways; serious faults raise.
-        warnings.simplefilter("ignore")
+    with warnings_off():  # radiographs violate the standard in harmless ways
         try:
-            dataset = pydicom.dcmread(io.BytesIO(data), force=True)
-        except Exception as error:  # pydicom raises many types on damaged files
-            raise ValueError(f"it is not a readable DICOM file: {error}") from error
-        if "PixelData" not in dataset:
-            raise ValueError("the DICOM file holds no image, or is cut short")
-        try:
-            frames = int(dataset.get("NumberOfFrames") or 1)
-            check_size(int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0))
-            photometric = str(dataset.get("PhotometricInterpretation", ""))
-        except TypeError as error:
-            raise ValueError(f"the DICOM file is damaged: {error}") from error
-        if frames != 1:
-            raise ValueError(f"the DICOM file holds {frames} frames; one radiograph is one frame")
-        if photometric not in ("MONOCHROME1", "MONOCHROME2") and not photometric.startswith(
-            ("RGB", "YBR")
-        ):
-            raise ValueError(f"photometric interpretation {photometric!r} is not supported")
-        try:
-            pixels = pixel_array(dataset)
-            if pixels.ndim == 3:
-                return pixels, None
-            values = np.asarray(apply_modality_lut(pixels, dataset), np.float32)
-            window = _window(dataset)
-        except Exception as error:
-            syntax = dataset.file_meta.get("TransferSyntaxUID") if dataset.file_meta else None
-            name = f" ({syntax.name})" if syntax and syntax.is_compressed else ""
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(
-                f"the DICOM pixels{name} cannot be decoded: {reason}; convert the file to PNG"
-            ) from error
-    if photometric == "MONOCHROME1":
-        mirror = float(values.min() + values.max())
-        values = mirror - values
-        window = window and (mirror - window[1], mirror - window[0])
-    return values, window
+            dataset = _parse(data)
+            _check(dataset)
+            pixels, said = _decode(dataset)
+            show = show_grey if dataset.PhotometricInterpretation in MONOCHROME else show_colours
+            image, more = show(dataset, pixels)
+        except (ValueError, MemoryError):
+            raise
+        except Exception as error:  # pydicom raises many types on damaged elements
+            raise ValueError(f"the DICOM file is damaged: {_line(error)}") from error
+    return image, (*said, *more)
 
 
-def _window(dataset: pydicom.Dataset) -> tuple[float, float] | None:
-    """Returns the first window of the file (DICOM PS3.3, C.11.2.1.2: linear)."""
-    center, width = dataset.get("WindowCenter"), dataset.get("WindowWidth")
-    if center in (None, "") or width in (None, ""):
-        return None
-    if isinstance(center, pydicom.multival.MultiValue):
-        center = center[0]
-    if isinstance(width, pydicom.multival.MultiValue):
-        width = width[0]
-    middle, half = float(center) - 0.5, (float(width) - 1) / 2
-    return (middle - half, middle + half) if half > 0 else None
+def _parse(data: bytes) -> pydicom.FileDataset:
+    """Parses the file, and names its transfer syntax where the file does not."""
+    _check_inflated(data)
+    try:
+        dataset = pydicom.dcmread(io.BytesIO(data), force=True)
+    except Exception as error:
+        raise ValueError(f"it is not a readable DICOM file: {_line(error)}") from error
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        implicit, little = dataset.original_encoding
+        explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
+    return dataset
+
+
+def _check_inflated(data: bytes) -> None:
+    """Checks the size of a deflated data set, which pydicom inflates without limit."""
+    file = io.BytesIO(data)
+    read_preamble(file, force=True)
+    try:
+        meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
+        deflated = meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian
+    except Exception:  # nothing that dcmread would inflate, or it raises the same
+        return
+    if not deflated:
+        return
+    engine, rest, inflated = zlib.decompressobj(-zlib.MAX_WBITS), file.read(), 0
+    while rest:
+        try:
+            inflated += len(engine.decompress(rest, _PIECE))
+        except zlib.error as error:
+            raise ValueError(f"the deflated DICOM file is damaged: {error}") from error
+        if inflated > _MAX_INFLATED:
+            raise ValueError("the deflated DICOM file inflates to more than 1 GiB")
+        rest = engine.unconsumed_tail
+
+
+def _check(dataset: pydicom.Dataset) -> None:
+    """Checks that the file holds one frame of a supported kind and size."""
+    if not any(dataset.get(name) for name in _PIXELS):
+        raise ValueError("the DICOM file holds no image, or is cut short")
+    frames = _integer(dataset, "NumberOfFrames", 1)
+    if frames != 1:
+        raise ValueError(f"the DICOM file holds {frames} frames; one radiograph is one frame")
+    check_size(_integer(dataset, "Columns"), _integer(dataset, "Rows"))
+    photometric = dataset.get("PhotometricInterpretation")
+    if photometric not in (*MONOCHROME, *COLOURS):
+        raise ValueError(f"photometric interpretation {photometric!s:.40} is not supported")
+    samples, bits = (_integer(dataset, name) for name in ("SamplesPerPixel", "BitsAllocated"))
+    if samples != (1 if photometric in (*MONOCHROME, "PALETTE COLOR") else 3) or bits > 64:
+        raise ValueError(
+            f"the DICOM file is damaged: {photometric} of {samples} samples of {bits} bits"
+        )
+
+
+def _integer(dataset: pydicom.Dataset, name: str, default: int = 0) -> int:
+    value = dataset.get(name)
+    try:
+        return default if value in (None, "") else int(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"the DICOM file is damaged: {name} is {value!s:.40}") from None
+
+
+def _decode(dataset: pydicom.FileDataset) -> tuple[np.ndarray, list[str]]:
+    """Returns the stored values, [H, W] or [H, W, 3] RGB, and notes."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    try:
+        if syntax.is_encapsulated:
+            _check_frame(dataset, syntax)
+            return _decompress(dataset, syntax), []
+        if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+            raise ValueError("the file does not say how they are compressed")
+        pixels = pixel_array(dataset)
+        return _from_high_bits(dataset, pixels), _excess(dataset)
+    except MemoryError:
+        raise
+    except Exception as error:
+        name = f" ({syntax.name})" if syntax.name != syntax else ""
+        remedy = "" if dicom_codecs.EXTRA in str(error) else "; convert the file to PNG"
+        raise ValueError(
+            f"the DICOM pixels{name} cannot be decoded: {_line(error)}{remedy}"
+        ) from error
+
+
+def _decompress(dataset: pydicom.FileDataset, syntax: uid.UID) -> np.ndarray:
+    """Decodes with the first decoder that can."""
+    reason = f"the decoder comes with pip install '{dicom_codecs.EXTRA}'"
+    for decoder in _DECODERS:
+        if decoder in get_decoder(syntax).available_plugins:
+            try:
+                return pixel_array(dataset, decoding_plugin=decoder, allow_excess_frames=False)
+            except MemoryError:
+                raise
+            except Exception as error:
+                if "Pillow" not in str(error):  # else a kind that it knows it cannot decode
+                    reason = _line(error)
+    raise ValueError(reason)
+
+
+def _check_frame(dataset: pydicom.FileDataset, syntax: uid.UID) -> None:
+    """Checks size and end of a compressed frame, which decoders believe before they allocate."""
+    frame, *others = itertools.islice(generate_frames(dataset.PixelData, number_of_frames=1), 2)
+    if others:
+        raise ValueError("the DICOM file holds several frames; one radiograph is one frame")
+    if syntax in uid.JPEGTransferSyntaxes + uid.JPEGLSTransferSyntaxes:
+        jpeg = check_jpeg(frame)
+        width, height = jpeg.width, jpeg.height
+    elif syntax in uid.JPEG2000TransferSyntaxes and _SIZ in frame:
+        right, bottom, left, top = struct.unpack_from(">4I", frame, frame.index(_SIZ) + 8)
+        width, height = right - left, bottom - top
+    else:
+        return
+    if (height, width) != (dataset.Rows, dataset.Columns):
+        raise ValueError(
+            f"the frame is {width} x {height} pixels, its header says "
+            f"{dataset.Columns} x {dataset.Rows}"
+        )
+
+
+def _from_high_bits(dataset: pydicom.Dataset, pixels: np.ndarray) -> np.ndarray:
+    """Moves values down that fill the upper bits of their words; pydicom takes the lower ones."""
+    allocated, stored = dataset.BitsAllocated, dataset.BitsStored
+    high = _integer(dataset, "HighBit", stored - 1)
+    if pixels.dtype.kind not in "iu" or not stored <= high < allocated:
+        return pixels
+    words = pixel_array(dataset, raw=True, correct_unused_bits=False)
+    if np.array_equal(words, pixels):
+        return pixels  # the upper bits are empty, whatever High Bit says
+    return (words << (allocated - 1 - high)) >> (allocated - stored)
+
+
+def _excess(dataset: pydicom.Dataset) -> list[str]:
+    """Returns a note if there is more than a row of pixels too much: the size may be wrong."""
+    samples = dataset.SamplesPerPixel
+    if dataset.PhotometricInterpretation == "YBR_FULL_422":
+        samples = 2
+    bits = dataset.Columns * samples * dataset.BitsAllocated
+    length = len(dataset.get("PixelData") or b"")
+    return [notes.EXCESS] if length * 8 > bits * (dataset.Rows + 1) + 16 else []
+
+
+def _line(error: Exception) -> str:
+    """Returns the last line of an error, pydicom's cause, or its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,5 +1,6 @@
 """Finds radiographs on disk, reads them as grey uint8 and fits them into a square."""
 
+import contextlib
 import glob
 import os
 from collections.abc import Iterable, Iterator
@@ -8,13 +9,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from boneage_jax.data.headers import check, sniff
+from boneage_jax.data import notes
+from boneage_jax.data.grey import to_grey
+from boneage_jax.data.headers import sniff
+from boneage_jax.data.pictures import read_picture
 from boneage_jax.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom"})
 
 _FORMATS = "PNG, JPEG, TIFF or DICOM"
-_TAIL = 0.1  # percent of pixels clipped at each end when 16 bits become 8
 _MAX_BYTES = 1 << 30
 
 # Whatever OpenCV would print about a broken file is raised as an exception here.
@@ -52,25 +55,71 @@ def read_grey(source: str | os.PathLike[str] | bytes, name: str = "") -> np.ndar
       UnreadableImage: the file is missing, empty, truncated, damaged or not an image, or has
         several DICOM frames or more than 100 million pixels.
     """
+    return read_radiograph(source, name)[0]
+
+
+def read_radiograph(
+    source: str | os.PathLike[str] | bytes, name: str = ""
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Reads a radiograph as `read_grey` does, and says what a reader of its result should know.
+
+    Args:
+      source: path of the file, or its content.
+      name: name in error messages; the path if empty.
+
+    Returns:
+      (uint8 [H, W], notes of `boneage_jax.data.notes`, most files have none).
+
+    Raises:
+      UnreadableImage: see `read_grey`.
+    """
     name = name or ("image" if isinstance(source, bytes) else str(source))
-    try:
-        data = source if isinstance(source, bytes) else _read_bytes(Path(source))
-        if not data:
-            raise ValueError("the file is empty")
+    with as_unreadable(name):
+        data = source if isinstance(source, bytes) else read_bytes(Path(source))
         form = sniff(data)
         if not form and Path(name).suffix.lower() in (".dcm", ".dicom"):
-            form = "dicom"  # old files lack the 128-byte preamble
+            form = "dicom"
         if not form:
             raise ValueError(f"the content is not {_FORMATS}")
-        return _decode_dicom(data) if form == "dicom" else _decode(data, form)
+        if form == "dicom":
+            from boneage_jax.data.dicom import read_dicom  # importing pydicom takes 0.3 s
+
+            image, said = read_dicom(data)
+        else:
+            image, said = to_grey(read_picture(data, form))
+    if int(image.min()) == int(image.max()):
+        said = (*said, notes.FLAT)
+    if min(image.shape) < notes.SMALL_SIDE:
+        said = (*said, notes.SMALL)
+    return image, said
+
+
+@contextlib.contextmanager
+def as_unreadable(name: str) -> Iterator[None]:
+    """Raises what a damaged or unsupported file raises in the block as `UnreadableImage`."""
+    try:
+        yield
     except ValueError as error:
-        raise UnreadableImage(name, str(error)) from error
+        raise UnreadableImage(name, " ".join(str(error).split())) from error
     except OSError as error:
         raise UnreadableImage(name, error.strerror or str(error)) from error
     except cv2.error as error:
         raise UnreadableImage(name, f"the image is damaged: {error.err}") from error
     except MemoryError as error:
         raise UnreadableImage(name, "not enough memory to decode it") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns the content of a file.
+
+    Raises:
+      ValueError: it is larger than 1 GiB.
+      OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > _MAX_BYTES:
+            raise ValueError("the file is larger than 1 GiB")
+        return file.read()
 
 
 def fit_square(image: np.ndarray, size: int) -> np.ndarray:
@@ -165,63 +214,3 @@ def _walk(folder: Path) -> Iterator[Path]:
         for name in files:
             if name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
                 yield Path(parent, name)
-
-
-def _read_bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size > _MAX_BYTES:
-            raise ValueError("the file is larger than 1 GiB")
-        return file.read()
-
-
-def _decode(data: bytes, form: str) -> np.ndarray:
-    check(data, form)
-    # UNCHANGED keeps alpha and depth, and ignores EXIF rotation, which only photographs have.
-    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if form == "jpeg" else cv2.IMREAD_UNCHANGED
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if image is None or not image.size:
-        raise ValueError(f"the {form.upper()} file is damaged")
-    if image.ndim == 2:
-        return _to_8_bit(image)
-    alpha = image[..., -1] if image.shape[-1] in (2, 4) else None
-    colours = _to_8_bit(image[..., :3] if image.shape[-1] > 2 else image[..., :1])
-    grey = cv2.cvtColor(colours, cv2.COLOR_BGR2GRAY) if colours.shape[-1] == 3 else colours[..., 0]
-    if alpha is None:
-        return grey
-    opacity = alpha.astype(np.float32) / {"uint8": 255, "uint16": 65535}.get(alpha.dtype.name, 1)
-    return np.rint(grey * opacity).astype(np.uint8)
-
-
-def _decode_dicom(data: bytes) -> np.ndarray:
-    from boneage_jax.data.dicom import read_dicom  # importing pydicom takes 0.3 s
-
-    values, window = read_dicom(data)
-    if values.ndim == 3:
-        return cv2.cvtColor(_to_8_bit(values), cv2.COLOR_RGB2GRAY)
-    if window:
-        image = _scale(values, *window)
-        if image.min() < image.max():
-            return image
-    return _to_8_bit(values)
-
-
-def _to_8_bit(image: np.ndarray) -> np.ndarray:
-    if image.dtype == np.uint8:
-        return np.ascontiguousarray(image)
-    if not np.isfinite(image).all():
-        raise ValueError("it holds values that are not finite")
-    low, high = image.min(), image.max()
-    if low >= 0 and high <= 255 and (image.dtype.kind in "iu" or high > 1):
-        return image.astype(np.uint8)
-    black, white = np.percentile(image, (_TAIL, 100 - _TAIL))
-    if black == white:
-        black, white = float(low), float(high)
-    return _scale(image, black, white)
-
-
-def _scale(image: np.ndarray, black: float, white: float) -> np.ndarray:
-    """Maps black..white to 0..255, clipped and rounded; a constant image becomes 0."""
-    scaled = (image.astype(np.float32) - np.float32(black)) * np.float32(
-        255 / max(white - black, 1e-6)
-    )
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

@@ -1,47 +1,75 @@
-"""Checks size and completeness of PNG, JPEG and TIFF files from their bytes, before decoding.
+"""Tells formats apart, and checks size and completeness of PNG and JPEG before they are decoded.
 
-Decoders do not do this: OpenCV returns a truncated PNG or JPEG with the rest of the image grey, and
-allocates any size that a header claims. All functions raise `ValueError` with the reason.
+Decoders do not do this: OpenCV returns a truncated JPEG with the rest of the image grey, and
+allocates any size that a header claims.
 """
 
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from typing import NamedTuple
 
 MAX_PIXELS = 100_000_000  # the largest RSNA radiograph has 9 million
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
-_TIFF = (b"II*\x00", b"MM\x00*")
+_TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")  # the latter two are BigTIFF
 # The next marker in entropy-coded data: FF not followed by a stuffed 00, a restart or a fill.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_TIFF_TYPES = {3: "H", 4: "I"}  # SHORT, LONG: the only types of sizes and offsets
+_JPEG_FRAMES = (frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}
+_JPEG_LS, _EOI = 0xF7, b"\xff\xd9"
+
+
+class Png(NamedTuple):
+    """Size in pixels, bits of a sample, and the grey value that is transparent, None for none."""
+
+    width: int
+    height: int
+    bits: int
+    transparent: int | None
+
+
+class Jpeg(NamedTuple):
+    """Size in pixels, bits of a sample, and whether the file is JPEG-LS."""
+
+    width: int
+    height: int
+    bits: int
+    is_ls: bool
 
 
 def sniff(data: bytes) -> str:
-    """Returns the format of a file from its first bytes: `png`, `jpeg`, `tiff`, `dicom`, or ""."""
+    """Returns the format of a file from its first bytes: `png`, `jpeg`, `tiff`, `dicom`, or "".
+
+    A DICOM file may begin like a TIFF (PS3.10, 7.1), and old ones lack preamble and meta header.
+
+    Raises:
+      ValueError: there are none.
+    """
+    if not data:
+        raise ValueError("the file is empty")
+    if data[128:132] == b"DICM":
+        return "dicom"
     if data.startswith(_PNG):
         return "png"
     if data.startswith(_JPEG):
         return "jpeg"
     if data.startswith(_TIFF):
         return "tiff"
-    return "dicom" if data[128:132] == b"DICM" else ""
+    return "dicom" if _begins_data_set(data) else ""
 
 
-def check(data: bytes, form: str) -> None:
-    """Checks a complete file of format `png`, `jpeg` or `tiff`.
-
-    Raises:
-      ValueError: truncated, damaged, without pixels, or with more than `MAX_PIXELS`.
-    """
-    try:
-        width, height = {"png": _png_size, "jpeg": _jpeg_size, "tiff": _tiff_size}[form](data)
-    except struct.error:
-        raise ValueError(f"the {form.upper()} file is cut short") from None
-    check_size(width, height)
+def _begins_data_set(data: bytes) -> bool:
+    """Whether the bytes begin with a DICOM element of group 2 or 8, as data sets do."""
+    if len(data) < 12:
+        return False
+    for order in "<>":
+        group, element, short = struct.unpack_from(f"{order}HH2xH", data)
+        (long,) = struct.unpack_from(f"{order}I", data, 4)  # of implicit VR
+        length = short if data[4:6].isalpha() and data[4:6].isupper() else long
+        if group in (2, 8) and element <= 0x0070 and length < 1024:
+            return True
+    return False
 
 
 def check_size(width: int, height: int) -> None:
@@ -59,73 +87,59 @@ def check_size(width: int, height: int) -> None:
         )
 
 
-def _png_size(data: bytes) -> tuple[int, int]:
-    """Walks the chunks up to IEND, checking every CRC (PNG specification, section 5)."""
-    at, first, size = len(_PNG), True, (0, 0)
+def check_png(data: bytes) -> Png:
+    """Walks the chunks up to IEND, checking every CRC (PNG specification, section 5).
+
+    Raises:
+      ValueError, struct.error: truncated, damaged, animated, without pixels, or too large.
+    """
+    at, transparent = len(_PNG), None
+    header: tuple[int, int, int, int] | None = None
     view = memoryview(data)
     while True:
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 8 + length
         (crc,) = struct.unpack_from(">I", data, end)
-        if first != (kind == b"IHDR"):
+        if (header is None) != (kind == b"IHDR"):
             raise ValueError("the PNG file is damaged: its header is not where it belongs")
         if zlib.crc32(view[at + 4 : end]) != crc:
             raise ValueError("the PNG file is damaged: a checksum does not match")
-        if first:
-            size = struct.unpack_from(">II", data, at + 8)
-            check_size(*size)
+        if header is None:
+            header = struct.unpack_from(">IIBB", data, at + 8)
+            check_size(header[0], header[1])
+        if kind == b"acTL" and struct.unpack_from(">I", data, at + 8)[0] > 1:  # frames
+            raise ValueError("the PNG file is animated; save the radiograph as one picture")
+        if kind == b"tRNS" and header[3] == 0 and length == 2:
+            (transparent,) = struct.unpack_from(">H", data, at + 8)
         if kind == b"IEND":
-            return size
-        at, first = end + 4, False
+            return Png(header[0], header[1], header[2], transparent)
+        at = end + 4
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Walks the segments up to EOI (ITU-T T.81, annex B), skipping embedded thumbnails."""
-    at, size = 2, (0, 0)
+def check_jpeg(data: bytes) -> Jpeg:
+    """Walks the segments up to EOI (ITU-T T.81, annex B), skipping embedded thumbnails.
+
+    Of JPEG-LS, whose coded data has other rules, only frame header and EOI are looked for: CharLS
+    takes 4 s and more to notice a missing end.
+
+    Raises:
+      ValueError, struct.error: truncated, damaged, without pixels, or too large.
+    """
+    at, found = 2, None
     while True:
-        found = _JPEG_MARKER.search(data, at)
-        if not found:
+        marker = _JPEG_MARKER.search(data, at)
+        if not marker:
             raise ValueError("the JPEG file is cut short")
-        marker, at = found[0][1], found.end()
-        if marker == 0xD9:
-            if size == (0, 0):
+        kind, at = marker[0][1], marker.end()
+        if kind == 0xD9:
+            if found is None:
                 raise ValueError("the JPEG file is damaged: it holds no frame")
-            return size
-        if marker in _JPEG_FRAMES:
-            height, width = struct.unpack_from(">HH", data, at + 3)
+            return found
+        if kind in _JPEG_FRAMES:
+            bits, height, width = struct.unpack_from(">BHH", data, at + 2)
             check_size(width, height)
-            size = (width, height)
+            found = Jpeg(width, height, bits, kind == _JPEG_LS)
+            if found.is_ls and data.find(_EOI, at) > 0:
+                return found
         (length,) = struct.unpack_from(">H", data, at)
         at += length
-
-
-def _tiff_size(data: bytes) -> tuple[int, int]:
-    """Reads the first directory; its strips or tiles must be inside the file (TIFF 6.0)."""
-    order = "<" if data[:2] == b"II" else ">"
-    (at,) = struct.unpack_from(f"{order}I", data, 4)
-    (count,) = struct.unpack_from(f"{order}H", data, at)
-    tags = {}
-    for entry in range(count):
-        tag, kind, number = struct.unpack_from(f"{order}HHI", data, at + 2 + 12 * entry)
-        if tag in (256, 257, 273, 279, 324, 325):
-            tags[tag] = list(_tiff_values(data, order, kind, number, at + 10 + 12 * entry))
-    struct.unpack_from(f"{order}I", data, at + 2 + 12 * count)  # address of the next image, or 0
-    if not (tags.get(256) and tags.get(257)):
-        raise ValueError("the TIFF file is damaged: it names no size")
-    offsets, lengths = tags.get(273, tags.get(324)), tags.get(279, tags.get(325))
-    if not offsets or not lengths:
-        raise ValueError("the TIFF file is damaged: it holds no pixels")
-    if any(start + size > len(data) for start, size in zip(offsets, lengths, strict=False)):
-        raise ValueError("the TIFF file is cut short")
-    return tags[256][0], tags[257][0]
-
-
-def _tiff_values(data: bytes, order: str, kind: int, number: int, at: int) -> Iterator[int]:
-    if kind not in _TIFF_TYPES:
-        raise ValueError("the TIFF file is damaged: a size is not an integer")
-    letter = _TIFF_TYPES[kind]
-    if number * struct.calcsize(letter) > 4:  # longer values are stored elsewhere
-        (at,) = struct.unpack_from(f"{order}I", data, at)
-    if at + number * struct.calcsize(letter) > len(data):
-        raise ValueError("the TIFF file is cut short")
-    yield from struct.unpack_from(f"{order}{number}{letter}", data, at)

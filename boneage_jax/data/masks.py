@@ -101,11 +101,6 @@ def check_mask(p_hand: np.ndarray) -> MaskCheck:
     return MaskCheck(area, parts, sides, confidence, tuple(reasons))
 
 
-def as_mask(values: np.ndarray) -> np.ndarray:
-    """Converts a mask file, uint8 [H, W], to bool: 0 and 1, or 0 and 255 with grey outlines."""
-    return values > (127 if values.max() > 1 else 0)
-
-
 def cut_padding(square: np.ndarray, height: int, width: int) -> np.ndarray:
     """Returns the part of a square [S, S] that `fit_square` filled with an image.
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from boneage_jax.data.files import fit_square, read_grey
+from boneage_jax.data.files import fit_square
 from boneage_jax.data.mask_cost import NOTE, MaskCost, read_note
-from boneage_jax.data.masks import MODES, NO_HAND, as_mask, remove_background
+from boneage_jax.data.mask_file import read_mask
+from boneage_jax.data.masks import MODES, NO_HAND, remove_background
 from boneage_jax.errors import InputError
 from boneage_jax.storage.layout import copy_network, is_workdir
 
@@ -91,13 +92,13 @@ class Background:
         path = self._masks / f"{stem}.png"
         if not path.is_file():
             raise InputError(f"{path}: no such mask; run boneage_jax.segment on the image")
-        mask = read_grey(path)
+        mask = read_mask(path)
         if mask.shape != shape:
             raise InputError(
                 f"{path} is {mask.shape[1]}x{mask.shape[0]} pixels, its radiograph "
                 f"{shape[1]}x{shape[0]}; make the mask at the image's size"
             )
-        return as_mask(mask)
+        return mask
 
     def save(self, folder: Path) -> None:
         """Writes `folder`/background.json and, for a U-Net, a copy of its network."""

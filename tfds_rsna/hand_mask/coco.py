@@ -11,7 +11,8 @@ import numpy as np
 from boneage_jax.data.headers import check_size
 from boneage_jax.errors import InputError
 
-_OUTSIDE = 1.0  # pixels by which drawing tools may overshoot the border; clipped
+_OUTSIDE = 0.05  # fraction of a side by which drawing tools may overshoot the border,
+_OUTSIDE_PIXELS = 5.0  # at least this; further away a polygon belongs to another image
 _OUTLINE = 2_000_000  # pixels; pycocotools allocates 80 bytes for each without checking free memory
 
 
@@ -92,7 +93,12 @@ def draw_segments(image: CocoImage) -> np.ndarray:
         if isinstance(segmentation, dict):
             codes = [segmentation]
         elif isinstance(segmentation, list) and segmentation:
-            polygons = [_vertices(polygon, mask.shape, place) for polygon in segmentation]
+            # Some tools leave out the outer list of a single polygon.
+            single = all(isinstance(number, int | float) for number in segmentation)
+            polygons = [
+                _vertices(polygon, mask.shape, place)
+                for polygon in ([segmentation] if single else segmentation)
+            ]
             drawn = frPyObjects(polygons, image.height, image.width)
             codes = [code | {"counts": code["counts"].decode()} for code in drawn]
         else:
@@ -156,7 +162,10 @@ def _draw_runs(segmentation: dict[str, Any], shape: tuple[int, ...], place: str)
 
 
 def _vertices(polygon: Any, shape: tuple[int, ...], place: str) -> np.ndarray:
-    """Returns the checked corners of a polygon, float64 [2 N], x and y in pixels from top left."""
+    """Returns the checked corners of a polygon, float64 [2 N], x and y in pixels from top left.
+
+    They may lie a little outside the image: pycocotools clips what it draws.
+    """
     try:
         numbers = np.asarray(polygon, np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -169,13 +178,13 @@ def _vertices(polygon: Any, shape: tuple[int, ...], place: str) -> np.ndarray:
         raise InputError(f"{place} has a polygon of {len(numbers) // 2} corners; it needs 3")
     corners = numbers.reshape(-1, 2)
     limit = np.array([shape[1], shape[0]], np.float64)
-    outside = ((corners < -_OUTSIDE) | (corners > limit + _OUTSIDE)).any(axis=1)
+    margin = np.maximum(_OUTSIDE * limit, _OUTSIDE_PIXELS)
+    outside = ((corners < -margin) | (corners > limit + margin)).any(axis=1)
     if outside.any():
         x, y = corners[outside][0]
         raise InputError(
             f"{place} has a corner at ({x:g}, {y:g}), outside its {shape[1]}x{shape[0]} image"
         )
-    corners = np.clip(corners, 0, limit)
     length = np.abs(np.diff(corners, axis=0, append=corners[:1])).max(axis=1).sum()
     if length > _OUTLINE:
         raise InputError(

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from boneage_jax.data.files import find_images, placement, read_grey
-from boneage_jax.data.masks import as_mask
+from boneage_jax.data.files import find_images, placement
+from boneage_jax.data.mask_file import read_mask
 from boneage_jax.errors import InputError
 from tfds_rsna.hand_mask.coco import draw_segments, read_coco
 
@@ -99,7 +99,7 @@ def _png_masks(folder: Path) -> dict[str, _Mask]:
     masks: dict[str, _Mask] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() == ".png" and not path.name.startswith("."):
-            _add(masks, image_id(path.stem), _Mask(str(path), "", partial(_read, path)))
+            _add(masks, image_id(path.stem), _Mask(str(path), "", partial(read_mask, path)))
     if not masks:
         raise InputError(f"{folder} holds no PNG mask")
     return masks
@@ -122,10 +122,6 @@ def _add(masks: dict[str, _Mask], name: str, mask: _Mask) -> None:
     if name in masks:
         raise InputError(f"id {name!r} has two masks: {masks[name].name} and {mask.name}")
     masks[name] = mask
-
-
-def _read(path: Path) -> np.ndarray:
-    return as_mask(read_grey(path))
 
 
 def _mask_folder(raw_dir: Path, name: str) -> Path | None:

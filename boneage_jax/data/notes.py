@@ -1,0 +1,17 @@
+"""What `read_radiograph` has to say of a picture that it read: short phrases, all of them here."""
+
+NO_WINDOW = "no window: scaled by its range"
+UNUSABLE_WINDOW = "its window cannot be used"
+SEVERAL_WINDOWS = "several windows: the first is used"
+INVERTED = "inverted by its tag"
+PADDED = "padding is black"
+EXCESS = "more pixel data than its size"
+FLAT = "all pixels have one value"
+SMALL = "under 200 px on its short side"
+
+SMALL_SIDE = 200  # pixels: what a network gets of a smaller picture is mostly interpolated
+
+
+def first_page(pages: int) -> str:
+    """Returns the note on a file of several pages, of which the first is read."""
+    return f"first page of {pages}"
