@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from boneage_jax.data.files import fit_square
 from boneage_jax.errors import InputError
 from tfds_rsna.radiograph_folder.radiograph_folder_dataset_builder import Builder
-from tfds_rsna.radiograph_folder.table import Columns, find_csv, guess_columns, read_table
+from tfds_rsna.radiograph_folder.table import Columns, find_table, guess_columns, read_table
 
 
 def _image(index: int) -> np.ndarray:
@@ -28,7 +28,8 @@ def _folder(root: Path, text: str, stems=("a", "b", "c"), below: str = "images")
 
 
 def _read(root: Path, **asked: str):
-    return read_table(find_csv(root, ""), root, Columns(**asked))
+    columns = Columns(**asked)
+    return read_table(find_table(root, "", columns)[0], root, columns)
 
 
 def _prepare(root: Path, data_dir: Path, config: str = "64", **options):
@@ -127,16 +128,16 @@ def test_columns_are_guessed(header, expected):
 
 def test_units_and_codes(tmp_path):
     days = tmp_path / "days"
-    rows, _ = _read(_folder(days, "image,age_days,sex\na,365.25,male\nb,0,F\nc,730.5,unknown\n"))
+    rows = _read(_folder(days, "image,age_days,sex\na,365.25,male\nb,0,F\nc,730.5,unknown\n")).rows
     assert [round(row.age, 6) for row in rows] == [12, 0, 24]
     assert [row.male for row in rows] == [1, 0, -1]
     # DICOM age strings carry their unit, whatever the column says.
     root = _folder(tmp_path / "as", "file,age,female\na,058Y,1\nb,006M,0\nc,52,f\n")
-    rows, _ = _read(root, sex="female")
+    rows = _read(root, sex="female").rows
     assert [row.age for row in rows] == [696, 6, 52]
     assert [row.male for row in rows] == [0, 1, 0]
     asked = {"age": "b", "age_unit": "years", "file": "a"}
-    rows, _ = _read(_folder(tmp_path / "asked", "a,b\na,2\nb,3\nc,4\n"), **asked)
+    rows = _read(_folder(tmp_path / "asked", "a,b\na,2\nb,3\nc,4\n"), **asked).rows
     assert [row.age for row in rows] == [24, 36, 48]
 
 
@@ -151,7 +152,7 @@ def test_images_of_one_person_stay_together(tmp_path):
 
 
 def test_identical_rows_count_once(tmp_path):
-    rows, _ = _read(_folder(tmp_path, "file,age\na.png,5\nb.png,6\na.png,5\n"))
+    rows = _read(_folder(tmp_path, "file,age\na.png,50\nb.png,60\na.png,50\n")).rows
     assert [row.id for row in rows] == ["a", "b"]
 
 
@@ -175,12 +176,16 @@ def test_identical_rows_count_once(tmp_path):
         ("file,age\nC:\\x.png,5\n", "leaves raw_dir"),
         ("file,age\n..\\x.png,5\n", "leaves raw_dir"),
         ("file,age\n,5\n", "names no image"),
-        ("file,age\na.png,5\na.png,6\n", "lines 2 and 3: file 'images/a.png' has age 5.0 and 6.0"),
-        ("file,id,age,sex\na,p,5,M\nb,p,6,F\n", "id 'p' has male 1 and 0"),
-        ("file,id,age,split\na,p,5,train\nb,p,6,test\n", "id 'p' has split train and test"),
+        (
+            "file,age\na.png,50\na.png,60\n",
+            "lines 2 and 3: file 'images/a.png' has age 50.0 and 60",
+        ),
+        ("file,id,age,sex\na,p,50,M\nb,p,60,F\n", "id 'p' has male 1 and 0"),
+        ("file,id,age,split\na,p,50,train\nb,p,60,test\n", "id 'p' has split train and test"),
+        ("file,age\na.png,5\nb.png,18\n", "ages of 5 to 18, which look like years; give age_unit="),
         ("file,age\na.png,5,9\n", "line 2 has 3 cells, its header 2"),
         ("file,age,age\na.png,5,5\n", "two columns called 'age'"),
-        ('file,age\n"a.png,5\n', "cannot read"),
+        ('file,age\n"a.png,5\n', "not a readable CSV"),
     ],
 )
 def test_bad_tables_are_refused_in_one_line(tmp_path, text, message):
@@ -194,8 +199,8 @@ def test_bad_options_are_refused(tmp_path):
     root = _folder(tmp_path / "raw", "file,age\na.png,5\n")
     with pytest.raises(InputError, match="no column 'years'; it has 'file', 'age'"):
         _read(root, age="years")
-    with pytest.raises(InputError, match="age_unit is 'weeks'"):
-        _read(root, age_unit="weeks")
+    with pytest.raises(InputError, match="age_unit is 'decades'"):
+        _read(root, age_unit="decades")
     with pytest.raises(InputError, match="fractions is 'half'"):
         Builder(config="64", data_dir=tmp_path, fractions="half")
     with pytest.raises(InputError, match="seed is 'x'"):
@@ -203,12 +208,12 @@ def test_bad_options_are_refused(tmp_path):
     with pytest.raises(InputError, match="raw_dir"):
         Builder(config="64", data_dir=tmp_path).download_and_prepare()
     with pytest.raises(InputError, match="does not exist"):
-        find_csv(root, "other.csv")
-    (root / "more.csv").write_text("")
+        find_table(root, "other.csv", Columns())
+    (root / "more.csv").write_text("file,age\nb.png,60\n")
     with pytest.raises(InputError, match=r"found labels.csv, more.csv"):
-        find_csv(root, "")
+        find_table(root, "", Columns())
     with pytest.raises(InputError, match="not a folder"):
-        find_csv(root / "nowhere", "")
+        find_table(root / "nowhere", "", Columns())
 
 
 def test_a_name_that_two_folders_hold_is_refused(tmp_path):
