@@ -12,9 +12,9 @@ def describe_counts(counts: Counter[str]) -> str:
 
 
 def describe_notes(counts: Counter[str]) -> str:
-    """Returns notes on files with their numbers as text, e.g. `padding is black: 3 files`."""
+    """Returns notes on files with their numbers as text, e.g. `padding is black (3 files)`."""
     shown = [
-        f"{note}: {number} {'file' if number == 1 else 'files'}"
+        f"{note} ({number} {'file' if number == 1 else 'files'})"
         for note, number in counts.most_common(_SHOWN)
     ]
     return "; ".join([*shown, "..."] if len(counts) > _SHOWN else shown)

@@ -215,7 +215,10 @@ class Predictor:
         moved = finite & (predicted != age)
         images, coverage = self._calibration.images, self._calibration.coverage
         of_all = (
-            (f"the interval is one of {coverage:.0%}: {images} validation images", coverage < 0.95),
+            (
+                f"interval holds {coverage:.0%}, not 95%: {images} validation images",
+                coverage < 0.95,
+            ),
             (_NOT_JUDGED, not self.judges_images),
         )
         of_each = (

@@ -32,7 +32,7 @@ def read_ahead(
         except InputError as error:
             return error
         except Exception as error:  # decoders raise many types; one image must not end a batch job
-            return InputError(f"{file} cannot be read: {type(error).__name__}: {error}")
+            return InputError(f"it cannot be read: {type(error).__name__}: {error}")
 
     sources = iter(files)
     ahead = [(f, pool.submit(attempt, f)) for f in itertools.islice(sources, 2 * batch_size)]

@@ -1,5 +1,7 @@
 """The builder for any CSV with images: columns, units, splits, and what it refuses."""
 
+import os
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -214,6 +216,114 @@ def test_bad_options_are_refused(tmp_path):
         find_table(root, "", Columns())
     with pytest.raises(InputError, match="not a folder"):
         find_table(root / "nowhere", "", Columns())
+
+
+def _rows(root: Path, cells, names, folder: str = "") -> dict[str, tuple[str, float]]:
+    """The ages by key of images called `names`, whose rows are `cells`, of 50, 60 ... months."""
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (root / folder / name).write_bytes(cv2.imencode(".png", _image(0))[1].tobytes())
+    lines = [f"{cell},{50 + 10 * n}" for n, cell in enumerate(cells)]
+    (root / "labels.csv").write_text("file,age\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    return {row.key: (row.id, row.age) for row in _read(root).rows}
+
+
+def test_names_are_matched_as_a_person_reads_them(tmp_path):
+    uid = "1.2.826.0.1.3680043.9.7433.{}"  # DICOM names have no suffix
+    uids = [uid.format(n) for n in (1000, 1001)]
+    assert _rows(tmp_path / "uid", uids, uids) == {uids[0]: (uids[0], 50), uids[1]: (uids[1], 60)}
+    mac = unicodedata.normalize("NFD", "Händ.png")
+    assert _rows(tmp_path / "mac", ["Händ.png"], [mac]) == {"Händ.png": ("Händ", 50)}
+    latin = os.fsdecode("Händ.png".encode("latin-1"))
+    found = _rows(tmp_path / "old", ["Händ"], [latin], os.fsdecode(b"R\x81ntgen"))
+    assert found == {"R\x81ntgen/Händ.png": ("Händ", 50)}
+    found = _rows(
+        tmp_path / "case", ["a.PNG", "sub\\b", "./sub/c.Png"], ["a.png", "b.png", "c.png"], "sub"
+    )
+    assert [*found] == ["sub/a.png", "sub/b.png", "sub/c.png"]
+
+
+def test_images_behind_links_are_found(tmp_path):
+    raw = _folder(tmp_path / "raw", "file,age\na.png,50\nmore/b.png,60\nc,70\n", ("a",))
+    other = _folder(tmp_path / "disk", "", ("b", "c"), below="images") / "images"
+    (raw / "more").symlink_to(other)
+    (other / "back").symlink_to(raw)  # a loop
+    assert [row.key for row in _read(raw).rows] == ["images/a.png", "more/b.png", "more/c.png"]
+
+
+def test_what_is_left_out_is_said(tmp_path):
+    text = "file,age,sex,Remark\na.png,50,1,x\na,50,1,x\nz.png,70,0,\n"
+    root = _folder(tmp_path, text)
+    (root / "images" / "Thumbs.db").write_bytes(b"x")
+    columns = Columns()
+    with pytest.raises(InputError, match=r"1 of 3 images are not in .* skip_unreadable"):
+        _read(root)
+    found = read_table(root / "labels.csv", root, columns, skip_missing=True)
+    assert [row.id for row in found.rows] == ["a"]
+    assert found.notes == [
+        "1 rows without an image are left out: 'z.png' (line 4)",
+        "1 repeated rows count once",
+        "column 'sex': 1 is read as male, 0 as female; other codes: "
+        "sex_values=male=CODE,female=CODE",
+        "columns not used: 'Remark'",
+        "2 images without a row are left out: images/b.png, images/c.png",
+        "other files: 1 hidden",
+    ]
+
+
+def test_other_tables_are_ignored(tmp_path):
+    root = _folder(tmp_path, "file,age\na.png,50\n")
+    (root / "~$labels.xlsx").write_bytes(b"\x09Radiology")  # Excel's lock of an open workbook
+    (root / "notes.csv").write_bytes(
+        "Datei;Bemerkung\n1;verdreht, überbelichtet\n".encode("cp1252")
+    )
+    (root / "broken.xlsx").write_bytes(b"PK\3\4")
+    found, ignored = find_table(root, "", Columns())
+    assert (found.name, ignored) == ("labels.csv", ["broken.xlsx", "notes.csv"])
+
+
+def test_own_codes_of_the_sex(tmp_path):
+    root = _folder(tmp_path, "file,age,sex\na,50,1\nb,60,2\nc,70,9\n")
+    with pytest.raises(InputError, match=r"sex '2' is not .* sex_values=male=CODE,female=CODE"):
+        _read(root)
+    rows = _read(root, sex_values="male=1,female=2|w,unknown=9").rows
+    assert [row.male for row in rows] == [1, 0, -1]
+    for wrong in ("1=male", "male=1,female=1", "male", "boy=1"):
+        with pytest.raises(InputError, match="sex_values is"):
+            _read(root, sex_values=wrong)
+
+
+@pytest.mark.parametrize(
+    ("header", "unit", "refused"),
+    [
+        ("age", "", True),
+        ("age", "months", False),
+        ("age", "years", False),
+        ("Age (y)", "", False),
+        ("age_years", "", False),
+        ("AgeMonths", "", False),
+    ],
+)
+def test_ages_that_look_like_years_need_a_unit(tmp_path, header, unit, refused):
+    root = _folder(tmp_path, f"file,{header}\na,4\nb,7.5\nc,18\n")
+    if refused:
+        with pytest.raises(InputError, match="ages of 4 to 18, which look like years; give age_un"):
+            _read(root, age_unit=unit)
+    else:
+        per = 12 if "y" in header + unit and "onths" not in header + unit else 1
+        assert [row.age for row in _read(root, age_unit=unit).rows] == [
+            4 * per,
+            7.5 * per,
+            18 * per,
+        ]
+
+
+@pytest.mark.parametrize("name", ["Patient Age", "chronological_age"])
+def test_the_age_of_a_patient_is_not_that_of_the_bones(tmp_path, name):
+    root = _folder(tmp_path, f"file,{name}\na,50\nb,60\nc,70\n")
+    with pytest.raises(InputError, match=f"'{name}' is no bone age"):
+        _read(root)
+    assert len(_read(root, age=name).rows) == 3
 
 
 def test_a_name_that_two_folders_hold_is_refused(tmp_path):

@@ -250,7 +250,9 @@ def read_table(
     kept = _consistent(rows, path, by_person=bool(columns.id))
     notes = [
         _some(len(missing), "rows without an image are left out", missing),
-        _some(len(rows) - len(kept), "rows appear twice; they count once", []),
+        _some(len(rows) - len(kept), "repeated rows count once", []),
+        _coded_sex(table, columns),
+        _unused(table, columns),
         *_unnamed(index, {row.path for row in kept}, path, raw_dir),
     ]
     return Labelled(kept, columns, [note for note in notes if note])
@@ -289,6 +291,24 @@ def _unnamed(index: ImageIndex, used: set[Path], table: Path, raw_dir: Path) -> 
         _some(len(others), "images without a row are left out", others),
         f"other files: {rest}" if rest else "",
     ]
+
+
+def _coded_sex(table: Cells, columns: Columns) -> str:
+    """Returns a line on what 1 and 0 were taken for, where neither column nor option tells."""
+    if columns.sex_values or not columns.sex or "male" in plain_name(columns.sex):
+        return ""
+    if not any(cells[columns.sex][:1] in ("0", "1") for _, cells in table.rows):
+        return ""
+    return (
+        f"column {columns.sex!r}: 1 is read as male, 0 as female; other codes: "
+        "sex_values=male=CODE,female=CODE"
+    )
+
+
+def _unused(table: Cells, columns: Columns) -> str:
+    used = {columns.file, columns.age, columns.sex, columns.split, columns.id}
+    others = [name for name in table.header if name and name not in used]
+    return f"columns not used: {', '.join(map(repr, others))}" if others else ""
 
 
 def _some(number: int, what: str, names: Sequence[str]) -> str:
