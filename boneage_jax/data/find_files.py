@@ -125,7 +125,8 @@ def why_no_image(name: str, head: Callable[[], bytes]) -> str:
         return "of other image formats"
     if name.lower().endswith(_COPY_SUFFIXES):
         return "not images"
-    return "" if sniff(head()) else "not images"
+    content = head()
+    return "" if content and sniff(content) else "not images"
 
 
 def _find(pattern: str, left_out: Counter[str]) -> Iterator[Path]:

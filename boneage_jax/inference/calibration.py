@@ -12,6 +12,7 @@ import dataclasses
 import io
 import math
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from boneage_jax.errors import InputError
 from boneage_jax.inference.bias_correction import Correction, cross_fitted
+from boneage_jax.storage.safe_write import in_one_piece
 
 _COVERAGE = 0.95
 # Of 902 radiographs these reject 0.3 to 1.2 % of those not fitted to, for 30 to 512 images.
@@ -29,6 +31,20 @@ _SHRINKAGE = 0.2  # of the covariance towards its diagonal
 MIN_IMAGES = 30  # fewer reject up to 12 % of the radiographs
 _SIDE = 128  # side in pixels for statistics, whatever size the network reads
 _COARSEST = 8
+_COUNT = 10  # of statistics
+_UNKNOWN = ("max_distance", "youngest", "oldest")  # may be infinite or NaN
+_SHAPES: dict[str, tuple[int, ...]] = {
+    **{name: () for name in ("half_width", "slope", "intercept", "images", *_UNKNOWN)},
+    "mean": (_COUNT,),
+    "precision": (_COUNT, _COUNT),
+}
+# What files of older versions do not have.
+_OLDER = {"slope": 1.0, "intercept": 0.0, "images": 0, "youngest": math.nan, "oldest": math.nan}
+_LARGEST = 2**20  # bytes of a file; ours have 3,500
+_UNREADABLE = (
+    *(ValueError, KeyError, OSError, EOFError, RuntimeError, NotImplementedError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 def image_statistics(image: np.ndarray) -> np.ndarray:
@@ -64,8 +80,8 @@ class Calibration:
         95 % of new radiographs.
       mean: float64 [10], mean of `image_statistics`.
       precision: float64 [10, 10], inverse of their covariance.
-      max_distance: Mahalanobis distance above which an image is not accepted; NaN if there were too
-        few images to tell.
+      max_distance: Mahalanobis distance above which an image is not accepted; infinite if there
+        were too few images to tell.
       correction: correction of predicted ages.
       youngest, oldest: ages of the training split in months; NaN in files of older versions, which
         did not record them.
@@ -112,7 +128,7 @@ class Calibration:
             _quantile(errors, _COVERAGE),  # with fewer than 19 images the largest error
             seen.mean(0),
             np.linalg.inv(_shrunk(covariance)),
-            _MARGIN * _quantile(_left_out_distances(seen), _ACCEPTED) if enough else math.nan,
+            _MARGIN * _quantile(_left_out_distances(seen), _ACCEPTED) if enough else math.inf,
             correction,
             float(ages.min()),
             float(ages.max()),
@@ -122,7 +138,7 @@ class Calibration:
     @property
     def judges_images(self) -> bool:
         """Whether `max_distance` tells radiographs of a hand from other images."""
-        return not math.isnan(self.max_distance)
+        return math.isfinite(self.max_distance)
 
     @property
     def coverage(self) -> float:
@@ -156,9 +172,10 @@ class Calibration:
         return np.clip(ages, max(low, 0), high), (ages >= low) & (ages <= high)
 
     def save(self, path: Path) -> None:
-        """Writes an .npz file of plain arrays."""
+        """Writes an .npz file of plain arrays, atomically."""
         arrays = dataclasses.asdict(self)
-        np.savez(path, **arrays.pop("correction"), **arrays)
+        with in_one_piece(path) as part, part.open("wb") as file:
+            np.savez(file, **arrays.pop("correction"), **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Calibration":
@@ -168,35 +185,56 @@ class Calibration:
           InputError: the file is missing or damaged.
         """
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-                # Older files have neither a correction nor ages of training.
-                correction = (
-                    Correction(float(stored["slope"]), float(stored["intercept"]))
-                    if "slope" in stored
-                    else Correction()
-                )
-                youngest, oldest = (
-                    float(stored[key]) if key in stored else math.nan
-                    for key in ("youngest", "oldest")
-                )
-                return cls(
-                    float(stored["half_width"]),
-                    stored["mean"],
-                    stored["precision"],
-                    float(stored["max_distance"]),
-                    correction,
-                    youngest,
-                    oldest,
-                    int(stored["images"]) if "images" in stored else 0,
-                )
+            stored = _read_arrays(path)
+            numbers = {key: float(values) for key, values in stored.items() if not values.shape}
+            if not all(numbers[key] >= 0 for key in ("half_width", "max_distance", "images")):
+                raise ValueError("a width, distance or number is below 0")
+            correction = Correction(numbers.pop("slope"), numbers.pop("intercept"))
+            images = int(numbers.pop("images"))
+            return cls(
+                mean=stored["mean"],
+                precision=stored["precision"],
+                correction=correction,
+                images=images,
+                **numbers,
+            )
         except FileNotFoundError:
             raise InputError(
                 f"{path} is missing: the training in this workdir has not ended; start it again"
             ) from None
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise InputError(
                 f"{path} is damaged ({error}); remove it and report.json and run main again"
             ) from error
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of a calibration; checks shapes before anything of that size is allocated.
+
+    Raises:
+      ValueError: a file that is too large, or an array that is missing, of another shape, or not
+        finite. Damaged archives raise other errors, see `_UNREADABLE`.
+    """
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"it has {path.stat().st_size:,} bytes")
+    found: dict[str, np.ndarray] = {}
+    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+        names = {name.removesuffix(".npy") for name in archive.namelist()}
+        for name in _SHAPES:
+            if name in _OLDER and name not in names:
+                found[name] = np.asarray(_OLDER[name])
+                continue
+            with archive.open(f"{name}.npy") as file:
+                content = io.BytesIO(file.read(_LARGEST))
+            np.lib.format.read_magic(content)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(content)
+            if shape != _SHAPES[name] or dtype.kind not in "fi":
+                raise ValueError(f"{name} is {dtype} {list(shape)}")
+            content.seek(0)
+            found[name] = np.lib.format.read_array(content, allow_pickle=False)
+            if name not in _UNKNOWN and not np.isfinite(found[name]).all():
+                raise ValueError(f"{name} is not finite")
+    return found
 
 
 def _quantile(values: np.ndarray, fraction: float) -> float:

@@ -143,7 +143,7 @@ def test_the_interval_holds_the_age(predictor, monkeypatch, half_width):
 
 
 def test_few_images_of_training_do_not_judge(predictor, files, monkeypatch, tmp_path):
-    calibrated(predictor, monkeypatch, max_distance=np.nan, images=2)
+    calibrated(predictor, monkeypatch, max_distance=np.inf, images=2)
     found = predictor([*files, tmp_path / "a.png"])
     assert np.isnan(found["accepted"]).all()
     note = "interval holds 67%, not 95%: 2 validation images; accepted is unknown: too few images"
