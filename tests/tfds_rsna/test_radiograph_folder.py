@@ -256,6 +256,15 @@ def test_names_are_matched_as_a_person_reads_them(tmp_path):
         tmp_path / "case", ["a.PNG", "sub\\b", "./sub/c.Png"], ["a.png", "b.png", "c.png"], "sub"
     )
     assert [*found] == ["sub/a.png", "sub/b.png", "sub/c.png"]
+    assert [*_rows(tmp_path / "dos", ["HAND.PNG", "Other"], ["Hand.png", "other.png"])] == [
+        "Hand.png",
+        "other.png",
+    ]
+    two = ["hand.png", "Hand.png"]
+    assert _rows(tmp_path / "two", two, two) == {"hand.png": ("hand", 50), "Hand.png": ("Hand", 60)}
+    assert _rows(tmp_path / "two", ["hand"], []) == {"hand.png": ("hand", 50)}
+    with pytest.raises(InputError, match=r"'HAND' may be Hand\.png and hand\.png"):
+        _rows(tmp_path / "two", ["HAND"], [])
 
 
 def test_images_behind_links_are_found(tmp_path):

@@ -12,8 +12,8 @@ from boneage_jax.errors import InputError
 class ImageIndex:
     """The images below a folder, by path, by name and by name without suffix.
 
-    Names are compared as `boneage_jax.data.file_names.normal_name` has them, whatever the case of
-    the suffix.
+    Names are compared as `boneage_jax.data.file_names.normal_name` has them, in upper or lower case
+    if that is no help.
 
     Attributes:
       images: the images, sorted.
@@ -35,6 +35,10 @@ class ImageIndex:
             stem = normal_name(bare_name(image))
             for key in {_key(str(path)), _key(path.name), stem, str(path.with_name(stem))}:
                 self._found[key].append(image)
+        # File systems of Windows and macOS do not tell upper from lower case.
+        self._folded: dict[str, list[Path]] = defaultdict(list)
+        for key, images in self._found.items():
+            self._folded[key.casefold()] += images
 
     def find(self, name: str, place: str) -> Path | None:
         """Returns the image called `name`, a path below the folder, a file name or a stem.
@@ -59,7 +63,8 @@ class ImageIndex:
             raise InputError(f"{place}: {name!r} leaves raw_dir; give a path below {self._folder}")
         if os.path.isfile(self._folder / relative):
             return self._folder / relative
-        found = self._found.get(_key(normal_name(str(relative))), [])
+        key = _key(normal_name(str(relative)))
+        found = self._found.get(key) or self._folded.get(key.casefold(), [])
         if len(found) > 1:
             shown = " and ".join(relative_name(path, self._folder) for path in found[:2])
             raise InputError(

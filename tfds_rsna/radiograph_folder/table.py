@@ -240,8 +240,9 @@ def read_table(
     if missing and not (skip_missing and rows):
         raise InputError(
             f"{path}: {len(missing)} of {len(table.rows)} images are not in {raw_dir}, first "
-            f"{missing[0]}; correct column {columns.file!r}, name another with file_column=NAME, "
-            "or leave these rows out with skip_unreadable"
+            f"{missing[0]} (there is e.g. {relative_name(index.images[0], raw_dir)!r}); correct "
+            f"column {columns.file!r}, name another with file_column=NAME, or leave these rows out "
+            "with skip_unreadable"
         )
     if not rows:
         raise InputError(f"{path} has a header but no row")
