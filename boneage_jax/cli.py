@@ -170,6 +170,7 @@ def parse_config(argv: Sequence[str]) -> tuple[ConfigDict, Path, list[str]]:
     file, _, preset = given[-1].partition(":")
     config = load_recipe(given[-1])
     argv = [a for a in argv if not a.startswith("--config=")]
+    keys = [a.split("=")[0].removeprefix("--config.") for a in argv if a.startswith("--config.")]
     values = flags.FlagValues()
     try:
         argv = _take_options(config, argv)
@@ -190,7 +191,6 @@ def parse_config(argv: Sequence[str]) -> tuple[ConfigDict, Path, list[str]]:
         raise InputError(f"command line: {str(error).strip().splitlines()[0]}") from error
     if rest:
         raise InputError(f"command line: unexpected argument {rest[0]!r}; see --help")
-    keys = [a.split("=")[0].removeprefix("--config.") for a in argv if a.startswith("--config.")]
     name = f"{Path(file).stem}-{preset}" if preset else Path(file).stem
     return config, Path(values.workdir or f"runs/{name}"), keys
 

@@ -4,8 +4,8 @@ usage: python -m boneage_jax.predict --workdir=DIR --output=FILE.csv [--sex_csv=
                                      [--extensions=FILE.py] PATH...
 
 PATH: image files, folders or globs. One row per file: file, bone_age_months, low_months,
-high_months (95 % interval), p_male, accepted, error. An unreadable file gets its row with the
-error and the others go on; the exit status is 1 if no file could be read.
+high_months (95 % interval), p_male, accepted, error, note. An unreadable file gets its row with
+the error and the others go on; the exit status is 1 if no file could be read.
 """
 
 from collections.abc import Sequence
@@ -19,27 +19,25 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(__doc__, extensions=True)
     parser.add_argument("--workdir", required=True, help="folder of a finished training")
     parser.add_argument("--output", required=True, type=Path, help="CSV file to write")
-    parser.add_argument("--sex_csv", type=Path, help="CSV with id,male; id is the file's stem")
+    parser.add_argument("--sex_csv", type=Path, help="table of id,male; id is the file's stem")
     parser.add_argument(
         "--masks", default="", help="hand masks or a U-Net's workdir, where training had masks"
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders, globs")
     args = parser.parse_args(argv)
 
-    from boneage_jax.inference.predict_files import check_arguments, write_predictions
+    from boneage_jax.inference.predict_files import check_arguments, describe, write_predictions
 
-    files, sexes = check_arguments(args.paths, args.output, args.sex_csv)
+    files, sexes, found = check_arguments(args.paths, args.output, args.sex_csv)
 
     from boneage_jax.inference.predictor import load_predictor
 
     prepare_jax()
     predictor = load_predictor(args.workdir, masks=args.masks)
-    failed, rejected = write_predictions(predictor, files, sexes, args.output)
-    print(
-        f"{args.output}: {len(files) - failed} of {len(files)} files read, "
-        f"{rejected} of them unlike the training radiographs, {failed} unreadable"
-    )
-    return int(failed == len(files))
+    written = write_predictions(predictor, files, sexes, args.output)
+    first, *rest = describe(predictor, written, sexes)
+    print(f"{args.output}: {first}", *found, *rest, sep="\n")
+    return int(not written.read)
 
 
 def run() -> None:

@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders, globs")
     args = parser.parse_args(argv)
 
-    from boneage_jax.inference.segment_files import segment
+    from boneage_jax.inference.segment_files import describe, segment
 
     prepare_jax()
     done = segment(
@@ -40,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
         f"{done['to_look_at']} to look at, {done['unreadable']} files unreadable; "
         f"see {args.output / 'review'}"
     )
+    for line in describe(done):
+        print(line)
     return int(done["images"] == 0)
 
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from boneage_jax.data.files import UnreadableImage, fit_square, read_grey
+from boneage_jax.data.file_names import image_stem
+from boneage_jax.data.files import UnreadableImage, fit_square, read_radiograph
 from boneage_jax.errors import InputError
 from boneage_jax.inference.background_removal import Background
 from boneage_jax.runtime.progress import progress
@@ -43,12 +44,16 @@ class Item(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """A decoded image, uint8 [S, S] or [H, W], with its height and width before resizing."""
+    """A decoded image, uint8 [S, S] or [H, W], with its height and width before resizing.
+
+    `notes` says what a user must know of how it was read, see `read_radiograph`.
+    """
 
     key: str
     image: np.ndarray
     height: int
     width: int
+    notes: tuple[str, ...] = ()
 
 
 def decode_all(
@@ -58,6 +63,7 @@ def decode_all(
     skip_unreadable: bool,
     description: str,
     background: Background | None = None,
+    noted: dict[str, tuple[str, ...]] | None = None,
 ) -> Iterator[Decoded]:
     """Decodes images to grey squares, in the order of `items`.
 
@@ -71,6 +77,7 @@ def decode_all(
         raising after the last image.
       description: of the progress bar, on standard error.
       background: removes the background of each image with the mask of its file's stem.
+      noted: notes by the names of the files that have any; added to.
 
     Yields:
       One `Decoded` per readable image.
@@ -83,17 +90,21 @@ def decode_all(
     unreadable: list[UnreadableImage] = []
     with _Decoder(size, background) as decode, bar, ThreadPoolExecutor(workers) as pool:
         sources = iter(items)
-        flying: deque[Future[Decoded | UnreadableImage]] = deque(
-            pool.submit(decode, item) for item in itertools.islice(sources, _AHEAD * workers)
+        flying: deque[tuple[Item, Future[Decoded | UnreadableImage]]] = deque(
+            (item, pool.submit(decode, item))
+            for item in itertools.islice(sources, _AHEAD * workers)
         )
         try:
             while flying:
-                decoded = flying.popleft().result()
-                flying.extend(pool.submit(decode, item) for item in itertools.islice(sources, 1))
+                item, future = flying.popleft()
+                decoded = future.result()
+                flying.extend((i, pool.submit(decode, i)) for i in itertools.islice(sources, 1))
                 bar.update()
                 if isinstance(decoded, UnreadableImage):
                     unreadable.append(decoded)
                 else:
+                    if decoded.notes and noted is not None:
+                        noted[str(item.source)] = decoded.notes
                     yield decoded
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -119,9 +130,9 @@ class _Decoder:
 
     def __call__(self, item: Item) -> Decoded | UnreadableImage:
         try:
-            image = read_grey(self._fetch(item.source), name=str(item.source))
+            image, notes = read_radiograph(self._fetch(item.source), name=str(item.source))
             height, width = image.shape
-            return Decoded(item.key, self._fit(item, image), height, width)
+            return Decoded(item.key, self._fit(item, image), height, width, notes)
         except UnreadableImage as error:
             return error
         except InputError as error:  # from its mask
@@ -133,8 +144,8 @@ class _Decoder:
         if self._background is None:
             return fit_square(image, self._size)
         source = item.source
-        stem = Path(source.member if isinstance(source, ZipMember) else source).stem
-        return self._background(image, stem, self._size)
+        path = Path(source.member if isinstance(source, ZipMember) else source)
+        return self._background(image, image_stem(path), self._size)
 
     def _fetch(self, source: Path | ZipMember) -> Path | bytes:
         if isinstance(source, Path):

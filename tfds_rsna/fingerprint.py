@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from boneage_jax.data.find_files import walk_files
 from boneage_jax.runtime.progress import progress
 from boneage_jax.storage.safe_write import write_text
 
 _NOTE = "prepared_from.json"
-_DEPTH = 8  # folders below the raw folder
 _BLOCK = 1 << 22
 _SILENT_SECONDS = 5.0  # before the reading of large raw data is shown
 # PNGs in a folder of masks, the network in a U-Net's workdir; not reports or evaluations.
@@ -149,14 +149,11 @@ def _files(path: Path, excluded: str) -> Iterator[tuple[str, Path]]:
     if path.is_file():
         yield ".", path
         return
-    for parent, folders, files in os.walk(path, followlinks=True):
-        if os.path.realpath(parent) == excluded:
-            folders.clear()
-            continue
-        if len(Path(parent).relative_to(path).parts) >= _DEPTH:  # a link may lead back up
-            folders.clear()
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            file = Path(parent, name)
-            if not name.startswith(".") and file.is_file():
-                yield file.relative_to(path).as_posix(), file
+    for file in walk_files(path, hidden=_comes_and_goes, skip=excluded):
+        if file.is_file():
+            yield file.relative_to(path).as_posix(), file
+
+
+def _comes_and_goes(name: str) -> bool:
+    """Returns whether a file is one that an open spreadsheet or file manager adds, or is hidden."""
+    return name.startswith((".", "~$")) or name.lower() in ("thumbs.db", "desktop.ini")

@@ -2,13 +2,16 @@
 
 import contextlib
 import contextvars
+import csv
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from boneage_jax.data.counts import describe_notes
 from boneage_jax.errors import InputError
 from boneage_jax.inference.background_removal import Background
 from tfds_rsna.fingerprint import fingerprint, read_fingerprint, write_fingerprint
@@ -20,6 +23,8 @@ from tfds_rsna.sources import (
     prepared_sets,
     save_digests,
 )
+
+_NOTES = "notes.csv"
 
 _as_given: contextvars.ContextVar[bool] = contextvars.ContextVar("as_given", default=False)
 
@@ -61,6 +66,7 @@ class RawDataBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         self._skip_unreadable = skip_unreadable
         self._masks = masks
         self.background: Background | None = None
+        self.noted: dict[str, tuple[str, ...]] = {}  # notes on how files were read, by their names
         self._root: Path | None = None  # contains the data folders; None: data_dir is used as given
         if not _as_given.get():
             self._root = default_root(tfds_options.get("data_dir"))
@@ -109,11 +115,27 @@ class RawDataBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         super().download_and_prepare(
             download_dir=download_dir, download_config=download_config, **options
         )
+        if self.noted:
+            self._write_notes()
         if self._root is not None and read_fingerprint(self.data_dir) is None:
             settings = {"skip_unreadable": self._skip_unreadable}
             known = load_digests(self._root)
             found = fingerprint(self._raw_dir, settings, exclude=self._root, known=known)
             write_fingerprint(self.data_dir, found)
+
+    def _write_notes(self) -> None:
+        """Writes notes.csv beside the records and prints how many files have each note."""
+        with Path(self.data_path, _NOTES).open(
+            "w", newline="", encoding="utf-8", errors="surrogateescape"
+        ) as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(("file", "note"))
+            rows.writerows((name, "; ".join(notes)) for name, notes in sorted(self.noted.items()))
+        counts = Counter(note for notes in self.noted.values() for note in notes)
+        print(
+            f"{self.name}: {describe_notes(counts)}; see {_NOTES} beside the records",
+            file=sys.stderr,
+        )
 
     def _move_to(self, root: Path) -> None:
         """Makes `root` the data folder of this builder and reloads its info."""

@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 
 from boneage_jax.benchmarking.records import synthetic_radiograph
-from boneage_jax.data.files import find_images, fit_square, read_grey
+from boneage_jax.data.files import fit_square, read_grey
+from boneage_jax.data.find_files import find_images
 
 # Height and width in pixels, about the median of the RSNA training radiographs.
 HEIGHT, WIDTH = 2044, 1514

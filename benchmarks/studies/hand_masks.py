@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 
 from benchmarks.provenance import write_provenance
-from boneage_jax.data.files import find_images, read_grey
+from boneage_jax.data.files import read_grey
+from boneage_jax.data.find_files import find_images
 from boneage_jax.data.masks import clean_mask
 
 

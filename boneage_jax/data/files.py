@@ -1,9 +1,8 @@
-"""Finds radiographs on disk, reads them as grey uint8 and fits them into a square."""
+"""Reads radiographs as grey uint8 and fits them into a square."""
 
 import contextlib
-import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -14,8 +13,6 @@ from boneage_jax.data.grey import to_grey
 from boneage_jax.data.headers import sniff
 from boneage_jax.data.pictures import read_picture
 from boneage_jax.errors import InputError
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom"})
 
 _FORMATS = "PNG, JPEG, TIFF or DICOM"
 _MAX_BYTES = 1 << 30
@@ -162,55 +159,3 @@ def placement(height: int, width: int, size: int) -> tuple[int, int, int, int]:
     new_height = min(size, max(1, round(height * scale)))
     new_width = min(size, max(1, round(width * scale)))
     return (size - new_height) // 2, (size - new_width) // 2, new_height, new_width
-
-
-def find_images(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Finds image files.
-
-    Args:
-      patterns: files (with any suffix), folders (searched recursively) and globs (`**` crosses
-        folders). In folders and globs only files with `IMAGE_SUFFIXES` count, hidden ones never.
-
-    Returns:
-      The paths, sorted, without duplicates.
-
-    Raises:
-      InputError: a path does not exist, or a pattern matches no image.
-    """
-    found: set[Path] = set()
-    for pattern in (os.fspath(pattern) for pattern in patterns):
-        images = set(_find(pattern))
-        if not images:
-            raise InputError(
-                f"{pattern}: no image found there ({', '.join(sorted(IMAGE_SUFFIXES))})"
-            )
-        found |= images
-    if not found:
-        raise InputError("no image given: name files, folders or globs")
-    return sorted(found)
-
-
-def _find(pattern: str) -> Iterator[Path]:
-    path = Path(pattern)
-    if path.is_file():
-        yield path
-        return
-    if path.is_dir():
-        yield from _walk(path)
-        return
-    if not glob.has_magic(pattern):
-        raise InputError(f"{pattern}: no such file or folder")
-    for match in map(Path, glob.iglob(pattern, recursive=True)):
-        if match.is_dir():
-            yield from _walk(match)
-        elif match.suffix.lower() in IMAGE_SUFFIXES:
-            yield match
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
-        # macOS adds "._7.png" and __MACOSX to archives; they are not images.
-        folders[:] = [name for name in folders if name[0] != "." and name != "__MACOSX"]
-        for name in files:
-            if name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                yield Path(parent, name)

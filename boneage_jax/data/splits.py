@@ -84,7 +84,10 @@ def parse_fractions(value: str | Mapping[str, float]) -> dict[str, float]:
 
 def _parse_pairs(text: str) -> dict[str, float]:
     pairs = [item.split("=") for item in text.split(",") if item.strip()]
-    return {name.strip(): float(share) for name, share in pairs}
+    fractions = {name.strip(): float(share) for name, share in pairs}
+    if len(fractions) < len(pairs):
+        raise ValueError("a part is given twice")
+    return fractions
 
 
 def _check_fractions(fractions: Mapping[str, float]) -> None:
@@ -155,9 +158,10 @@ def _column(name: str, values: Iterable[Any], length: int) -> np.ndarray:
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 def _hash(seed: int, text: str) -> int:
-    digest = hashlib.blake2b(f"{seed}:{text}".encode(), digest_size=8).digest()
+    data = f"{seed}:{text}".encode(errors="surrogateescape")  # an id may be no text
+    digest = hashlib.blake2b(data, digest_size=8).digest()
     return int.from_bytes(digest, "big")

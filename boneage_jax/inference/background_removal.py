@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from boneage_jax.data.file_names import image_stem, is_hidden, normal_name
 from boneage_jax.data.files import fit_square
 from boneage_jax.data.mask_cost import NOTE, MaskCost, read_note
 from boneage_jax.data.mask_file import read_mask
@@ -43,6 +44,7 @@ class Background:
             raise InputError(f"masks={folder}: no such folder")
         self.mode, self._masks = mode, folder
         self._segmenter: Any = None
+        self._paths: dict[str, Path] = {}  # of the masks, by the stems of their images
         self._lock, self._images = threading.Lock(), 0
         self.empty: list[str] = []  # images whose mask has no hand; they keep their background
         self.doubtful: dict[str, str] = {}  # masks to be reviewed by a person, and why
@@ -54,7 +56,13 @@ class Background:
             # One image at a time, on one device: called from the decoding threads.
             devices = jax.local_devices()[:1]
             self._segmenter = load_segmenter(folder, batch_size=1, devices=devices)
-        elif next(folder.glob("*.png"), None) is None:
+            return
+        for path in sorted(folder.iterdir()):
+            if path.suffix.lower() == ".png" and not is_hidden(path.name):
+                other = self._paths.setdefault(image_stem(path), path)
+                if other != path:
+                    raise InputError(f"{other} and {path} are masks of one image; remove one")
+        if not self._paths:
             raise InputError(
                 f"masks={folder} holds neither PNG masks nor a U-Net's run; give the output of "
                 "boneage_jax.segment or the workdir of a training of configs/seg.py"
@@ -89,9 +97,11 @@ class Background:
         return remove_background(image, mask, self.mode, size)
 
     def _read(self, stem: str, shape: tuple[int, ...]) -> np.ndarray:
-        path = self._masks / f"{stem}.png"
-        if not path.is_file():
-            raise InputError(f"{path}: no such mask; run boneage_jax.segment on the image")
+        path = self._paths.get(normal_name(stem))
+        if path is None:
+            raise InputError(
+                f"{self._masks / stem}.png: no such mask; run boneage_jax.segment on the image"
+            )
         mask = read_mask(path)
         if mask.shape != shape:
             raise InputError(

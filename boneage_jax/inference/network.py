@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from boneage_jax.data.info import DataInfo
 from boneage_jax.data.inputs import batch_shapes, make_inputs, padded_batch
-from boneage_jax.errors import InputError
 from boneage_jax.flops import count_flops
 from boneage_jax.inference.eval_step import make_eval_step
 from boneage_jax.runtime.parallel import Parallel
@@ -119,27 +118,6 @@ def build_network(
     parallel.check_batch("eval_batch_size", config.eval_batch_size)
     make_inputs(config)  # raises on a wrong value
     return Network(config, info, parallel, make_task(config, info, parallel.axis_name))
-
-
-def check_image(image: np.ndarray, number: int) -> np.ndarray:
-    """Checks a radiograph and returns it as uint8 [H, W].
-
-    Args:
-      image: uint8 [H, W] or [H, W, 1], not empty.
-      number: index of the image, for the message.
-
-    Raises:
-      InputError: another shape or dtype, or an empty image.
-    """
-    image = np.asarray(image)
-    if image.ndim == 3 and image.shape[-1] == 1:
-        image = image[..., 0]
-    if image.ndim != 2 or image.dtype != np.uint8 or not image.size:
-        raise InputError(
-            f"image {number} must be uint8 [H, W], got {image.dtype} {list(image.shape)}; "
-            "read files with boneage_jax.data.files.read_grey"
-        )
-    return image
 
 
 def _options(config: ConfigDict) -> dict[str, Any]:

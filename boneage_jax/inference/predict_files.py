@@ -1,105 +1,144 @@
 """Writes predictions on many image files as rows of a CSV."""
 
 import csv
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from boneage_jax.data.files import find_images, read_grey
+from boneage_jax.data.counts import describe_counts, describe_notes
+from boneage_jax.data.file_names import IMAGE_SUFFIXES, image_stem
+from boneage_jax.data.find_files import find_images
+from boneage_jax.data.label_table import (
+    FILE_COLUMNS,
+    SEX_COLUMNS,
+    find_column,
+    read_sex,
+    read_table,
+)
 from boneage_jax.errors import InputError
-from boneage_jax.inference.read_ahead import decoding_threads, read_ahead
 from boneage_jax.runtime.progress import progress
 from boneage_jax.storage.safe_write import in_one_piece
 
 if TYPE_CHECKING:
     from boneage_jax.inference.predictor import Predictor
 
-_SEXES = {"1": 1, "true": 1, "m": 1, "male": 1, "0": 0, "false": 0, "f": 0, "female": 0, "": -1}
+
+class Written(NamedTuple):
+    """Numbers of files that were read, unlike the radiographs of training, unreadable; notes."""
+
+    read: int
+    unlike: int
+    unreadable: int
+    notes: Counter[str]
 
 
 def check_arguments(
     paths: Sequence[str], output: Path, sex_csv: Path | None
-) -> tuple[list[Path], dict[str, int]]:
+) -> tuple[list[Path], dict[str, int], list[str]]:
     """Finds the image files and reads the sexes, before anything is compiled.
 
     Returns:
-      (image files, sex by file stem).
+      (image files, sex by `image_stem`, lines for the user on what is left out).
 
     Raises:
-      InputError: no image, a CSV that is damaged or matches none of them, or an `output` that is
-        not in an existing folder.
+      InputError: no image, a table that is damaged or matches none of them, or an `output` that is
+        not in an existing folder or would replace what is read.
     """
-    files = find_images(paths)
+    left_out: Counter[str] = Counter()
+    files = find_images(paths, left_out)
+    lines = [f"left out {left_out.total()}: {describe_counts(left_out)}"] if left_out else []
     sexes = read_sexes(sex_csv) if sex_csv else {}
-    if sexes and not any(file.stem in sexes for file in files):
-        raise InputError(f"--sex_csv={sex_csv}: no id matches the stem of a given file")
+    if sex_csv:
+        lines += _match(sexes, files, sex_csv)
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise InputError(f"--output={output} must name a CSV file in a folder that exists")
-    return files, sexes
+    inputs = [*files, *([sex_csv] if sex_csv else [])]
+    if output.suffix.lower() in IMAGE_SUFFIXES or (
+        output.exists() and any(output.samefile(path) for path in inputs if path.exists())
+    ):
+        raise InputError(f"--output={output} names an input; name a CSV file to write")
+    return files, sexes, lines
 
 
 def read_sexes(path: Path) -> dict[str, int]:
-    """Reads a CSV with columns id and male; returns 1, 0 or -1 (blank) by id.
+    """Reads a table, CSV or XLSX, with an id and the sex of each image.
+
+    Its columns may have any usual name, see `boneage_jax.data.label_table`. An id may be a file
+    name or a path.
+
+    Returns:
+      1 (male), 0 or -1 (blank) by id, in the form of `image_stem`.
 
     Raises:
-      InputError: an unreadable file, a missing column, a repeated id, or an invalid value.
+      InputError: an unreadable file, a missing column, contradicting rows, or an invalid value.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"--sex_csv={path} cannot be read: {error}") from error
-    if not rows or not {"id", "male"} <= rows[0].keys():
-        raise InputError(f"--sex_csv={path} needs rows with the columns id,male")
+    table = read_table(path)
+    key = find_column(table.header, ("id", *FILE_COLUMNS))
+    column = find_column([name for name in table.header if name != key], SEX_COLUMNS)
+    if not (key and column and table.rows):
+        found = ", ".join(map(repr, table.header)) or "nothing"
+        raise InputError(f"--sex_csv={path} needs rows with the columns id,male; it has {found}")
     sexes: dict[str, int] = {}
-    for number, row in enumerate(rows, start=2):
-        key, value = (row["id"] or "").strip(), (row["male"] or "").strip().lower()
-        if value not in _SEXES:
-            raise InputError(f"{path} line {number}: male={value!r} must be True/False or 1/0")
-        if key in sexes:
-            raise InputError(f"{path} line {number}: id {key!r} appears twice")
-        sexes[key] = _SEXES[value]
+    for line, cells in table.rows:
+        name = image_stem(PurePath(cells[key].replace("\\", "/")))
+        sex = read_sex(cells[column], column)
+        if sex is None:
+            raise InputError(
+                f"{path} line {line}: {column}={cells[column]!r} must be M/F, True/False or 1/0"
+            )
+        if sexes.setdefault(name, sex) != sex:
+            raise InputError(f"{path} line {line}: id {name!r} appears twice, with another sex")
     return sexes
 
 
+def _match(sexes: Mapping[str, int], files: Sequence[Path], path: Path) -> list[str]:
+    """Returns lines on ids and files that do not match one to one."""
+    stems = Counter(image_stem(file) for file in files)
+    if not stems.keys() & sexes.keys():
+        raise InputError(f"--sex_csv={path}: no id matches the stem of a given file")
+    several = [stem for stem, count in stems.items() if count > 1 and stem in sexes]
+    counts = {
+        "files without an id": sum(count for stem, count in stems.items() if stem not in sexes),
+        "ids without a file": len(sexes.keys() - stems.keys()),
+        f"ids of several files each (e.g. {''.join(several[:1])!r})": len(several),
+    }
+    return [f"{path}: {number} {what}" for what, number in counts.items() if number]
+
+
 def predict_files(
-    predictor: "Predictor", files: Sequence[Path], sexes: dict[str, int]
+    predictor: "Predictor", files: Sequence[Path], sexes: Mapping[str, int]
 ) -> Iterator[dict[str, str]]:
     """Yields one CSV row per file, in order; threads decode ahead of the network."""
-
-    def decode(file: Path) -> np.ndarray:
-        return predictor.fit(read_grey(file), file.stem)
-
-    with decoding_threads() as pool:
-        for results in read_ahead(files, decode, predictor.batch_size, pool):
-            good = [(f, r) for f, r in results if not isinstance(r, InputError)]
-            male = [sexes.get(file.stem, -1) for file, _ in good]
-            outputs = predictor.read([image for _, image in good], male)
-            numbers = iter(range(len(good)))
-            for file, result in results:
-                if isinstance(result, InputError):
-                    row = {"file": str(file), "error": str(result)}
-                    yield row | ({"accepted": "False"} if "accepted" in outputs else {})
-                    continue
+    male = [sexes.get(image_stem(file), -1) for file in files]
+    remaining = iter(files)
+    for results, rows in predictor.batches(files, male):
+        numbers = iter(range(len(results)))
+        for result in results:
+            row = {"file": os.fspath(next(remaining))}
+            if isinstance(result, InputError):
+                judged = {"accepted": "False"} if predictor.judges_images else {}
+                yield row | judged | {"error": str(result)}
+            else:
                 at = next(numbers)
-                yield {"file": str(file)} | {k: _cell(v[at]) for k, v in outputs.items()}
+                cells = {key: _cell(values[at]) for key, values in rows.items()}
+                yield row | cells | {"note": result}
 
 
 def write_predictions(
-    predictor: "Predictor", files: Sequence[Path], sexes: dict[str, int], output: Path
-) -> tuple[int, int]:
+    predictor: "Predictor", files: Sequence[Path], sexes: Mapping[str, int], output: Path
+) -> Written:
     """Writes one CSV row per file and shows the progress.
-
-    Returns:
-      (number of unreadable files, number of files that were read but not accepted).
 
     Raises:
       InputError: the file cannot be written; an existing one is left unchanged.
     """
     failed = rejected = 0
-    columns = ("file", *predictor.columns, "error")
+    notes: Counter[str] = Counter()
+    columns = ("file", *predictor.columns, "error", "note")
     try:
         with (
             in_one_piece(output) as part,
@@ -112,9 +151,24 @@ def write_predictions(
                 writer.writerow(row)
                 failed += bool(row.get("error"))
                 rejected += row.get("accepted") == "False" and not row.get("error")
+                notes.update(filter(None, row.get("note", "").split("; ")))
     except OSError as error:
         raise InputError(f"--output={output} cannot be written: {error.strerror}") from error
-    return failed, rejected
+    return Written(len(files) - failed, rejected, failed, notes)
+
+
+def describe(predictor: "Predictor", written: Written, sexes: Mapping[str, int]) -> list[str]:
+    """Returns lines for the user on written predictions."""
+    judged = f"{written.unlike} of them unlike the training radiographs, "
+    lines = [
+        f"{written.read} of {written.read + written.unreadable} files read, "
+        f"{judged if predictor.judges_images else ''}{written.unreadable} unreadable"
+    ]
+    if sexes and not predictor.takes_sex:
+        lines.append("--sex_csv is of no effect: the sex is no input of this network")
+    if written.notes:
+        lines.append(f"notes: {describe_notes(written.notes)}")
+    return lines
 
 
 def _cell(value: Any) -> str:
@@ -122,4 +176,6 @@ def _cell(value: Any) -> str:
         return " ".join(_cell(part) for part in np.ravel(value))
     if isinstance(value, np.bool_):
         return str(bool(value))
-    return f"{value:.4g}" if np.issubdtype(value.dtype, np.floating) else str(value)
+    if np.issubdtype(value.dtype, np.floating):
+        return "" if np.isnan(value) else f"{value:.4g}"
+    return str(value)

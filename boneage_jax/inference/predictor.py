@@ -1,34 +1,49 @@
 """Predicts on unlabelled radiographs, with a trained network or the mean of several."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from boneage_jax.config import load_config
-from boneage_jax.data.files import fit_square
+from boneage_jax.data.file_names import image_stem
+from boneage_jax.data.files import fit_square, read_radiograph
 from boneage_jax.errors import InputError
+from boneage_jax.inference.arguments import (
+    Image,
+    checked_sexes,
+    checked_workdir,
+    listed_images,
+    rounded_batch_size,
+)
 from boneage_jax.inference.background_removal import load_background
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import Trained, average, load_members
-from boneage_jax.inference.network import Rows, check_image
-from boneage_jax.runtime.parallel import round_up
+from boneage_jax.inference.network import Rows
+from boneage_jax.inference.read_ahead import decoding_threads, read_ahead
 from boneage_jax.storage.bucket import open_workdir
 from boneage_jax.storage.layout import BACKGROUND, CALIBRATION, CONFIG
 
 _BATCH = 16
 _AGE_COLUMNS = ("bone_age_months", "low_months", "high_months", "p_male", "accepted")
 
+_NO_SEX = "sex unknown: the network's own estimate is used"
+_NO_NUMBER = "the network gives no number"
+_OUTSIDE = "age beyond those of training: the nearest is given"
+_NOT_JUDGED = "accepted is unknown: too few images in training"
+_BELOW_0 = "age below 0: 0 is given"
+
 
 class Predictor:
     """A trained network, or the mean of several, as a function of images; compiled once.
 
     Attributes:
-      columns: names of the results of a call.
+      columns: names of the predictions of a call.
       batch_size: images per step.
       image_size: height and width of the network's input in pixels.
+      takes_sex: whether the sex is an input of the network.
+      judges_images: whether `accepted` is known; it takes some tens of images of training.
     """
 
     def __init__(self, members: Sequence[Trained], folder: Path, masks: str = ""):
@@ -47,8 +62,11 @@ class Predictor:
         info, task = self._network.info, self._network.task
         self._calibration = None
         self.columns: tuple[str, ...] = task.reported
+        self.takes_sex = task.name == "bone_age" and bool(self._network.config.model.sex_input)
+        self.judges_images = False
         if task.name == "bone_age":
             self._calibration = Calibration.load(folder / CALIBRATION)
+            self.judges_images = self._calibration.judges_images
             self.columns = _AGE_COLUMNS
         self._background = load_background(folder / BACKGROUND, masks, wanted=info.background)
         self._variables = [member.variables for member in members]
@@ -57,50 +75,102 @@ class Predictor:
 
     def __call__(
         self,
-        images: Sequence[np.ndarray] | np.ndarray,
+        images: Image | Iterable[Image],
         male: Sequence[int] | None = None,
         stems: Sequence[str] | None = None,
     ) -> dict[str, np.ndarray]:
         """Runs the network on radiographs.
 
         Args:
-          images: uint8 arrays, each [H, W] or [H, W, 1] of any size.
+          images: paths of image files, or uint8 arrays, each [H, W] or [H, W, 1] of any size; an
+            iterable of them, or a single one.
           male: 1, 0, or -1 for unknown, per image; None if all are unknown. A network with the sex
             as an input uses its own estimate for unknown ones.
-          stems: names of the images in a folder of masks; required if `masks` is one.
+          stems: names of the images in a folder of masks, needed for arrays if `masks` is one;
+            those of files are known.
 
         Returns:
           One array [n] each: `bone_age_months`, `low_months`, `high_months` (95 % interval),
-          `p_male`, `accepted` (False if the image is unlike the radiographs of training). For a
-          user-defined task, its reported predictions.
+          `p_male`, `accepted` (False if the image is unlike the radiographs of training; float NaN
+          if too few of those are known). For a user-defined task, its reported predictions. `error`
+          says why a file could not be read (its numbers are NaN), `note` what a user should know of
+          an image; both "" otherwise.
 
         Raises:
-          InputError: an image that is not uint8 [H, W], or `male` of another length.
+          InputError: no such file, an array that is not uint8 [H, W], or `male` or `stems` of
+            another length.
         """
-        names = list(stems) if stems is not None else [""] * len(images)
-        if len(names) != len(images):
-            raise InputError(f"stems must name each of the {len(images)} images")
-        squares = [
-            self.fit(check_image(image, number), name)
-            for number, (image, name) in enumerate(zip(images, names, strict=True))
-        ]
-        return self.read(squares, male)
+        items = listed_images(images)
+        if stems is not None and len(stems) != len(items):
+            raise InputError(f"stems must name each of the {len(items)} images")
+        results: list[InputError | str] = []
+        parts: list[Rows] = []
+        for of_batch, rows in self.batches(items, checked_sexes(male, len(items)), stems):
+            results += of_batch
+            parts += [rows] if rows else []
+        failed = np.array([isinstance(result, InputError) for result in results], bool)
+        found = {key: _spread([part[key] for part in parts], ~failed) for key in self.columns}
+        if self.judges_images or (self._calibration is not None and not len(items)):
+            found["accepted"] = found["accepted"] == 1
+        texts = np.array([str(result) for result in results], str)
+        return found | {"error": np.where(failed, texts, ""), "note": np.where(failed, "", texts)}
+
+    def batches(
+        self,
+        items: Sequence[Path | np.ndarray],
+        male: Sequence[int] | np.ndarray,
+        stems: Sequence[str] | None = None,
+    ) -> Iterator[tuple[list[InputError | str], Rows]]:
+        """Runs the network on many images in bounded memory; threads decode ahead of it.
+
+        Args:
+          items: files, or uint8 arrays [H, W].
+          male: 1, 0 or -1 per image.
+          stems: see `__call__`.
+
+        Yields:
+          For each batch, in order: for each image its error or its note, and the predictions of
+          those without an error, [n, ...] each; {} if there are none.
+        """
+
+        def decode(number: int) -> tuple[np.ndarray, tuple[str, ...]]:
+            item = items[number]
+            pixels, notes = (item, ()) if isinstance(item, np.ndarray) else read_radiograph(item)
+            stem = "" if isinstance(item, np.ndarray) else image_stem(item)
+            return self.fit(pixels, stem if stems is None else stems[number]), notes
+
+        with decoding_threads() as pool:
+            for results in read_ahead(range(len(items)), decode, self.batch_size, pool):
+                good = [(n, r) for n, r in results if not isinstance(r, InputError)]
+                rows = (
+                    self.read([r[0] for _, r in good], [male[n] for n, _ in good]) if good else {}
+                )
+                said = iter(rows.pop("note", ()))
+                yield (
+                    [
+                        r
+                        if isinstance(r, InputError)
+                        else "; ".join(filter(None, (*r[1], next(said))))
+                        for _, r in results
+                    ],
+                    rows,
+                )
 
     def read(
         self, squares: Sequence[np.ndarray], male: Sequence[int] | None = None
     ) -> dict[str, np.ndarray]:
         """Runs the network on images from `fit`, uint8 [S, S] each; otherwise like `__call__`."""
-        sexes = np.full(len(squares), -1) if male is None else np.asarray(male)
-        if sexes.shape != (len(squares),) or not np.isin(sexes, (-1, 0, 1)).all():
-            raise InputError(f"male must hold 1, 0 or -1 for each of the {len(squares)} images")
+        sexes = checked_sexes(male, len(squares))
         parts = [
             self._batch(squares[at : at + self.batch_size], sexes[at : at + self.batch_size])
             for at in range(0, len(squares), self.batch_size)
         ]
         if not parts:
             empty = {key: np.zeros(0, np.float32) for key in self.columns}
-            return empty | ({"accepted": np.zeros(0, bool)} if "accepted" in empty else {})
-        return {key: np.concatenate([part[key] for part in parts]) for key in self.columns}
+            return empty | {"note": np.zeros(0, str)}
+        return {
+            key: np.concatenate([part[key] for part in parts]) for key in (*self.columns, "note")
+        }
 
     def fit(self, image: np.ndarray, stem: str) -> np.ndarray:
         """Returns the network's input for a radiograph, uint8 [S, S]; thread-safe.
@@ -120,16 +190,51 @@ class Predictor:
         rows = average(self._network.read(self._variables, squares, {"male": sexes}))
         calibration = self._calibration
         if calibration is None:
-            return rows
-        age = calibration.correction(rows["predicted_age"])
-        near = calibration.distance(squares) <= calibration.max_distance
+            return rows | {"note": np.zeros(len(squares), "U1")}
+        predicted = calibration.correction(rows["predicted_age"])
+        age, within = calibration.possible(predicted)
+        if self.judges_images:
+            accepted = (calibration.distance(squares) <= calibration.max_distance) & within
+        else:
+            accepted = np.full(len(squares), np.nan)
         return {
             "bone_age_months": age,
             "low_months": np.maximum(age - calibration.half_width, 0),
             "high_months": age + calibration.half_width,
             "p_male": rows["p_male"],
-            "accepted": near & np.isfinite(age),
+            "accepted": accepted,
+            "note": self._notes(predicted, age, within, sexes),
         }
+
+    def _notes(
+        self, predicted: np.ndarray, age: np.ndarray, within: np.ndarray, sexes: np.ndarray
+    ) -> np.ndarray:
+        """Returns what a user should know of each prediction, str [n]."""
+        assert self._calibration is not None
+        finite = np.isfinite(predicted)
+        moved = finite & (predicted != age)
+        images, coverage = self._calibration.images, self._calibration.coverage
+        of_all = (
+            (
+                f"interval holds {coverage:.0%}, not 95%: {images} validation images",
+                coverage < 0.95,
+            ),
+            (_NOT_JUDGED, not self.judges_images),
+        )
+        of_each = (
+            (_NO_NUMBER, ~finite),
+            (_OUTSIDE, moved & ~within),
+            (_BELOW_0, moved & within),
+            (_NO_SEX, (sexes < 0) & self.takes_sex),
+        )
+        always = [text for text, holds in of_all if holds]
+        return np.array(
+            [
+                "; ".join([*(text for text, holds in of_each if holds[n]), *always])
+                for n in range(len(age))
+            ],
+            str,
+        )
 
 
 def load_predictor(
@@ -143,13 +248,24 @@ def load_predictor(
       masks: see `Predictor`.
 
     Raises:
-      InputError: no run in the workdir, a U-Net, or a damaged checkpoint.
+      InputError: no run in the workdir, a U-Net, or a damaged checkpoint; or a wrong batch size.
     """
-    rounded = round_up(batch_size, jax.device_count())
-    folder = open_workdir(workdir)
+    rounded = rounded_batch_size(batch_size)
+    folder = open_workdir(checked_workdir(workdir))
     if load_config(folder / CONFIG).task == "hand_mask":
         raise InputError(
             f"{folder} holds a run of task 'hand_mask', not 'bone_age'; segment reads it"
         )
     members = load_members(folder, eval_batch_size=rounded)
     return Predictor(members, folder, masks)
+
+
+def _spread(parts: Sequence[np.ndarray], good: np.ndarray) -> np.ndarray:
+    """Returns values of the `good` images, bool [n], as rows of [n, ...]; the others are NaN."""
+    values = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    if good.all():
+        return values
+    dtype = np.result_type(values.dtype, np.float32)
+    spread = np.full((len(good), *values.shape[1:]), np.nan, dtype)
+    spread[good] = values
+    return spread

@@ -4,33 +4,35 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 from boneage_jax.errors import InputError
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
 def read_ahead(
-    files: Sequence[Path], decode: Callable[[Path], T], batch_size: int, pool: Executor
-) -> Iterator[list[tuple[Path, T | InputError]]]:
+    files: Sequence[S], decode: Callable[[S], T], batch_size: int, pool: Executor
+) -> Iterator[list[tuple[S, T | InputError]]]:
     """Yields batches of (file, decoded image or error), in the order of `files`.
 
     Two batches are decoded ahead, so memory does not grow with the number of files.
 
     Args:
-      files: image files.
+      files: image files, or whatever else stands for an image.
       decode: called in threads; its `InputError` is yielded in place of a result.
       batch_size: files per batch; the last one may be shorter.
       pool: executor that runs `decode`.
     """
 
-    def attempt(file: Path) -> T | InputError:
+    def attempt(file: S) -> T | InputError:
         try:
             return decode(file)
         except InputError as error:
             return error
+        except Exception as error:  # decoders raise many types; one image must not end a batch job
+            return InputError(f"it cannot be read: {type(error).__name__}: {error}")
 
     sources = iter(files)
     ahead = [(f, pool.submit(attempt, f)) for f in itertools.islice(sources, 2 * batch_size)]

@@ -9,9 +9,8 @@ import numpy as np
 
 from boneage_jax.data.files import fit_square
 from boneage_jax.data.masks import MaskCheck, check_mask, clean_mask, cut_padding, unfit
+from boneage_jax.inference.arguments import check_image, checked_workdir, rounded_batch_size
 from boneage_jax.inference.load_trained import Trained, load_trained
-from boneage_jax.inference.network import check_image
-from boneage_jax.runtime.parallel import round_up
 
 _BATCH = 16
 
@@ -101,9 +100,11 @@ def load_segmenter(
       devices: devices to run on, all by default.
 
     Raises:
-      InputError: no run in the workdir, another task, or a damaged checkpoint.
+      InputError: no run in the workdir, another task, or a damaged checkpoint; or a wrong batch
+        size.
     """
-    count = len(devices) if devices is not None else jax.device_count()
-    rounded = round_up(batch_size, count)
-    trained = load_trained(workdir, task="hand_mask", eval_batch_size=rounded, devices=devices)
+    rounded = rounded_batch_size(batch_size, devices)
+    trained = load_trained(
+        checked_workdir(workdir), task="hand_mask", eval_batch_size=rounded, devices=devices
+    )
     return Segmenter(trained, largest=largest, fill=fill)

@@ -1,9 +1,12 @@
 """The end of a training run: calibration and report, for single networks and ensembles."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
-from boneage_jax.data.source import Dataset
+import numpy as np
+
+from boneage_jax.data.source import Dataset, Split
 from boneage_jax.evaluation.evaluate_split import corrected
 from boneage_jax.evaluation.members import report_members
 from boneage_jax.evaluation.split_lock import openings
@@ -17,6 +20,8 @@ from boneage_jax.runtime.parallel import is_first_process
 from boneage_jax.runtime.watchdog import waiting_for_nothing
 from boneage_jax.storage.layout import CALIBRATION
 from boneage_jax.storage.safe_write import writing
+
+_STATISTICS = 400  # images of the training split that `accepted` is fitted to, beside validation
 
 
 def final_report(
@@ -51,11 +56,13 @@ def final_report(
     if not is_first_process():
         return report
     if config.task == "bone_age":
+        train = dataset.split(config.data.train_split)
         calibration = Calibration.fit(
             fitted_on["predicted_age"],
             fitted_on["true_age"],
-            split.images(),
+            itertools.chain(split.images(), _sample(train).images()),
             config.bias_correction,
+            training_ages=train.labels["bone_age"],
         )
         with writing(workdir / CALIBRATION):
             calibration.save(workdir / CALIBRATION)
@@ -63,3 +70,9 @@ def final_report(
     title = f"{count}{config.model.name} on {dataset.name}"
     write_report(workdir, report, rows, title, split)
     return report
+
+
+def _sample(split: Split) -> Split:
+    """Returns images of a split at even distances, at most `_STATISTICS` of them."""
+    count = min(len(split), _STATISTICS)
+    return split.take(split.name, np.linspace(0, len(split) - 1, count).astype(np.int64))

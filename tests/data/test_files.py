@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 
-from boneage_jax.data.files import UnreadableImage, find_images, fit_square, read_grey
-from boneage_jax.errors import InputError
+from boneage_jax.data.files import UnreadableImage, fit_square, read_grey
 
 
 def picture(height: int = 40, width: int = 30, dtype=np.uint8, high: int = 256) -> np.ndarray:
@@ -201,23 +200,6 @@ def test_fit_square_of_any_shape(shape):
 def test_fit_square_turns_with_the_image():
     image = picture(60, 33)
     np.testing.assert_array_equal(fit_square(image.T, 32), fit_square(image, 32).T)
-
-
-def test_find_images(tmp_path):
-    for name in ("b.PNG", "sub/a.dcm", "sub/deep/c.jpg", "notes.txt", "._b.png", "__MACOSX/d.png"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x")
-    found = [tmp_path / name for name in ("b.PNG", "sub/a.dcm", "sub/deep/c.jpg")]
-    assert find_images([tmp_path]) == found
-    assert find_images([tmp_path, tmp_path / "b.PNG", f"{tmp_path}/*.PNG"]) == found
-    assert find_images([f"{tmp_path}/**/*.jpg"]) == found[2:]
-    assert find_images([tmp_path / "notes.txt"]) == [tmp_path / "notes.txt"]
-    for wrong in (tmp_path / "no.png", f"{tmp_path}/*.tif", f"{tmp_path}/*.txt"):
-        with pytest.raises(InputError, match=r"no such file|no image"):
-            find_images([wrong])
-    with pytest.raises(InputError, match="no image given"):
-        find_images([])
 
 
 def test_errors_survive_a_process_boundary():

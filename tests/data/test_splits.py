@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from boneage_jax.data.splits import stratified_split
+from boneage_jax.data.splits import parse_fractions, stratified_split
 from boneage_jax.errors import InputError
 
 FRACTIONS = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -106,6 +106,20 @@ def test_split_by_id_only_and_types_of_ids_agree():
     for name, rows in parts.items():
         np.testing.assert_array_equal(rows, again[name])
     assert len(parts["validation"]) == 8
+
+
+def test_ids_may_be_of_any_bytes():
+    ids = [b"H\xe4nd", b"hand", "H\udce4nd", "hand"]
+    rows = stratified_split(ids, None, None, {"a": 0.5, "b": 0.5}, seed=0)
+    assert sorted(tuple(part) for part in rows.values()) == [(0, 2), (1, 3)]
+
+
+@pytest.mark.parametrize(
+    "text", ["train=0,8", "train:0.8", "train=0.5,train=0.5", "val=1", "train=x"]
+)
+def test_fractions_of_another_form_are_refused(text):
+    with pytest.raises(InputError, match=r"write it as train=0\.8,"):
+        parse_fractions(text)
 
 
 def test_unknown_ages_are_a_stratum_of_their_own():

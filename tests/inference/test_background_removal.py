@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,7 @@ from boneage_jax.data.files import fit_square, read_grey
 from boneage_jax.data.info import DataInfo
 from boneage_jax.data.masks import remove_background
 from boneage_jax.errors import InputError
+from boneage_jax.inference.background_removal import Background
 from boneage_jax.inference.segmenter import load_segmenter
 from boneage_jax.storage.workdir import claim_workdir
 from configs import cls
@@ -78,6 +80,22 @@ def test_the_network_and_its_masks_prepare_the_same(prepared):
         for builder in prepared.values()
     ]
     assert notes[0]["cost"] == notes[1]["cost"] and notes[0]["cost"]["images"] == 24
+
+
+def test_masks_are_found_in_one_form_of_names(tmp_path):
+    uid, mac = "1.2.826.0.1.3680043.9.7433.1000", unicodedata.normalize("NFD", "Händ")
+    for name in (f"{uid}.png", f"{mac}.PNG"):
+        mask = cv2.imencode(".png", np.full((8, 8), 255, np.uint8))[1]
+        (tmp_path / name).write_bytes(mask.tobytes())
+    background = Background(tmp_path, "multiply")
+    image = np.full((8, 8), 9, np.uint8)
+    for stem in (uid, mac, "Händ"):
+        np.testing.assert_array_equal(background(image, stem, 8), image)
+    with pytest.raises(InputError, match=r"1\.2\.png: no such mask"):
+        background(image, "1.2", 8)
+    (tmp_path / "Händ.png").write_bytes(b"")
+    with pytest.raises(InputError, match="are masks of one image; remove one"):
+        Background(tmp_path, "multiply")
 
 
 def test_what_prepare_says_of_unfit_masks(here, radiographs, masks, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from boneage_jax.errors import InputError
+from tfds_rsna import decode
 from tfds_rsna.decode import Item, ZipMember, decode_all
 
 
@@ -104,3 +105,16 @@ def test_memory_is_bounded(tmp_path):
 
 def test_no_items():
     assert run([]) == []
+
+
+def test_notes_on_reading_are_gathered_by_file(tmp_path, monkeypatch):
+    read = decode.read_radiograph
+
+    def notes_one(source, name):
+        return read(source, name)[0], ("padding is black",) if "1.png" in name else ()
+
+    monkeypatch.setattr(decode, "read_radiograph", notes_one)
+    noted = {}
+    items = write(tmp_path, 3)
+    list(decode_all(items, 8, skip_unreadable=False, description="images", noted=noted))
+    assert noted == {str(items[1].source): ("padding is black",)}

@@ -1,6 +1,8 @@
 """The builder for hand masks: pairing, COCO codes, geometry, refusals."""
 
 import json
+import os
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -84,6 +86,36 @@ def test_original_keeps_the_mask(tmp_path):
     parts, _ = _prepare(_png_folder(tmp_path / "raw", 3), tmp_path, "original", fractions="train=1")
     for record in parts["train"]:
         np.testing.assert_array_equal(record["mask"][..., 0], _disc(int(record["id"])))
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("1.2.826.0.1.3680043.9.7433.1000", "1.2.826.0.1.3680043.9.7433.1000.png"),
+        (unicodedata.normalize("NFD", "Händ.PNG"), "Händ.png"),
+        (os.fsdecode("Händ.png".encode("latin-1")), os.fsdecode("Händ.png".encode("latin-1"))),
+    ],
+)
+def test_masks_and_images_are_matched_in_one_form_of_names(tmp_path, image, mask):
+    content = cv2.imencode(".png", _disc(0) * np.uint8(200))[1].tobytes()
+    for path in (tmp_path / "images" / image, tmp_path / "images" / "other.png"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / mask).write_bytes(content)
+    pairs, lines = find_pairs(tmp_path)
+    assert [pair.image.name for pair in pairs] == [image]
+    assert pairs[0].id.encode()  # TFDS hashes it as UTF-8
+    assert lines[-1] == "1 images without a mask are left out"
+
+
+def test_a_coco_file_names_images_in_another_form(tmp_path):
+    composed, mac = "sub/Händ.png", unicodedata.normalize("NFD", "sub/Händ.png")
+    runs = {"size": list(SHAPE), "counts": [0, 60 * 80]}
+    root = _coco_folder(tmp_path, [_annotation(runs)], (composed,))
+    (root / composed).rename(root / mac)
+    _write(root / "other" / "Händ.png", np.zeros(SHAPE, np.uint8))
+    assert [pair.image for pair in find_pairs(root)[0]] == [root / mac]
 
 
 @pytest.mark.parametrize("shape", [(60, 80), (81, 64), (201, 67), (33, 50), (40, 40), (97, 90)])

@@ -1,5 +1,7 @@
 """The builder for any CSV with images: columns, units, splits, and what it refuses."""
 
+import os
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -7,10 +9,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from boneage_jax.data.files import fit_square
+from boneage_jax.data.files import fit_square, read_grey
 from boneage_jax.errors import InputError
+from tfds_rsna import decode
 from tfds_rsna.radiograph_folder.radiograph_folder_dataset_builder import Builder
-from tfds_rsna.radiograph_folder.table import Columns, find_csv, guess_columns, read_table
+from tfds_rsna.radiograph_folder.table import Columns, find_table, guess_columns, read_table
 
 
 def _image(index: int) -> np.ndarray:
@@ -28,7 +31,8 @@ def _folder(root: Path, text: str, stems=("a", "b", "c"), below: str = "images")
 
 
 def _read(root: Path, **asked: str):
-    return read_table(find_csv(root, ""), root, Columns(**asked))
+    columns = Columns(**asked)
+    return read_table(find_table(root, "", columns)[0], root, columns)
 
 
 def _prepare(root: Path, data_dir: Path, config: str = "64", **options):
@@ -108,6 +112,20 @@ def test_skip_unreadable(tmp_path):
     assert sorted(r["id"] for r in parts["train"]) == [b"a", b"c"]
 
 
+def test_notes_on_reading_are_kept_beside_the_records(tmp_path, monkeypatch, capsys):
+    root = _folder(tmp_path / "raw", "id,boneage\na,50\nb,60\nc,70\n")
+
+    def noted(source, name):
+        return read_grey(source), () if "b.png" in name else ("padding is black", "two pages")
+
+    monkeypatch.setattr(decode, "read_radiograph", noted)
+    _, builder = _prepare(root, tmp_path / "data", fractions={"train": 1.0})
+    lines = (Path(builder.data_path) / "notes.csv").read_text().splitlines()
+    assert lines[0] == "file,note" and len(lines) == 3
+    assert lines[1] == f"{root / 'images' / 'a.png'},padding is black; two pages"
+    assert "padding is black (2 files); two pages (2 files); see" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
@@ -127,16 +145,16 @@ def test_columns_are_guessed(header, expected):
 
 def test_units_and_codes(tmp_path):
     days = tmp_path / "days"
-    rows, _ = _read(_folder(days, "image,age_days,sex\na,365.25,male\nb,0,F\nc,730.5,unknown\n"))
+    rows = _read(_folder(days, "image,age_days,sex\na,365.25,male\nb,0,F\nc,730.5,unknown\n")).rows
     assert [round(row.age, 6) for row in rows] == [12, 0, 24]
     assert [row.male for row in rows] == [1, 0, -1]
     # DICOM age strings carry their unit, whatever the column says.
     root = _folder(tmp_path / "as", "file,age,female\na,058Y,1\nb,006M,0\nc,52,f\n")
-    rows, _ = _read(root, sex="female")
+    rows = _read(root, sex="female").rows
     assert [row.age for row in rows] == [696, 6, 52]
     assert [row.male for row in rows] == [0, 1, 0]
     asked = {"age": "b", "age_unit": "years", "file": "a"}
-    rows, _ = _read(_folder(tmp_path / "asked", "a,b\na,2\nb,3\nc,4\n"), **asked)
+    rows = _read(_folder(tmp_path / "asked", "a,b\na,2\nb,3\nc,4\n"), **asked).rows
     assert [row.age for row in rows] == [24, 36, 48]
 
 
@@ -151,7 +169,7 @@ def test_images_of_one_person_stay_together(tmp_path):
 
 
 def test_identical_rows_count_once(tmp_path):
-    rows, _ = _read(_folder(tmp_path, "file,age\na.png,5\nb.png,6\na.png,5\n"))
+    rows = _read(_folder(tmp_path, "file,age\na.png,50\nb.png,60\na.png,50\n")).rows
     assert [row.id for row in rows] == ["a", "b"]
 
 
@@ -175,12 +193,16 @@ def test_identical_rows_count_once(tmp_path):
         ("file,age\nC:\\x.png,5\n", "leaves raw_dir"),
         ("file,age\n..\\x.png,5\n", "leaves raw_dir"),
         ("file,age\n,5\n", "names no image"),
-        ("file,age\na.png,5\na.png,6\n", "lines 2 and 3: file 'images/a.png' has age 5.0 and 6.0"),
-        ("file,id,age,sex\na,p,5,M\nb,p,6,F\n", "id 'p' has male 1 and 0"),
-        ("file,id,age,split\na,p,5,train\nb,p,6,test\n", "id 'p' has split train and test"),
+        (
+            "file,age\na.png,50\na.png,60\n",
+            "lines 2 and 3: file 'images/a.png' has age 50.0 and 60",
+        ),
+        ("file,id,age,sex\na,p,50,M\nb,p,60,F\n", "id 'p' has male 1 and 0"),
+        ("file,id,age,split\na,p,50,train\nb,p,60,test\n", "id 'p' has split train and test"),
+        ("file,age\na.png,5\nb.png,18\n", "ages of 5 to 18, which look like years; give age_unit="),
         ("file,age\na.png,5,9\n", "line 2 has 3 cells, its header 2"),
         ("file,age,age\na.png,5,5\n", "two columns called 'age'"),
-        ('file,age\n"a.png,5\n', "cannot read"),
+        ('file,age\n"a.png,5\n', "not a readable CSV"),
     ],
 )
 def test_bad_tables_are_refused_in_one_line(tmp_path, text, message):
@@ -194,8 +216,8 @@ def test_bad_options_are_refused(tmp_path):
     root = _folder(tmp_path / "raw", "file,age\na.png,5\n")
     with pytest.raises(InputError, match="no column 'years'; it has 'file', 'age'"):
         _read(root, age="years")
-    with pytest.raises(InputError, match="age_unit is 'weeks'"):
-        _read(root, age_unit="weeks")
+    with pytest.raises(InputError, match="age_unit is 'decades'"):
+        _read(root, age_unit="decades")
     with pytest.raises(InputError, match="fractions is 'half'"):
         Builder(config="64", data_dir=tmp_path, fractions="half")
     with pytest.raises(InputError, match="seed is 'x'"):
@@ -203,12 +225,129 @@ def test_bad_options_are_refused(tmp_path):
     with pytest.raises(InputError, match="raw_dir"):
         Builder(config="64", data_dir=tmp_path).download_and_prepare()
     with pytest.raises(InputError, match="does not exist"):
-        find_csv(root, "other.csv")
-    (root / "more.csv").write_text("")
+        find_table(root, "other.csv", Columns())
+    (root / "more.csv").write_text("file,age\nb.png,60\n")
     with pytest.raises(InputError, match=r"found labels.csv, more.csv"):
-        find_csv(root, "")
+        find_table(root, "", Columns())
     with pytest.raises(InputError, match="not a folder"):
-        find_csv(root / "nowhere", "")
+        find_table(root / "nowhere", "", Columns())
+
+
+def _rows(root: Path, cells, names, folder: str = "") -> dict[str, tuple[str, float]]:
+    """The ages by key of images called `names`, whose rows are `cells`, of 50, 60 ... months."""
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (root / folder / name).write_bytes(cv2.imencode(".png", _image(0))[1].tobytes())
+    lines = [f"{cell},{50 + 10 * n}" for n, cell in enumerate(cells)]
+    (root / "labels.csv").write_text("file,age\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    return {row.key: (row.id, row.age) for row in _read(root).rows}
+
+
+def test_names_are_matched_as_a_person_reads_them(tmp_path):
+    uid = "1.2.826.0.1.3680043.9.7433.{}"  # DICOM names have no suffix
+    uids = [uid.format(n) for n in (1000, 1001)]
+    assert _rows(tmp_path / "uid", uids, uids) == {uids[0]: (uids[0], 50), uids[1]: (uids[1], 60)}
+    mac = unicodedata.normalize("NFD", "Händ.png")
+    assert _rows(tmp_path / "mac", ["Händ.png"], [mac]) == {"Händ.png": ("Händ", 50)}
+    latin = os.fsdecode("Händ.png".encode("latin-1"))
+    found = _rows(tmp_path / "old", ["Händ"], [latin], os.fsdecode(b"R\x81ntgen"))
+    assert found == {"R\x81ntgen/Händ.png": ("Händ", 50)}
+    found = _rows(
+        tmp_path / "case", ["a.PNG", "sub\\b", "./sub/c.Png"], ["a.png", "b.png", "c.png"], "sub"
+    )
+    assert [*found] == ["sub/a.png", "sub/b.png", "sub/c.png"]
+    assert [*_rows(tmp_path / "dos", ["HAND.PNG", "Other"], ["Hand.png", "other.png"])] == [
+        "Hand.png",
+        "other.png",
+    ]
+    two = ["hand.png", "Hand.png"]
+    assert _rows(tmp_path / "two", two, two) == {"hand.png": ("hand", 50), "Hand.png": ("Hand", 60)}
+    assert _rows(tmp_path / "two", ["hand"], []) == {"hand.png": ("hand", 50)}
+    with pytest.raises(InputError, match=r"'HAND' may be Hand\.png and hand\.png"):
+        _rows(tmp_path / "two", ["HAND"], [])
+
+
+def test_images_behind_links_are_found(tmp_path):
+    raw = _folder(tmp_path / "raw", "file,age\na.png,50\nmore/b.png,60\nc,70\n", ("a",))
+    other = _folder(tmp_path / "disk", "", ("b", "c"), below="images") / "images"
+    (raw / "more").symlink_to(other)
+    (other / "back").symlink_to(raw)  # a loop
+    assert [row.key for row in _read(raw).rows] == ["images/a.png", "more/b.png", "more/c.png"]
+
+
+def test_what_is_left_out_is_said(tmp_path):
+    text = "file,age,sex,Remark\na.png,50,1,x\na,50,1,x\nz.png,70,0,\n"
+    root = _folder(tmp_path, text)
+    (root / "images" / "Thumbs.db").write_bytes(b"x")
+    columns = Columns()
+    with pytest.raises(InputError, match=r"1 of 3 images are not in .* skip_unreadable"):
+        _read(root)
+    found = read_table(root / "labels.csv", root, columns, skip_missing=True)
+    assert [row.id for row in found.rows] == ["a"]
+    assert found.notes == [
+        "1 rows without an image are left out: 'z.png' (line 4)",
+        "1 repeated rows count once",
+        "column 'sex': 1 is read as male, 0 as female; other codes: "
+        "sex_values=male=CODE,female=CODE",
+        "columns not used: 'Remark'",
+        "2 images without a row are left out: images/b.png, images/c.png",
+        "other files: 1 hidden",
+    ]
+
+
+def test_other_tables_are_ignored(tmp_path):
+    root = _folder(tmp_path, "file,age\na.png,50\n")
+    (root / "~$labels.xlsx").write_bytes(b"\x09Radiology")  # Excel's lock of an open workbook
+    (root / "notes.csv").write_bytes(
+        "Datei;Bemerkung\n1;verdreht, überbelichtet\n".encode("cp1252")
+    )
+    (root / "broken.xlsx").write_bytes(b"PK\3\4")
+    found, ignored = find_table(root, "", Columns())
+    assert (found.name, ignored) == ("labels.csv", ["broken.xlsx", "notes.csv"])
+
+
+def test_own_codes_of_the_sex(tmp_path):
+    root = _folder(tmp_path, "file,age,sex\na,50,1\nb,60,2\nc,70,9\n")
+    with pytest.raises(InputError, match=r"sex '2' is not .* sex_values=male=CODE,female=CODE"):
+        _read(root)
+    rows = _read(root, sex_values="male=1,female=2|w,unknown=9").rows
+    assert [row.male for row in rows] == [1, 0, -1]
+    for wrong in ("1=male", "male=1,female=1", "male", "boy=1"):
+        with pytest.raises(InputError, match="sex_values is"):
+            _read(root, sex_values=wrong)
+
+
+@pytest.mark.parametrize(
+    ("header", "unit", "refused"),
+    [
+        ("age", "", True),
+        ("age", "months", False),
+        ("age", "years", False),
+        ("Age (y)", "", False),
+        ("age_years", "", False),
+        ("AgeMonths", "", False),
+    ],
+)
+def test_ages_that_look_like_years_need_a_unit(tmp_path, header, unit, refused):
+    root = _folder(tmp_path, f"file,{header}\na,4\nb,7.5\nc,18\n")
+    if refused:
+        with pytest.raises(InputError, match="ages of 4 to 18, which look like years; give age_un"):
+            _read(root, age_unit=unit)
+    else:
+        per = 12 if "y" in header + unit and "onths" not in header + unit else 1
+        assert [row.age for row in _read(root, age_unit=unit).rows] == [
+            4 * per,
+            7.5 * per,
+            18 * per,
+        ]
+
+
+@pytest.mark.parametrize("name", ["Patient Age", "chronological_age"])
+def test_the_age_of_a_patient_is_not_that_of_the_bones(tmp_path, name):
+    root = _folder(tmp_path, f"file,{name}\na,50\nb,60\nc,70\n")
+    with pytest.raises(InputError, match=f"'{name}' is no bone age"):
+        _read(root)
+    assert len(_read(root, age=name).rows) == 3
 
 
 def test_a_name_that_two_folders_hold_is_refused(tmp_path):

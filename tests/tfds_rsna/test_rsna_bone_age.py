@@ -214,6 +214,48 @@ def test_wrong_data_is_refused(raw, change, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("files", "note"),
+    [
+        ({"~$notes.xlsx": b"\x09Radiology"}, "left out: 1 hidden"),
+        ({"notes.csv": "Datei;Bemerkung\n1;\xfcber\n".encode("cp1252")}, "notes.csv is not one of"),
+        ({"notes.xlsx": b"PK\3\4"}, "notes.xlsx is not one of"),
+        ({"train/readme.txt": b"text", "train/x.png~": b""}, "left out: 2 not images"),
+    ],
+)
+def test_files_of_another_kind_are_ignored_with_a_note(raw, capsys, files, note):
+    base = {"train.csv": TRAIN_CSV.encode(), **images("train", TRAIN)}
+    assert len(find(write(raw, base | files))["train"]) == 3
+    assert note in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        TRAIN_CSV.replace(",", ";").replace("True", "WAHR").replace("False", "FALSCH").encode(),
+        TRAIN_CSV.encode("utf-16"),
+        TRAIN_CSV.replace("180", '"180,0"').encode("utf-8-sig"),
+    ],
+)
+def test_a_table_saved_by_another_program(raw, table):
+    found = find(write(raw, {"train.csv": table, **images("train", TRAIN)}))
+    assert {r.id: (r.bone_age, r.male) for r in found["train"]} == EXPECTED["train"]
+
+
+def test_images_without_suffix_and_behind_links(raw, tmp_path):
+    write(tmp_path / "disk", {"1377": png(1377), "1378.png": png(1378)})
+    write(raw, {"train.csv": TRAIN_CSV.encode(), "more.zip": zipped({"train/1379": png(1379)})})
+    (raw / "train").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "up").symlink_to(raw)  # a loop
+    assert [r.id for r in find(raw)["train"]] == [1377, 1378, 1379]
+
+
+def test_ages_in_years_are_refused(raw):
+    table = "id,boneage,male\n" + "".join(f"{key},{key % 18},True\n" for key in range(1, 31))
+    with pytest.raises(InputError, match="no boneage is above 20, so these look like years"):
+        find(write(raw, {"train.csv": table.encode(), **images("train", range(1, 31))}))
+
+
 def test_folder_without_data_is_refused(raw):
     raw.mkdir()
     with pytest.raises(InputError, match="no label table found; expected the columns"):

@@ -20,6 +20,7 @@ import tests.support.tiny_backbone  # noqa: F401  (registers the network)
 from boneage_jax import evaluate, main, predict
 from boneage_jax.cli import exit_status
 from boneage_jax.config import base_config
+from boneage_jax.inference.calibration import Calibration
 from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.training.run import load_run
 from tests.support.compiling import xla_flags
@@ -260,6 +261,7 @@ def test_predict_reads_what_can_be_read(finished, here, radiographs, tmp_path, c
                 "p_male",
                 "accepted",
                 "error",
+                "note",
             ),
         )
         and len(rows) == 8
@@ -293,6 +295,14 @@ def test_the_library_predicts_what_the_door_predicts(finished, radiographs):
         predictor(images, male=[1])
     blank = predictor([np.full((64, 64), 9, np.uint8)])
     assert not blank["accepted"][0]
+
+
+def test_a_run_keeps_the_ages_of_its_training(finished):
+    """With 32 images in the validation split, and statistics of more than those."""
+    found = Calibration.load(finished[0] / "calibration.npz")
+    train = [make_phantom(index, 64, "train").bone_age for index in range(96)]
+    assert (found.youngest, found.oldest) == pytest.approx((min(train), max(train)), rel=1e-5)
+    assert found.judges_images and found.images == 32
 
 
 def test_a_damaged_or_missing_checkpoint_is_one_clear_line(finished, environment, tmp_path):

@@ -111,6 +111,7 @@ class Builder(RawDataBuilder):
             self._size,
             skip_unreadable=self._skip_unreadable,
             description=f"{self.name} {split}",
+            noted=self.noted,
         ):
             mask = self._mask(by_id[decoded.key], decoded)
             yield (

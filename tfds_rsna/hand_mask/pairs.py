@@ -11,7 +11,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from boneage_jax.data.files import find_images, placement
+from boneage_jax.data.file_names import image_stem, is_hidden, normal_name, relative_name
+from boneage_jax.data.files import placement
+from boneage_jax.data.find_files import find_images
 from boneage_jax.data.mask_file import read_mask
 from boneage_jax.errors import InputError
 from tfds_rsna.hand_mask.coco import draw_segments, read_coco
@@ -63,13 +65,16 @@ def find_pairs(
     else:
         source = _coco_file(raw_dir, coco)
         readers = _coco_masks(source, category)
-    paths = _find_images(_inside(raw_dir, images, "images"), folder, readers)
+    paths, unmasked = _find_images(_inside(raw_dir, images, "images"), folder, readers)
     pairs = [
         Pair(name, paths[name], mask_name, read)
         for name, (mask_name, _, read) in sorted(readers.items())
     ]
     shown = os.path.commonpath([pair.image.parent for pair in pairs])
-    return pairs, [f"{len(pairs)} masks from {source}", f"their images from {shown}"]
+    found = [f"{len(pairs)} masks from {source}", f"their images from {shown}"]
+    if unmasked:
+        found.append(f"{unmasked} images without a mask are left out")
+    return pairs, found
 
 
 def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
@@ -98,8 +103,8 @@ class _Mask(NamedTuple):
 def _png_masks(folder: Path) -> dict[str, _Mask]:
     masks: dict[str, _Mask] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() == ".png" and not path.name.startswith("."):
-            _add(masks, image_id(path.stem), _Mask(str(path), "", partial(read_mask, path)))
+        if path.suffix.lower() == ".png" and not is_hidden(path.name):
+            _add(masks, image_id(image_stem(path)), _Mask(str(path), "", partial(read_mask, path)))
     if not masks:
         raise InputError(f"{folder} holds no PNG mask")
     return masks
@@ -110,7 +115,7 @@ def _coco_masks(path: Path, category: str) -> dict[str, _Mask]:
     found, _ = read_coco(path, category)
     for image in found:
         name = image.file_name.replace("\\", "/")
-        stem = image_id(PurePosixPath(name).stem)
+        stem = image_id(image_stem(PurePosixPath(name)))
         reader = _Mask(f"{path} ({image.file_name})", name, partial(draw_segments, image))
         _add(masks, stem, reader)
     if not masks:
@@ -160,13 +165,23 @@ def _inside(raw_dir: Path, name: str, option: str) -> Path:
     return raw_dir / path
 
 
-def _find_images(root: Path, masks: Path | None, wanted: dict[str, _Mask]) -> dict[str, Path]:
-    """Returns the image of each id; of folders with copies, the only one that holds all."""
+def _find_images(
+    root: Path, masks: Path | None, wanted: dict[str, _Mask]
+) -> tuple[dict[str, Path], int]:
+    """Returns the image of each id, and the number of images that no mask is for.
+
+    Of folders with copies, the only one that holds all is taken.
+    """
     found: dict[str, list[Path]] = defaultdict(list)
-    for path in find_images([root]):
-        stem = image_id(path.stem)
-        if stem in wanted and (masks is None or masks not in path.parents):
+    unmasked = 0
+    for path in find_images(root):
+        if masks is not None and masks in path.parents:
+            continue
+        stem = image_id(image_stem(path))
+        if stem in wanted:
             found[stem].append(path)
+        else:
+            unmasked += 1
     absent = [mask.name for name, mask in wanted.items() if name not in found]
     if absent:
         raise InputError(
@@ -174,10 +189,11 @@ def _find_images(root: Path, masks: Path | None, wanted: dict[str, _Mask]) -> di
             f"first {absent[0]}; add it, or name the folder with images=FOLDER"
         )
     for name, mask in wanted.items():
-        exact = [path for path in found[name] if mask.file_name and path == root / mask.file_name]
+        called = normal_name(mask.file_name)
+        exact = [path for path in found[name] if called and relative_name(path, root) == called]
         found[name] = exact or found[name]
     if all(len(paths) == 1 for paths in found.values()):
-        return {name: paths[0] for name, paths in found.items()}
+        return {name: paths[0] for name, paths in found.items()}, unmasked
     folders_of = [{path.parent for path in paths} for paths in found.values()]
     complete = sorted(set.intersection(*folders_of))
     if len(complete) == 1:
@@ -186,7 +202,7 @@ def _find_images(root: Path, masks: Path | None, wanted: dict[str, _Mask]) -> di
             for name, paths in found.items()
         }
         if all(len(paths) == 1 for paths in chosen.values()):
-            return {name: paths[0] for name, paths in chosen.items()}
+            return {name: paths[0] for name, paths in chosen.items()}, unmasked
     twice = next(paths for paths in found.values() if len(paths) > 1)
     raise InputError(
         f"{twice[0]} and {twice[1]} have the same id; remove one, or name images=FOLDER"

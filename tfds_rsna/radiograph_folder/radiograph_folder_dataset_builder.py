@@ -1,4 +1,4 @@
-"""TFDS builder for any CSV of (file, age, sex) with its radiographs."""
+"""TFDS builder for any table of (file, age, sex) with its radiographs."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,14 @@ from boneage_jax.data.masks import MODES
 from boneage_jax.data.splits import parse_fractions, stratified_split
 from boneage_jax.errors import InputError
 from tfds_rsna.decode import Item, decode_all
-from tfds_rsna.radiograph_folder.table import Columns, Radiograph, find_csv, read_table
+from tfds_rsna.radiograph_folder.table import (
+    Columns,
+    Labelled,
+    Radiograph,
+    find_table,
+    parse_sex_values,
+    read_table,
+)
 from tfds_rsna.raw_builder import RawDataBuilder
 from tfds_rsna.sizes import size_configs
 
@@ -31,28 +38,31 @@ _SIZES = (
     "320",
     "380",
 )
+_GROWN = 240.0  # months; bone age ends below
 _FRACTIONS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
 class Builder(RawDataBuilder):
-    """Grey square images with age in months and sex, from a CSV and a folder of images.
+    """Grey square images with age in months and sex, from a table and a folder of images.
 
     All arguments beyond TFDS's own are needed only for preparing.
 
     Args:
-      raw_dir: folder with the CSV and, at any depth, the images.
-      csv: name of the CSV; if empty, the only one in the folder.
+      raw_dir: folder with the table and, at any depth, the images.
+      csv: name of the table, CSV or XLSX; if empty, the only fitting one in the folder.
       file_column: column with the image. This and the other columns are guessed from the header if
         empty; the columns used are printed.
       age_column: column with the age.
       sex_column: column with the sex.
+      sex_values: codes of the sex, `male=1,female=2`, where they are not the usual ones.
       split_column: column with the split.
       id_column: column with the person.
-      age_unit: months, years or days; if empty, taken from the name of the column, else months.
-      fractions: sizes of the splits if the CSV has no split column, as a mapping or
+      age_unit: months, years, weeks or days; if empty, taken from the name of the column, else
+        months.
+      fractions: sizes of the splits if the table has no split column, as a mapping or
         `train=0.8,test=0.2`.
       seed: seed of those splits, which are by id and stratified by age and sex.
-      skip_unreadable: leave out unreadable images instead of stopping.
+      skip_unreadable: leave out images that are unreadable or missing instead of stopping.
       masks: for configs without background, a folder of hand masks or a U-Net's workdir.
     """
 
@@ -60,11 +70,12 @@ class Builder(RawDataBuilder):
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
     BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = size_configs(_SIZES, MODES)
     OPTIONS: ClassVar[dict[str, str]] = {
-        "csv": "CSV file in raw_dir (default: the only one)",
+        "csv": "table in raw_dir, CSV or XLSX (default: the only fitting one)",
         "file_column": "column with the image: a path below raw_dir, a file name or a stem",
         "age_column": "column with the age",
-        "age_unit": "months, years or days (default: from the column's name, else months)",
+        "age_unit": "months, years, weeks or days (default: from the column's name, else months)",
         "sex_column": "column with the sex: M/F, male/female, 1/0, true/false, blank for unknown",
+        "sex_values": "other codes of the sex, e.g. male=1,female=2",
         "split_column": "column with train, validation or test",
         "id_column": "column with the person; all images of one stay in one split",
         "fractions": "of the splits, where no column tells (train=0.8,validation=0.1,test=0.1)",
@@ -80,6 +91,7 @@ class Builder(RawDataBuilder):
         age_column: str = "",
         age_unit: str = "",
         sex_column: str = "",
+        sex_values: str = "",
         split_column: str = "",
         id_column: str = "",
         fractions: str | Mapping[str, float] = "",
@@ -96,8 +108,10 @@ class Builder(RawDataBuilder):
             split=split_column,
             id=id_column,
             age_unit=age_unit,
+            sex_values=sex_values,
         )
-        self._fractions = parse_fractions(fractions) or _FRACTIONS
+        parse_sex_values(sex_values)  # raises on a wrong value
+        self._own_fractions = parse_fractions(fractions)
         self._seed = _whole_number(seed)
         super().__init__(
             raw_dir=raw_dir, skip_unreadable=skip_unreadable, masks=masks, **tfds_options
@@ -123,11 +137,15 @@ class Builder(RawDataBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         raw_dir = self._find_raw_dir(dl_manager)
         if raw_dir is None:
-            raise InputError("radiograph_folder needs --raw_dir=DIR, the folder of CSV and images")
+            raise InputError("radiograph_folder needs --raw_dir=DIR, a folder of table and images")
         self._open_background()
-        path = find_csv(raw_dir, self._csv)
-        rows, columns = read_table(path, raw_dir, self._columns)
-        print(_describe(path, rows, columns), file=sys.stderr)
+        path, others = find_table(raw_dir, self._csv, self._columns)
+        labelled = read_table(path, raw_dir, self._columns, skip_missing=self._skip_unreadable)
+        rows, columns = labelled.rows, labelled.columns
+        for line in _describe(path, labelled, others):
+            print(line, file=sys.stderr)
+        if columns.split and self._own_fractions:
+            print(f"fractions are not used: column {columns.split!r} tells", file=sys.stderr)
         return {
             name: self._generate_examples(name, part)
             for name, part in self._cut(rows, bool(columns.split)).items()
@@ -141,7 +159,7 @@ class Builder(RawDataBuilder):
             [row.id for row in rows],
             [row.age for row in rows],
             [row.male for row in rows],
-            self._fractions,
+            self._own_fractions or _FRACTIONS,
             self._seed,
         )
         return {name: [rows[i] for i in part] for name, part in parts.items()}
@@ -156,6 +174,7 @@ class Builder(RawDataBuilder):
             skip_unreadable=self._skip_unreadable,
             description=f"{self.name} {split}",
             background=self.background,
+            noted=self.noted,
         ):
             row = by_key[decoded.key]
             yield (
@@ -171,9 +190,10 @@ class Builder(RawDataBuilder):
             )
 
 
-def _describe(path: Path, rows: Sequence[Radiograph], columns: Columns) -> str:
-    """Returns one line that lets a user notice a wrong guess, above all a wrong unit of age."""
-    ages = [row.age for row in rows]
+def _describe(path: Path, labelled: Labelled, others: Sequence[str]) -> list[str]:
+    """Returns lines that let a user notice a wrong guess, above all a wrong unit of age."""
+    rows, columns = labelled.rows, labelled.columns
+    ages, sexes = [row.age for row in rows], [row.male for row in rows]
     taken = ", ".join(
         f"{kind}={name!r}"
         for kind, name in (
@@ -185,10 +205,15 @@ def _describe(path: Path, rows: Sequence[Radiograph], columns: Columns) -> str:
         )
         if name
     )
-    return (
+    adults = sum(age > _GROWN for age in ages)
+    older = f" ({adults} above {_GROWN:g})" if adults else ""
+    return [
         f"{path}: {len(rows)} images; columns {taken}; age read as {columns.age_unit}, "
-        f"{min(ages):.1f} to {max(ages):.1f} months"
-    )
+        f"{min(ages):.1f} to {max(ages):.1f} months{older}; {sexes.count(1)} male, "
+        f"{sexes.count(0)} female, {sexes.count(-1)} of unknown sex",
+        *(f"{path}: {note}" for note in labelled.notes),
+        *(f"{name} is not the table of these images; ignored" for name in others),
+    ]
 
 
 def _whole_number(seed: int | str) -> int:

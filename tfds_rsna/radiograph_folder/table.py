@@ -1,25 +1,35 @@
-"""Reads the CSV of a radiograph folder: id, age, sex and split of each image."""
+"""Reads the table of a radiograph folder: id, age, sex and split of each image."""
 
-import csv
 import dataclasses
 import math
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
-from boneage_jax.data.files import find_images
+from boneage_jax.data.counts import describe_counts
+from boneage_jax.data.file_names import image_stem, is_hidden, relative_name
+from boneage_jax.data.label_table import (
+    FILE_COLUMNS,
+    SEX_COLUMNS,
+    TABLE_SUFFIXES,
+    plain_name,
+    read_numbers,
+    read_sex,
+)
+from boneage_jax.data.label_table import Table as Cells
+from boneage_jax.data.label_table import read_table as read_file
 from boneage_jax.errors import InputError
+from tfds_rsna.radiograph_folder.image_index import ImageIndex
 
-MONTHS_PER = {"months": 1.0, "years": 12.0, "days": 12 / 365.25}
+MONTHS_PER = {"months": 1.0, "years": 12.0, "days": 12 / 365.25, "weeks": 7 * 12 / 365.25}
 # A DICOM age string such as 058Y (PS3.5, value representation AS) carries its own unit.
 _DICOM_AGE = re.compile(r"(\d{3})([DWMY])")
-_DICOM_MONTHS = {"D": 12 / 365.25, "W": 7 * 12 / 365.25, "M": 1.0, "Y": 12.0}
+_DICOM_UNITS = {"D": "days", "W": "weeks", "M": "months", "Y": "years"}
 MAX_MONTHS = 1440.0  # 120 years, so that radiographs of adults are accepted too
+# Where 95 % of the ages are at most this, they look like years.
+_OLDEST_YEARS, _MOST = 20.0, 0.95
 
-_MALE = {"1", "1.0", "m", "male", "true", "boy", "man"}
-_FEMALE = {"0", "0.0", "f", "female", "false", "girl", "woman"}
-_UNKNOWN = {"", "-1", "u", "o", "unknown", "na", "n/a", "nan", "none", "null"}
 _SPLITS = {
     "train": "train",
     "training": "train",
@@ -31,21 +41,27 @@ _SPLITS = {
     "testing": "test",
 }
 
-# Names are compared in lower case, letters and digits only; the first match is taken.
-_FILE_NAMES = (
-    "file", "filename", "filepath", "path", "image", "imagefile", "imagefilename", "imagename",
-    "imagepath", "imageindex", "imageid", "caseid", "id",
-)  # fmt: skip
-_AGE_NAMES = ("boneage", "skeletalage", "age", "patientage", "chronologicalage")
-_SEX_NAMES = ("sex", "gender", "male", "ismale", "patientsex", "patientgender")
+# Names of columns in the form of `plain_name`; the first that a table has is taken.
+_AGE_NAMES = ("boneage", "skeletalage", "groundtruthboneage", "age")
+_OTHER_AGES = ("chronologicalage", "patientage", "patientsage")  # not of the bones
 _ID_NAMES = ("patientid", "subjectid", "personid", "patient", "subject", "id")
-_UNIT = re.compile(r"^(.+?)(?:in)?(month|year|yr|day)s?$")
-_UNIT_WORDS = {"month": "months", "year": "years", "yr": "years", "day": "days"}
+_UNIT = re.compile(r"(.*?)(?:in)?(month|year|yr|week|day)s?")
+_UNIT_WORDS = {
+    **{"month": "months", "mon": "months", "mo": "months", "m": "months"},
+    **{"year": "years", "yr": "years", "yrs": "years", "y": "years"},
+    **{"week": "weeks", "w": "weeks", "day": "days", "d": "days"},
+}
+
+_SHOWN = 3  # names in a message
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Names of the columns to read; "" means guess it (`id`, `sex`, `split` may be absent)."""
+    """Names of the columns to read; "" means guess it (`id`, `sex`, `split` may be absent).
+
+    `sex_values` holds codes of the sex by `male`, `female`, `unknown`, e.g. `male=1,female=2`;
+    several of one kind are separated by bars.
+    """
 
     file: str = ""
     age: str = ""
@@ -53,6 +69,7 @@ class Columns:
     split: str = ""
     id: str = ""
     age_unit: str = ""
+    sex_values: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,27 +85,55 @@ class Radiograph:
     line: int
 
 
-def find_csv(raw_dir: Path, name: str) -> Path:
-    """Returns the CSV called `name` in `raw_dir`, or the only one there.
+class Labelled(NamedTuple):
+    """Labelled images, the columns that were used, and lines for the user on what was left out."""
+
+    rows: list[Radiograph]
+    columns: Columns
+    notes: list[str]
+
+
+def find_table(raw_dir: Path, name: str, asked: Columns) -> tuple[Path, list[str]]:
+    """Returns the table called `name` in `raw_dir`, or the only one there with fitting columns.
+
+    Returns:
+      (its path, names of other tables that are ignored).
 
     Raises:
-      InputError: the folder or the CSV does not exist, or there are several to choose from.
+      InputError: the folder or the table does not exist, or there are several to choose from.
     """
     if not raw_dir.is_dir():
         raise InputError(f"raw_dir {raw_dir} is not a folder")
     if name:
         if not (raw_dir / name).is_file():
             raise InputError(f"csv: {raw_dir / name} does not exist")
-        return raw_dir / name
-    found = sorted(p for p in raw_dir.iterdir() if p.suffix.lower() == ".csv" and p.name[0] != ".")
-    if len(found) != 1:
-        seen = ", ".join(p.name for p in found) or "none"
-        raise InputError(f"{raw_dir} should hold one CSV file, found {seen}; name it with csv=FILE")
-    return found[0]
+        return raw_dir / name, []
+    found = sorted(
+        path
+        for path in raw_dir.iterdir()
+        if path.suffix.lower() in TABLE_SUFFIXES and path.is_file() and not is_hidden(path.name)
+    )
+    tables = [path for path in found if path.suffix.lower() != ".txt"]
+    # Where none fits, reading the only one tells what it lacks.
+    chosen = [path for path in found if _fits(path, asked)] or tables
+    if len(chosen) != 1:
+        seen = ", ".join(path.name for path in chosen) or "none"
+        raise InputError(
+            f"{raw_dir} should hold one CSV or XLSX table, found {seen}; name it with csv=FILE"
+        )
+    return chosen[0], [path.name for path in tables if path != chosen[0]]
+
+
+def _fits(path: Path, asked: Columns) -> bool:
+    try:
+        guess_columns(read_file(path).header, asked, path)
+    except InputError:
+        return False
+    return True
 
 
 def guess_columns(header: Iterable[str], asked: Columns, path: Path) -> Columns:
-    """Completes the column names of a CSV from its header, and the unit of age.
+    """Completes the column names of a table from its header, and the unit of age.
 
     The unit comes from `asked`, else from the column's name (`age_years`), else it is months.
 
@@ -96,18 +141,15 @@ def guess_columns(header: Iterable[str], asked: Columns, path: Path) -> Columns:
       InputError: a requested column is absent, none is recognised, or the unit is unknown.
     """
     names = [name for name in header if name.strip()]
-    known = {_plain(name): name for name in reversed(names)}
-    by_stem: dict[str, str] = {}
-    for name in names:
-        match = _UNIT.match(_plain(name))
-        by_stem.setdefault(match[1] if match else _plain(name), name)
+    known = {plain_name(name): name for name in reversed(names)}
+    by_stem = {_split_unit(name)[0]: name for name in reversed(names)}
 
     def pick(
         kind: str, wanted: str, guesses: Iterable[str], where: Mapping[str, str], need: bool
     ) -> str:
         if wanted:
-            if wanted in names or _plain(wanted) in known:
-                return wanted if wanted in names else known[_plain(wanted)]
+            if wanted in names or plain_name(wanted) in known:
+                return wanted if wanted in names else known[plain_name(wanted)]
         else:
             for guess in guesses:
                 if guess in where:
@@ -115,162 +157,215 @@ def guess_columns(header: Iterable[str], asked: Columns, path: Path) -> Columns:
             if not need:
                 return ""
         problem = f"has no column {wanted!r}" if wanted else f"has no recognisable {kind} column"
+        other = next((by_stem[age] for age in _OTHER_AGES if age in by_stem), "")
+        hint = f" ({other!r} is no bone age)" if kind == "age" and other and not wanted else ""
         raise InputError(
-            f"{path} {problem}; it has {', '.join(map(repr, names)) or 'no column'}; "
+            f"{path} {problem}; it has {', '.join(map(repr, names)) or 'no column'}{hint}; "
             f"name one with {kind}_column=NAME"
         )
 
-    file = pick("file", asked.file, _FILE_NAMES, known, True)
+    file = pick("file", asked.file, FILE_COLUMNS, known, True)
     age = pick("age", asked.age, _AGE_NAMES, by_stem, True)
     others = {plain: name for plain, name in known.items() if name not in (file, age)}
-    unit = asked.age_unit
-    if not unit:
-        match = _UNIT.match(_plain(age))
-        unit = _UNIT_WORDS[match[2]] if match else "months"
+    unit = asked.age_unit or _split_unit(age)[1] or "months"
     if unit not in MONTHS_PER:
         raise InputError(f"age_unit is {unit!r}; choose {', '.join(MONTHS_PER)}")
     return Columns(
         file=file,
         age=age,
-        sex=pick("sex", asked.sex, _SEX_NAMES, others, False),
+        sex=pick("sex", asked.sex, SEX_COLUMNS, others, False),
         split=pick("split", asked.split, ("split",), others, False),
         id=pick("id", asked.id, _ID_NAMES, others, False),
         age_unit=unit,
+        sex_values=asked.sex_values,
     )
 
 
-def read_table(path: Path, raw_dir: Path, asked: Columns) -> tuple[list[Radiograph], Columns]:
-    """Reads and checks all rows of a CSV.
+def _split_unit(name: str) -> tuple[str, str]:
+    """Returns the plain name of a column without its unit, and the unit, "" if it names none."""
+    plain = plain_name(name)
+    if match := _UNIT.fullmatch(plain):
+        return match[1], _UNIT_WORDS[match[2]]
+    *first, last = re.split(r"[\W_]+", re.sub(r"[\W_]+$", "", name.casefold()))
+    if first and last in _UNIT_WORDS:
+        return plain_name("".join(first)), _UNIT_WORDS[last]
+    return plain, ""
+
+
+def read_table(
+    path: Path, raw_dir: Path, asked: Columns, *, skip_missing: bool = False
+) -> Labelled:
+    """Reads and checks all rows of a table.
 
     Args:
-      path: the CSV: UTF-8, with a header, separated by commas, semicolons or tabs.
+      path: the table, see `boneage_jax.data.label_table.read_table`.
       raw_dir: folder of the images. A file name without folder is also searched for below it, and a
         name without suffix (an id) matches the stem of an image.
       asked: column names, where known.
+      skip_missing: leave out rows whose image is missing instead of raising.
 
     Returns:
-      (rows sorted by `key` without duplicates, columns that were used). Without an id column the id
-      of a row is the stem of its file.
+      Rows sorted by `key` without duplicates. Without an id column the id of a row is the stem of
+      its file.
 
     Raises:
-      InputError: unreadable CSV, missing column or file, a file outside `raw_dir`, an age that is
-        not a number within 0 and 1440 months, an unknown sex or split, or contradicting rows of one
-        file or one id.
+      InputError: unreadable table, missing column or file, a file outside `raw_dir`, an age that is
+        not a number within 0 and 1440 months, ages that look like years where no unit is given, an
+        unknown sex or split, or contradicting rows of one file or one id.
     """
-    header, lines = _read_cells(path)
-    columns = guess_columns(header, asked, path)
-    find = _finder(raw_dir)
-    inverted = bool(columns.sex) and "female" in _plain(columns.sex)
+    table = read_file(path)
+    columns = guess_columns(table.header, asked, path)
+    index = ImageIndex(raw_dir)
+    codes = parse_sex_values(asked.sex_values)
+    ages = _ages(table, columns, path)
     rows, missing = [], []
-    for number, cells in lines:
+    for (number, cells), age in zip(table.rows, ages, strict=True):
         place = f"{path} line {number}"
-        name = cells[columns.file].strip()
-        image = find(name, place)
+        name = cells[columns.file]
+        image = index.find(name, place)
         if image is None:
             missing.append(f"{name!r} (line {number})")
             continue
         rows.append(
             Radiograph(
-                key=image.relative_to(raw_dir).as_posix(),
+                key=relative_name(image, raw_dir),
                 path=image,
-                id=(cells[columns.id].strip() if columns.id else "") or image.stem,
-                age=_age(cells[columns.age], columns.age_unit, place),
-                male=_sex(cells[columns.sex], inverted, place) if columns.sex else -1,
+                id=(cells[columns.id] if columns.id else "") or image_stem(image),
+                age=age,
+                male=_sex(cells[columns.sex], columns.sex, codes, place) if columns.sex else -1,
                 split=_split(cells[columns.split], place) if columns.split else "",
                 line=number,
             )
         )
-    if missing:
+    if missing and not (skip_missing and rows):
         raise InputError(
-            f"{path}: {len(missing)} of {len(lines)} images are not in {raw_dir}, first "
-            f"{missing[0]}; correct column {columns.file!r} or name another with file_column=NAME"
+            f"{path}: {len(missing)} of {len(table.rows)} images are not in {raw_dir}, first "
+            f"{missing[0]} (there is e.g. {relative_name(index.images[0], raw_dir)!r}); correct "
+            f"column {columns.file!r}, name another with file_column=NAME, or leave these rows out "
+            "with skip_unreadable"
         )
     if not rows:
         raise InputError(f"{path} has a header but no row")
-    return _consistent(rows, path, by_person=bool(columns.id)), columns
+    if not (asked.age_unit or _split_unit(columns.age)[1]):
+        _refuse_years(table, columns.age, path)
+    kept = _consistent(rows, path, by_person=bool(columns.id))
+    notes = [
+        _some(len(missing), "rows without an image are left out", missing),
+        _some(len(rows) - len(kept), "repeated rows count once", []),
+        _coded_sex(table, columns),
+        _unused(table, columns),
+        *_unnamed(index, {row.path for row in kept}, path, raw_dir),
+    ]
+    return Labelled(kept, columns, [note for note in notes if note])
 
 
-def _read_cells(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            first = file.readline()
-            file.seek(0)
-            delimiter = max(",;\t", key=first.count)
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, cells) for cells in reader if any(c.strip() for c in cells)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read {path} as a UTF-8 CSV: {error}") from error
-    doubled = sorted({name for name in header if name and header.count(name) > 1})
-    if doubled:
-        raise InputError(f"{path} has two columns called {doubled[0]!r}; rename one")
-    for number, cells in rows:
-        if len(cells) != len(header):
+def parse_sex_values(text: str) -> dict[str, int]:
+    """Parses `male=1,female=2|w`; returns 1 (male), 0 or -1 (unknown) by code in lower case.
+
+    Raises:
+      InputError: the text has another form, or a code has two meanings.
+    """
+    codes: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        sex, equals, values = part.partition("=")
+        meaning = {"male": 1, "female": 0, "unknown": -1}.get(sex.strip().lower())
+        for value in values.casefold().split("|"):
+            if meaning is None or not equals or codes.setdefault(value.strip(), meaning) != meaning:
+                raise InputError(
+                    f"sex_values is {text!r}; write it as male=1,female=2 (several: male=1|m)"
+                )
+    return codes
+
+
+def _unnamed(index: ImageIndex, used: set[Path], table: Path, raw_dir: Path) -> list[str]:
+    """Returns lines on the files below the raw folder that no row names."""
+    unused = [path for path in index.images if path not in used]
+    if unused:  # rows may name an image by the path of a link
+        behind_links = {path.resolve() for path in used}
+        unused = [path for path in unused if path.resolve() not in behind_links]
+    others = [relative_name(path, raw_dir) for path in unused]
+    left_out = index.left_out.copy()
+    if table.is_relative_to(raw_dir):
+        left_out["not images"] -= 1  # the table itself
+    rest = describe_counts(+left_out)
+    return [
+        _some(len(others), "images without a row are left out", others),
+        f"other files: {rest}" if rest else "",
+    ]
+
+
+def _coded_sex(table: Cells, columns: Columns) -> str:
+    """Returns a line on what 1 and 0 were taken for, where neither column nor option tells."""
+    if columns.sex_values or not columns.sex or "male" in plain_name(columns.sex):
+        return ""
+    if not any(cells[columns.sex][:1] in ("0", "1") for _, cells in table.rows):
+        return ""
+    return (
+        f"column {columns.sex!r}: 1 is read as male, 0 as female; other codes: "
+        "sex_values=male=CODE,female=CODE"
+    )
+
+
+def _unused(table: Cells, columns: Columns) -> str:
+    used = {columns.file, columns.age, columns.sex, columns.split, columns.id}
+    others = [name for name in table.header if name and name not in used]
+    return f"columns not used: {', '.join(map(repr, others))}" if others else ""
+
+
+def _some(number: int, what: str, names: Sequence[str]) -> str:
+    if not number:
+        return ""
+    more = ", ..." if number > _SHOWN else ""
+    shown = f": {', '.join(names[:_SHOWN])}{more}" if names else ""
+    return f"{number} {what}{shown}"
+
+
+def _ages(table: Cells, columns: Columns, path: Path) -> list[float]:
+    """Returns the age of each row in months."""
+    where = f"{path} column {columns.age!r}"
+    cells = [row[columns.age] for _, row in table.rows]
+    numbers = read_numbers(cells, where)
+    own_unit = [_DICOM_AGE.fullmatch(cell.upper()) for cell in cells]
+    months = [
+        float(own[1]) * MONTHS_PER[_DICOM_UNITS[own[2]]]
+        if own
+        else number * MONTHS_PER[columns.age_unit]
+        for number, own in zip(numbers, own_unit, strict=True)
+    ]
+    for (line, _), cell, age in zip(table.rows, cells, months, strict=True):
+        place = f"{path} line {line}"
+        if math.isnan(age):
+            raise InputError(f"{place}: age {cell!r} is not a number; correct or remove the row")
+        if not 0 <= age <= MAX_MONTHS:
             raise InputError(
-                f"{path} line {number} has {len(cells)} cells, its header {len(header)}"
+                f"{place}: age {cell!r} is {age:g} months (unit {columns.age_unit}), outside 0 to "
+                f"{MAX_MONTHS:g}; correct it or set age_unit"
             )
-    return header, [(number, dict(zip(header, cells, strict=True))) for number, cells in rows]
-
-
-def _finder(raw_dir: Path) -> Callable[[str, str], Path | None]:
-    """Returns a function that finds the image of a cell; walks the tree at most once, if needed."""
-    index: dict[str, list[Path]] = defaultdict(list)
-
-    def list_images() -> None:
-        for file in find_images([raw_dir]):
-            index[file.name].append(file)
-            index[file.stem].append(file)
-
-    def find(name: str, place: str) -> Path | None:
-        if not name:
-            raise InputError(f"{place} names no image")
-        text = name.replace("\\", "/")
-        relative = PurePosixPath(text)
-        if relative.is_absolute() or PureWindowsPath(name).drive or ".." in relative.parts:
-            raise InputError(f"{place}: {name!r} leaves raw_dir; give a path below {raw_dir}")
-        if (raw_dir / relative).is_file():
-            return raw_dir / relative
-        if len(relative.parts) > 1:
-            return None
-        if not index:
-            list_images()
-        found = index.get(text, [])
-        if len(found) > 1:
-            shown = " and ".join(p.relative_to(raw_dir).as_posix() for p in found[:2])
-            raise InputError(f"{place}: {name!r} may be {shown}; give the path below {raw_dir}")
-        return found[0] if found else None
-
-    return find
-
-
-def _age(cell: str, unit: str, place: str) -> float:
-    text = cell.strip()
-    dicom = _DICOM_AGE.fullmatch(text.upper())
-    try:
-        months = (
-            float(dicom[1]) * _DICOM_MONTHS[dicom[2]] if dicom else float(text) * MONTHS_PER[unit]
-        )
-    except ValueError:
-        months = math.nan
-    if math.isnan(months):
-        raise InputError(f"{place}: age {cell!r} is not a number; correct or remove the row")
-    if not 0 <= months <= MAX_MONTHS:
-        raise InputError(
-            f"{place}: age {cell!r} is {months:g} months (unit {unit}), outside 0 to "
-            f"{MAX_MONTHS:g}; correct it or set age_unit"
-        )
     return months
 
 
-def _sex(cell: str, inverted: bool, place: str) -> int:
-    text = cell.strip().lower()
-    if text in _UNKNOWN:
-        return -1
-    if text in _MALE or text in _FEMALE:
-        # In a column called `female` a yes means female; words such as male keep their meaning.
-        code = text[0] in "01" or text in ("true", "false")
-        return int((text in _MALE) != (inverted and code))
-    raise InputError(f"{place}: sex {cell!r} is not M, F, male, female, 1, 0, true, false or blank")
+def _refuse_years(table: Cells, column: str, path: Path) -> None:
+    """Refuses ages without a unit if most are those of children in years."""
+    cells = [row[column] for _, row in table.rows]
+    where = f"{path} column {column!r}"
+    ages = [age for age in read_numbers(cells, where) if not math.isnan(age)]
+    young = sum(age <= _OLDEST_YEARS for age in ages)
+    if ages and young >= _MOST * len(ages):
+        raise InputError(
+            f"{where} holds ages of {min(ages):g} to {max(ages):g}, which look like years; give "
+            "age_unit=years, or age_unit=months if they are months"
+        )
+
+
+def _sex(cell: str, column: str, codes: Mapping[str, int], place: str) -> int:
+    sex = read_sex(cell, column, codes)
+    if sex is None:
+        usual = ", ".join(codes) if codes else "M, F, male, female, 1, 0, true, false"
+        raise InputError(
+            f"{place}: sex {cell!r} is not {usual} or blank; give the codes of the table with "
+            "sex_values=male=CODE,female=CODE"
+        )
+    return sex
 
 
 def _split(cell: str, place: str) -> str:
@@ -294,6 +389,8 @@ def _consistent(rows: list[Radiograph], path: Path, *, by_person: bool) -> list[
     people: dict[str, Radiograph] = {}
     for row in rows:
         same = files.setdefault(row.key, row)
+        if same.path != row.path and not same.path.samefile(row.path):
+            raise InputError(f"{path}: two files have the name {row.key!r}; rename one of them")
         for what in ("id", "age", "male", "split"):
             clash("file", row.key, same, row, what, "keep the right row")
         # A person may be imaged at several ages; without an id column, equal stems must agree.
@@ -301,7 +398,3 @@ def _consistent(rows: list[Radiograph], path: Path, *, by_person: bool) -> list[
         for what in ("male", "split") if by_person else ("age", "male", "split"):
             clash("id", row.id, first, row, what, "correct it or set id_column")
     return sorted(files.values(), key=lambda row: row.key)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())

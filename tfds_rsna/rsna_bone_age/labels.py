@@ -1,19 +1,17 @@
 """Label tables of the RSNA bone age data: which split a table belongs to, and its rows."""
 
-import csv
-import io
 import math
 import sys
-import warnings
+from pathlib import PurePath
 from typing import NamedTuple
 
-import openpyxl
-
+from boneage_jax.data.file_names import bare_name
+from boneage_jax.data.label_table import read_cells, read_number, read_numbers, read_sex
 from boneage_jax.errors import InputError
 
 MAX_AGE = 240.0  # months; the oldest child of the data set has 228
 _TEST_IDS = range(4360, 4560)
-_SEXES = {"true": 1, "t": 1, "1": 1, "m": 1, "male": 1, "false": 0, "f": 0, "0": 0, "female": 0}
+_OLDEST_YEARS, _MANY = 20, 20  # this number of ages, none of them above, look like years
 _KNOWN_NAMES = (
     "train.csv",
     "boneage-training-dataset.csv",
@@ -79,8 +77,13 @@ def read_table(data: bytes, name: str) -> Table | None:
         repeated; an age is outside 0..240 months; a sex is unknown; or it is the `test.csv` whose
         ages are not the published ones. The message names file and row.
     """
-    rows = _read_xlsx(data, name) if name.lower().endswith(".xlsx") else _read_csv(data, name)
-    known = name.replace("\\", "/").replace(":", "/").rsplit("/", 1)[-1].lower() in _KNOWN_NAMES
+    known = is_known_name(name)
+    try:
+        rows = read_cells(data, name)
+    except InputError:
+        if known:
+            raise
+        return None
     header = [cell.lower() for cell in rows[0][1]] if rows else []
     columns = next((c for c in _HEADERS if {c.id, c.male} | {c.age or c.id} <= set(header)), None)
     if columns is None:
@@ -91,16 +94,27 @@ def read_table(data: bytes, name: str) -> Table | None:
     if len(rows) == 1:
         raise InputError(f"{name}: no rows below the header")
     labels: dict[int, Label] = {}
-    for line, cells in rows[1:]:
-        row = dict(zip(header, cells + [""] * (len(header) - len(cells)), strict=False))
+    body = [
+        (line, dict(zip(header, cells + [""] * (len(header) - len(cells)), strict=False)))
+        for line, cells in rows[1:]
+    ]
+    texts = [row[columns.age] if columns.age else "" for _, row in body]
+    ages = read_numbers(texts, f"{name} column {columns.age}")
+    for (line, row), text, age in zip(body, texts, ages, strict=True):
         where = f"{name} row {line}"
         key = _id(row[columns.id], where, columns.id)
         if key in labels:
             raise InputError(f"{where}: id {key} appears twice; remove one of its rows")
-        age = _age(row[columns.age], where, columns.age) if columns.age else math.nan
+        if columns.age and not 0 <= age <= MAX_AGE:
+            raise InputError(f"{where}: {columns.age} {text!r} must be a number of 0-240 months")
         labels[key] = Label(age, _male(row[columns.male], where, columns.male))
     table = Table(name, columns.split, labels)
     _refuse_wrong_test(table)
+    if table.has_ages and len(ages) >= _MANY and max(ages) <= _OLDEST_YEARS:
+        raise InputError(
+            f"{name}: no {columns.age} is above {_OLDEST_YEARS}, so these look like years; "
+            "radiograph_folder reads such a table with age_unit=years (or months)"
+        )
     return table
 
 
@@ -116,59 +130,23 @@ def _refuse_wrong_test(table: Table) -> None:
         )
 
 
-def _read_csv(data: bytes, name: str) -> list[tuple[int, list[str]]]:
-    """Returns the non-blank rows with their line numbers."""
-    try:
-        reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{name}: not a readable CSV file: {error}") from error
-    return [(line, row) for line, row in rows if any(row)]
-
-
-def _read_xlsx(data: bytes, name: str) -> list[tuple[int, list[str]]]:
-    """Returns the non-blank rows of the first sheet with their row numbers."""
-    try:
-        with warnings.catch_warnings():  # openpyxl warns about styles it does not keep
-            warnings.simplefilter("ignore")
-            book = openpyxl.load_workbook(io.BytesIO(data), data_only=True)
-            sheet = book.worksheets[0]
-            rows = [
-                (line, ["" if cell is None else str(cell).strip() for cell in row])
-                for line, row in enumerate(sheet.iter_rows(values_only=True), start=1)
-            ]
-    except Exception as error:  # openpyxl raises many types on damaged files
-        raise InputError(f"{name}: not a readable XLSX file: {error}") from error
-    return [(line, row) for line, row in rows if any(row)]
+def is_known_name(name: str) -> bool:
+    """Returns whether a file, also in an archive, has the name of a published label table."""
+    return name.replace("\\", "/").replace(":", "/").rsplit("/", 1)[-1].lower() in _KNOWN_NAMES
 
 
 def _id(text: str, where: str, column: str) -> int:
-    number = _number(text.lower().removesuffix(".png"))
-    if number is None or number < 0 or number % 1:
+    number = read_number(bare_name(PurePath(text)))
+    if not (number >= 0 and number % 1 == 0):
         raise InputError(f"{where}: {column} {text!r} must be a whole number")
     return int(number)
 
 
-def _age(text: str, where: str, column: str) -> float:
-    age = _number(text)
-    if age is None or not 0 <= age <= MAX_AGE:
-        raise InputError(f"{where}: {column} {text!r} must be a number of 0-240 months")
-    return age
-
-
 def _male(text: str, where: str, column: str) -> int:
-    sex = text.lower().removesuffix(".0")
-    if sex not in _SEXES:
+    sex = read_sex(text, column)
+    if sex not in (0, 1):
         raise InputError(f"{where}: {column} {text!r} must be True/False, M/F or 1/0")
-    return _SEXES[sex]
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+    return sex
 
 
 def merge_tables(tables: list[Table]) -> dict[str, Table]:

@@ -6,23 +6,35 @@ their columns and images by their name, `<id>.png`. Folder names matter only for
 image whose id is ambiguous.
 """
 
-import os
+import io
 import re
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
-from boneage_jax.data.files import IMAGE_SUFFIXES
+from boneage_jax.data.counts import describe_counts
+from boneage_jax.data.file_names import bare_name, is_hidden
+from boneage_jax.data.find_files import HEAD, walk_files, why_no_image
+from boneage_jax.data.label_table import MAX_BYTES
 from boneage_jax.errors import InputError
 from tfds_rsna.decode import ZipMember
-from tfds_rsna.rsna_bone_age.labels import EXPECTED, Table, is_test_id, merge_tables, read_table
+from tfds_rsna.rsna_bone_age.labels import (
+    EXPECTED,
+    Table,
+    is_known_name,
+    is_test_id,
+    merge_tables,
+    read_table,
+)
 
-_DEPTH = 6  # folders below raw_dir
 _LISTED = 20  # ids listed in a message
-_MAX_TABLE_BYTES = 50_000_000
+_TABLES = (".csv", ".xlsx")
 _SPLIT_WORD = re.compile(r"(?<![a-z])(train|val|test)")
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
@@ -39,10 +51,11 @@ class Radiograph(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """A file, and its path below `raw_dir`, as if all archives were unpacked."""
+    """A file, its path below `raw_dir` as if all archives were unpacked, and why it is no image."""
 
     path: PurePosixPath
     source: Source
+    no_image: str
 
 
 def find_splits(raw_dir: Path, scratch: Path) -> dict[str, list[Radiograph]]:
@@ -61,15 +74,18 @@ def find_splits(raw_dir: Path, scratch: Path) -> dict[str, list[Radiograph]]:
       InputError: no table or no images, images without label, a duplicate id, a damaged archive or
         table (see `read_table`).
     """
-    entries = list(_entries(raw_dir, scratch))
+    others: Counter[str] = Counter()
+    entries = list(_entries(raw_dir, scratch, others))
     tables, all_tables = _read_tables(entries, raw_dir)
     images: dict[tuple[str, int], Source] = {}
     unlabelled: list[str] = []
     left_out = 0
     for entry in entries:
-        if entry.path.suffix.lower() not in IMAGE_SUFFIXES:
+        if entry.no_image:
+            others[entry.no_image] += entry.path.suffix.lower() not in _TABLES
             continue
-        key = int(entry.path.stem) if entry.path.stem.isdecimal() else -1
+        stem = bare_name(entry.path)
+        key = int(stem) if stem.isdecimal() else -1
         split = _split_of(entry, key, tables, all_tables)
         if split in tables and key in tables[split].labels:
             _add(images, (split, key), entry.source)
@@ -86,6 +102,8 @@ def find_splits(raw_dir: Path, scratch: Path) -> dict[str, list[Radiograph]]:
             f"the table that holds them, or remove the images (tables found: "
             f"{', '.join(table.name for table in tables.values()) or 'none with ages'})"
         )
+    if +others:
+        _note(f"left out: {describe_counts(+others)}")
     if left_out:
         _note(f"{left_out} test images without ages are left out")
     splits = {}
@@ -107,9 +125,16 @@ def _read_tables(entries: Sequence[_Entry], raw_dir: Path) -> tuple[dict[str, Ta
     """Returns the tables with ages by split, and all splits that have a table."""
     tables, others = [], []
     for entry in entries:
-        if entry.path.suffix.lower() not in (".csv", ".xlsx"):
+        if entry.path.suffix.lower() not in _TABLES:
             continue
-        table = read_table(_read(entry.source), str(entry.source))
+        name = str(entry.source)
+        try:
+            data = _read(entry.source)
+        except InputError:
+            if is_known_name(name):
+                raise
+            data = b""
+        table = read_table(data, name)
         if table:
             tables.append(table)
         else:
@@ -152,46 +177,53 @@ def _add(images: dict[tuple[str, int], Source], at: tuple[str, int], source: Sou
         images[at] = source
 
 
-def _entries(raw_dir: Path, scratch: Path) -> Iterator[_Entry]:
+def _entries(raw_dir: Path, scratch: Path, left_out: Counter[str]) -> Iterator[_Entry]:
     """Yields every file below `raw_dir`, including those in archives, except hidden ones."""
-    for path in sorted(_walk(raw_dir, _DEPTH)):
+    for path in sorted(walk_files(raw_dir, left_out)):
         inner = PurePosixPath(path.relative_to(raw_dir).as_posix())
-        if path.suffix.lower() == ".zip":
-            yield from _members(path, inner.with_suffix(""), scratch)
+        if not path.is_file():
+            left_out["not files"] += 1
+        elif path.suffix.lower() == ".zip":
+            yield from _members(path, inner.with_suffix(""), scratch, left_out)
         else:
-            yield _Entry(inner, path)
+            yield _Entry(inner, path, _why_no_image(path.name, partial(io.FileIO, path)))
 
 
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    with os.scandir(folder) as found:
-        for item in found:
-            if _hidden(item.name):
-                continue
-            if item.is_file():
-                yield Path(item.path)
-            elif item.is_dir() and depth:
-                yield from _walk(Path(item.path), depth - 1)
-
-
-def _members(archive: Path, at: PurePosixPath, scratch: Path) -> Iterator[_Entry]:
+def _members(
+    archive: Path, at: PurePosixPath, scratch: Path, left_out: Counter[str]
+) -> Iterator[_Entry]:
     try:
         with zipfile.ZipFile(archive) as opened:
             for info in opened.infolist():
                 inner = PurePosixPath(info.filename)
-                if info.is_dir() or any(_hidden(part) for part in inner.parts):
+                if info.is_dir():
                     continue
-                if inner.suffix.lower() == ".zip":
+                if any(is_hidden(part) for part in inner.parts):
+                    left_out["hidden"] += 1
+                elif inner.suffix.lower() == ".zip":
                     # Seeking in a compressed member rereads it from its start each time.
                     unpacked = scratch / f"{len(list(scratch.iterdir()))}-{inner.name}"
                     with opened.open(info) as source, unpacked.open("wb") as target:
                         shutil.copyfileobj(source, target, 1 << 20)
-                    yield from _members(unpacked, at / inner.with_suffix(""), scratch)
+                    yield from _members(unpacked, at / inner.with_suffix(""), scratch, left_out)
                 else:
-                    yield _Entry(at / inner, ZipMember(archive, info.filename))
+                    reason = _why_no_image(inner.name, partial(opened.open, info))
+                    yield _Entry(at / inner, ZipMember(archive, info.filename), reason)
     except (zipfile.BadZipFile, EOFError, RuntimeError) as error:
         raise InputError(
             f"{archive}: not a whole zip archive ({error}); download it again"
         ) from error
+
+
+def _why_no_image(name: str, opener: Callable[[], io.FileIO | IO[bytes]]) -> str:
+    def head() -> bytes:
+        with opener() as file:
+            return file.read(HEAD)
+
+    try:
+        return why_no_image(name, head)
+    except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        return "cannot be read"
 
 
 def _read(source: Source) -> bytes:
@@ -201,7 +233,7 @@ def _read(source: Source) -> bytes:
         else:
             with zipfile.ZipFile(source.archive) as opened:
                 size = opened.getinfo(source.member).file_size
-        if size > _MAX_TABLE_BYTES:
+        if size > MAX_BYTES:
             raise InputError(f"{source}: {size} bytes are too many for a label table")
         if isinstance(source, Path):
             return source.read_bytes()
@@ -209,11 +241,6 @@ def _read(source: Source) -> bytes:
             return opened.read(source.member)
     except (OSError, zipfile.BadZipFile, RuntimeError) as error:
         raise InputError(f"{source} cannot be read: {error}") from error
-
-
-def _hidden(name: str) -> bool:
-    """Returns whether a file is hidden or added by macOS to archives, e.g. `__MACOSX/._7.png`."""
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def _note(text: str) -> None:

@@ -115,6 +115,7 @@ class Builder(RawDataBuilder):
             skip_unreadable=self._skip_unreadable,
             description=f"{self.name} {split}",
             background=self.background,
+            noted=self.noted,
         ):
             label = labels[int(decoded.key)]
             yield (
