@@ -200,7 +200,10 @@ def test_a_network_never_reads_images_of_another_kind_than_in_training(
     (copy / "facts.json").write_text(json.dumps(info))
     shutil.copytree(aged / "background", copy / "background")
     assert call(predict, f"--workdir={copy}", *arguments) != 0
-    assert "says crop, but the network was trained with whole" in capfd.readouterr().err
+    assert (
+        "background='', but the checkpoint of step 3 was trained with 'crop'"
+        in capfd.readouterr().err
+    )
 
 
 def test_a_workdir_that_holds_no_checkpoint_is_claimed_anew(aged, tmp_path):
