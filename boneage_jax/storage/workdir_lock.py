@@ -44,7 +44,9 @@ def _take(folder: Path, held: contextlib.ExitStack) -> str:
     """Takes the lock and notes the holder in its file; returns the error message, "" if none."""
     path = folder / LOCK
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            held.callback(_remove_unused, path)
         lock = take_lock(path)
         held.callback(lock.release)
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -56,6 +58,14 @@ def _take(folder: Path, held: contextlib.ExitStack) -> str:
     except OSError as error:
         return f"--workdir={folder} cannot be written ({error.strerror}); choose a writable folder"
     return ""
+
+
+def _remove_unused(lock: Path) -> None:
+    """Removes the folder of a lock in which a refused training wrote nothing."""
+    with contextlib.suppress(OSError):
+        if list(lock.parent.iterdir()) == [lock]:
+            lock.unlink()
+            lock.parent.rmdir()
 
 
 def _holder(path: Path) -> str:

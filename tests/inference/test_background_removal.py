@@ -216,11 +216,10 @@ def test_a_workdir_that_holds_no_checkpoint_is_claimed_anew(aged, tmp_path):
     (folder / "background").touch()
     claim_workdir(folder, config, info, aged / "background")
     assert (folder / "background" / "background.json").exists()
-    # A bucket can have taken the checkpoint, and not the config before it.
     (folder / "checkpoints" / "10").mkdir(parents=True)
     (folder / "config.json").unlink()
-    claim_workdir(folder, config, info, aged / "background")
-    assert (folder / "config.json").exists()
+    with pytest.raises(InputError, match=r"checkpoints without config\.json"):
+        claim_workdir(folder, config, info, aged / "background")
 
 
 def test_reports_of_a_u_net_do_not_make_its_data_stale(prepared, radiographs, here, capfd):

@@ -18,7 +18,7 @@ from tests.support.unet_run import call
 from tfds_rsna.hand_phantom.render import make_phantom
 
 WORKDIR = Path(__file__).parent / "old_workdirs" / "bone_age"
-IMAGES = [make_phantom(index, 96, "test").image for index in range(3)]
+IMAGES = [make_phantom(index, 200, "test").image for index in range(3)]
 
 
 @pytest.fixture(scope="module")
