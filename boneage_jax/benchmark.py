@@ -12,17 +12,16 @@ Presets: b4, unet, gpu. Cases and rules: docs/benchmark.md.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from boneage_jax.cli import Parser, parse_config, prepare_jax, run_door
+from boneage_jax.cli import Parser, parse_config, path_argument, prepare_jax, run_door
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the benchmark described by `argv` and prints a table; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for the results")
-    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="earlier results")
-    parser.add_argument("--report", type=Path, metavar="REPORT.json", help="of a training")
+    parser.add_argument("--output", type=path_argument, metavar="FOLDER", help="for the results")
+    parser.add_argument("--compare", type=path_argument, metavar="OLD.json", help="earlier results")
+    parser.add_argument("--report", type=path_argument, metavar="REPORT.json", help="of a training")
     parser.add_argument("--only", default="", metavar="CASE,CASE", help="these cases only")
     args, rest = parser.parse_known_args(argv)
     config, default, _ = parse_config(rest)

@@ -15,29 +15,37 @@ import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
-
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import boneage_jax
 from boneage_jax.errors import InputError, Stopped
-from boneage_jax.extensions import load_extensions
+from boneage_jax.extensions import error_in, load_extensions
 from boneage_jax.runtime.cpu_memory import use_huge_pages
+from boneage_jax.runtime.interruption import (
+    STATUS,
+    end_interrupted,
+    end_on_interrupt,
+    leave_interrupts,
+)
 from boneage_jax.runtime.xla_flags import choose_for_cpu
+from boneage_jax.storage.layout import checked_path
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 Main = Callable[[Sequence[str]], int | None]
 _FREE_SECTIONS = ("data.options", "model.options")  # free-form: options of a builder or model
 
 
 def run_door(main: Main, *, computes: bool = True, in_a_job: bool = False) -> NoReturn:
-    """Runs a command and exits the process with its status.
+    """Runs a command and exits the process with its status; with 130 on Ctrl-C.
 
     Args:
       main: takes the arguments and returns the status.
       computes: sets up memory and compiler for JAX on CPU; must happen before JAX is loaded.
       in_a_job: the command may be one process of several, which exit together.
     """
+    end_on_interrupt()
     gc.set_threshold(50_000, 20, 50)  # importing and tracing create many objects and few cycles
     if computes:
         choose_for_cpu()
@@ -48,6 +56,9 @@ def run_door(main: Main, *, computes: bool = True, in_a_job: bool = False) -> No
 
             stack.enter_context(parting())
         status = exit_status(main, sys.argv[1:])
+        if status == STATUS:
+            end_interrupted()
+        leave_interrupts()
         gc.freeze()  # skips the garbage collection at interpreter exit, which takes 0.4 s
         sys.exit(status)
 
@@ -56,7 +67,7 @@ def exit_status(main: Main, argv: Sequence[str] = ()) -> int:
     """Runs `main` and returns the exit status.
 
     An `InputError` prints one line to standard error and gives status 2; `Stopped` prints one line
-    and gives 75; Ctrl-C gives 130.
+    and gives 75. KeyboardInterrupt gives 130, see `boneage_jax.runtime.interruption`.
     """
     try:
         return main(argv) or 0
@@ -67,8 +78,7 @@ def exit_status(main: Main, argv: Sequence[str] = ()) -> int:
         print(stopped.message, file=sys.stderr)
         return os.EX_TEMPFAIL
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return STATUS
     except BrokenPipeError:
         if not _output_is_closed():
             raise  # from another pipe or connection
@@ -132,6 +142,14 @@ class _Extensions(argparse.Action):
         namespace.extensions = [*(getattr(namespace, "extensions", None) or []), str(values)]
 
 
+def path_argument(text: str) -> Path:
+    """Returns a path that the user typed, see `checked_path`; the `type` of an argument."""
+    try:
+        return checked_path(text, "path")
+    except InputError as error:  # argparse would hide its message
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def prepare_jax(*, compile_cache: bool = True, trains: bool = False) -> None:
     """Loads JAX and sets it up for a command: compilation cache, heap.
 
@@ -150,7 +168,7 @@ def prepare_jax(*, compile_cache: bool = True, trains: bool = False) -> None:
     tidy_heap()
 
 
-def parse_config(argv: Sequence[str]) -> tuple[ConfigDict, Path, list[str]]:
+def parse_config(argv: Sequence[str]) -> tuple["ConfigDict", Path, list[str]]:
     """Reads the recipe from `--config` and applies the changes in `--config.KEY=VALUE`.
 
     Args:
@@ -163,11 +181,17 @@ def parse_config(argv: Sequence[str]) -> tuple[ConfigDict, Path, list[str]]:
     Raises:
       InputError: unknown recipe, preset or key, or a value of the wrong type.
     """
+    from absl import flags  # imported where used: a command should handle Ctrl-C from the start
+    from ml_collections import config_flags
+
     argv = _with_equal_signs(argv, ("--config", "--workdir"))
+    for argument in argv:
+        if argument.split("=")[0].lstrip("-") in ("flagfile", "undefok"):  # absl's own
+            raise InputError(f"command line: unknown argument {argument!r}; see --help")
     given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
     if not given:
         raise InputError("--config=RECIPE[:PRESET] is needed, e.g. --config=cls (or a recipe file)")
-    file, _, preset = given[-1].partition(":")
+    file, preset = _name_and_preset(given[-1])
     config = load_recipe(given[-1])
     argv = [a for a in argv if not a.startswith("--config=")]
     keys = [a.split("=")[0].removeprefix("--config.") for a in argv if a.startswith("--config.")]
@@ -192,10 +216,12 @@ def parse_config(argv: Sequence[str]) -> tuple[ConfigDict, Path, list[str]]:
     if rest:
         raise InputError(f"command line: unexpected argument {rest[0]!r}; see --help")
     name = f"{Path(file).stem}-{preset}" if preset else Path(file).stem
+    if values["workdir"].present and not values.workdir:
+        raise InputError("--workdir= must name a folder, e.g. --workdir=runs/mine")
     return config, Path(values.workdir or f"runs/{name}"), keys
 
 
-def load_recipe(recipe: str) -> ConfigDict:
+def load_recipe(recipe: str) -> "ConfigDict":
     """Returns the config of a recipe.
 
     Args:
@@ -205,22 +231,34 @@ def load_recipe(recipe: str) -> ConfigDict:
     Raises:
       InputError: unknown recipe or preset, or the file fails.
     """
-    name, _, preset = recipe.partition(":")
-    module = load_extensions(_find(name, recipe_folder(), "--config"))
-    make = getattr(module, "get_config", None)
+    from ml_collections import ConfigDict
+
+    name, preset = _name_and_preset(recipe)
+    path = _find(name, recipe_folder(), "--config")
+    make = getattr(load_extensions(path), "get_config", None)
     if not callable(make):
         raise InputError(f"--config={name} has no function get_config(), so it is no recipe")
-    if preset and not inspect.signature(make).parameters:
+    if preset and inspect.isfunction(make) and not inspect.signature(make).parameters:
         raise InputError(f"--config={recipe}: {name} has no presets")
     try:
         config = make(preset) if preset else make()
+        if not isinstance(config, ConfigDict):
+            raise TypeError(f"get_config() must return a ConfigDict, not {type(config).__name__}")
+        return ConfigDict(config)  # not locked, nor frozen
     except InputError:
         raise
-    except Exception as error:
-        raise InputError(f"--config={recipe}: {type(error).__name__}: {error}") from error
-    if not isinstance(config, ConfigDict):
-        raise InputError(f"--config={recipe}: get_config() must return a ConfigDict")
-    return config
+    except (Exception, SystemExit) as error:
+        raise error_in(path.resolve(), error, make) from error
+
+
+def _name_and_preset(recipe: str) -> tuple[str, str]:
+    """Splits NAME:PRESET or FILE.py:PRESET; a file may have a colon in its name."""
+    if not isinstance(recipe, str):
+        raise InputError(f"recipe={recipe!r} must be a text, e.g. 'cls:subset'")
+    if recipe.endswith(".py"):
+        return recipe, ""
+    name, _, preset = recipe.rpartition(":") if ".py:" in recipe else recipe.partition(":")
+    return name, preset
 
 
 def find_arms(name: str) -> Path:
@@ -262,20 +300,26 @@ def recipe_folder() -> Path:
 
 
 def _with_equal_signs(argv: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Joins `--name VALUE` to `--name=VALUE` for the given names and all `--config.KEY`."""
+    """Joins `--name VALUE` to `--name=VALUE` for the given names and all `--config.KEY`.
+
+    Raises:
+      InputError: a value is missing.
+    """
     joined: list[str] = []
     pending = False
-    for argument in argv:
+    for argument in [*argv, "--"]:
         if pending and not argument.startswith("--"):
             joined[-1] += f"={argument}"
             pending = False
             continue
+        if pending:
+            raise InputError(f"command line: {joined[-1]} needs a value, {joined[-1]}=VALUE")
         joined.append(argument)
         pending = argument in names or (argument.startswith("--config.") and "=" not in argument)
-    return joined
+    return joined[:-1]
 
 
-def _take_options(config: ConfigDict, argv: Sequence[str]) -> list[str]:
+def _take_options(config: "ConfigDict", argv: Sequence[str]) -> list[str]:
     """Sets keys of the free-form sections; returns the other arguments."""
     rest = []
     for argument in argv:

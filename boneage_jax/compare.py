@@ -9,11 +9,10 @@ interval.
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
-from boneage_jax.cli import Parser, run_door
+from boneage_jax.cli import Parser, path_argument, run_door
 from boneage_jax.errors import InputError
-from boneage_jax.experiments.bootstrap import align, compare, read_predictions
+from boneage_jax.storage.layout import checked_path
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,10 +21,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run_a", metavar="RUN_A", help="workdir(s) or predictions.csv")
     parser.add_argument("run_b", metavar="RUN_B", help="likewise")
     parser.add_argument("--split", default="validation", help="whose predictions to read")
-    parser.add_argument("--json", type=Path, help="file to write the numbers to")
+    parser.add_argument("--json", type=path_argument, help="file to write the numbers to")
     args = parser.parse_args(argv)
+
+    from boneage_jax.experiments.bootstrap import align, compare, read_predictions
+
     names = args.run_a, args.run_b
-    a, b = (read_predictions([Path(p) for p in name.split(",")], args.split) for name in names)
+    a, b = (
+        read_predictions([checked_path(p, "RUN") for p in name.split(",")], args.split)
+        for name in names
+    )
     found = compare(a, align(b, a.ids, a.true, names))
     for letter, name in zip("ab", names, strict=True):
         runs = found[f"runs_{letter}"]

@@ -10,9 +10,10 @@ import difflib
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, TypeVar
 
 from boneage_jax.errors import InputError
@@ -203,9 +204,31 @@ def load_extensions(file: str | Path) -> ModuleType:
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        raise InputError(f"{file}: {type(error).__name__}: {error}") from error
+        raise error_in(path, error) from error
     _loaded[path] = module
     return module
+
+
+def error_in(path: Path, error: BaseException, call: Any = None) -> InputError:
+    """Returns the one-line error for an exception raised by a user's Python file.
+
+    Args:
+      path: the file.
+      error: the exception; the message names the last line of the file that led to it.
+      call: function of the file whose call failed, for its line if no other is known.
+    """
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if _is_of(frame, path)]
+    message = str(error)
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines, message = [error.lineno or 0], error.msg
+    if not lines and hasattr(call, "__code__"):
+        lines = [call.__code__.co_firstlineno]
+    place = f"{path}, line {lines[-1]}" if lines and lines[-1] else str(path)
+    return InputError(f"{place}: {type(error).__name__}: {message}")
+
+
+def _is_of(frame: FrameType, path: Path) -> bool:
+    return frame.f_code.co_filename == str(path)
 
 
 def loaded_files() -> list[str]:

@@ -13,17 +13,20 @@ The actual train step is compiled but never run; this takes minutes for Efficien
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
-from boneage_jax.cli import Parser, parse_config, run_door
+from boneage_jax.cli import Parser, parse_config, path_argument, run_door
 from boneage_jax.errors import InputError
+from boneage_jax.ranges import Range
+from boneage_jax.storage.safe_write import writing
+
+_RANGES = {"train_images": Range(0, 1e12), "price_per_chip_hour": Range(0, 1e6)}
 
 
 def main(argv: Sequence[str]) -> int:
     """Plans the run given by `argv` and prints counts and bounds; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
     parser.add_argument("--topology", default="", help="see above")
-    parser.add_argument("--output", default="", help="also write everything as JSON")
+    parser.add_argument("--output", type=path_argument, help="also write everything as JSON")
     parser.add_argument("--train_images", type=int, default=0, help="if unknown without the data")
     parser.add_argument(
         "--price_per_chip_hour", type=float, help="USD, instead of boneage_jax/planning/chips.py"
@@ -31,12 +34,11 @@ def main(argv: Sequence[str]) -> int:
     args, rest = parser.parse_known_args(argv)
     if not args.topology:
         raise InputError("--topology=TOPOLOGY is needed, e.g. --topology=v5e:2x4 or gpu:8")
-    for name in ("train_images", "price_per_chip_hour"):
-        if (getattr(args, name) or 0) < 0:
-            raise InputError(f"--{name}={getattr(args, name)} must be 0 or more")
-    folder = Path(args.output).parent
-    if args.output and not folder.is_dir():
-        raise InputError(f"--output={args.output}: there is no folder {folder}")
+    for name, found in _RANGES.items():
+        if (getattr(args, name) or 0) not in found:
+            raise InputError(f"--{name}={getattr(args, name)} must be {found}")
+    if args.output and (not args.output.parent.is_dir() or args.output.is_dir()):
+        raise InputError(f"--output={args.output} must be a file in a folder that exists")
 
     import jax
 
@@ -50,7 +52,8 @@ def main(argv: Sequence[str]) -> int:
     )
     print(*plan_lines(plan), sep="\n")
     if args.output:
-        Path(args.output).write_text(json.dumps(plan, indent=1) + "\n")
+        with writing(args.output):
+            args.output.write_text(json.dumps(plan, indent=1) + "\n")
     return 0
 
 

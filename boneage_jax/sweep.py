@@ -12,26 +12,16 @@ that are missing; arms, seeds or budgets may be added. --redraw only makes table
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from boneage_jax.cli import Parser, find_arms, parse_config, run_door
+from boneage_jax.cli import Parser, find_arms, parse_config, path_argument, run_door
 from boneage_jax.errors import InputError
-from boneage_jax.experiments.sweep_tables import read_table, write_summary
-from boneage_jax.experiments.sweeps import (
-    choose_arms,
-    command,
-    load_arms,
-    make_points,
-    parse_numbers,
-    parse_seeds,
-    run_sweep,
-)
+from boneage_jax.ranges import RANGES
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the sweep given by `argv`; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
-    parser.add_argument("--output", required=True, type=Path, help="folder of the sweep")
+    parser.add_argument("--output", required=True, type=path_argument, help="folder of the sweep")
     parser.add_argument("--arms", help="Python file with get_arms(), or levers, transfer, budgets")
     parser.add_argument("--seeds", default="3", help="how many, or which")
     parser.add_argument("--budgets", default="0", help="FLOPs; 0 is the recipe's own length")
@@ -39,6 +29,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--dry_run", action="store_true", help="print the commands and exit")
     parser.add_argument("--redraw", action="store_true", help="tables and figure of past runs")
     args, rest = parser.parse_known_args(argv)
+
+    from boneage_jax.experiments.sweep_tables import read_table, write_summary
+    from boneage_jax.experiments.sweeps import (
+        choose_arms,
+        command,
+        load_arms,
+        make_points,
+        parse_numbers,
+        parse_seeds,
+        run_sweep,
+    )
+
     if args.redraw:
         write_summary(args.output, read_table(args.output / "runs.csv"))
         return 0
@@ -50,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     points = make_points(
         recipe,
         choose_arms(arms, args.only, args.arms),
-        parse_numbers(args.budgets, "budgets", float),
+        parse_numbers(args.budgets, "budgets", float, RANGES["budget_flops"]),
         parse_seeds(args.seeds),
     )
     if args.dry_run:

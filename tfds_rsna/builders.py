@@ -19,6 +19,7 @@ from absl import logging
 from boneage_jax.data.file_lock import locked
 from boneage_jax.errors import InputError
 from boneage_jax.extensions import DATASETS
+from boneage_jax.runtime.interruption import cleans_up
 from tfds_rsna.fingerprint import (
     Fingerprint,
     fingerprint,
@@ -338,7 +339,7 @@ def _build(
     """Builds in a temporary folder, then swaps: old data stays until the new data is complete."""
     started = time.perf_counter()
     path = place.path
-    with tempfile.TemporaryDirectory(prefix="incomplete.", dir=root) as beside:
+    with cleans_up(), tempfile.TemporaryDirectory(prefix="incomplete.", dir=root) as beside:
         builder = _make(cls, config, Path(beside), raw, settings)
         downloads = tfds.download.DownloadConfig(manual_dir=raw)
         with _quiet():

@@ -44,6 +44,7 @@ from boneage_jax.benchmarking.timing import alternate, measure, paired_ratio
 from boneage_jax.config import check_config
 from boneage_jax.data.info import DataInfo
 from boneage_jax.errors import InputError
+from boneage_jax.runtime.interruption import cleans_up
 from boneage_jax.runtime.machine import hardware, versions
 from boneage_jax.training.run import build_run
 
@@ -271,7 +272,7 @@ def benchmark(
     old = load_benchmark(compare_with) if compare_with else None
     trained = load_report(report) if report else None
     output = make_folder(output)
-    with tempfile.TemporaryDirectory() as scratch:
+    with cleans_up(), tempfile.TemporaryDirectory() as scratch:
         found = run_suite(Bed(recipe, settings, info, Path(scratch), say), cases, old)
     paths = write_benchmark(output, found, trained)
     lines = [*table_lines(found), *(report_lines(trained, found) if trained else ())]

@@ -19,7 +19,13 @@ from ml_collections import ConfigDict
 from boneage_jax.config import check_config, differences, load_config
 from boneage_jax.errors import InputError
 from boneage_jax.experiments.sweep_tables import read_point, read_table, run_folder, write_summary
+from boneage_jax.extensions import error_in
+from boneage_jax.ranges import RANGES, Range
+from boneage_jax.report.run_report import read_report
+from boneage_jax.runtime.interruption import cleans_up
+from boneage_jax.storage.layout import CONFIG, REPORT
 
+_SEEDS = Range(1, 1000)
 Arms = dict[str, dict[str, Any]]
 
 
@@ -59,8 +65,8 @@ def load_arms(path: Path) -> Arms:
         arms = module.get_arms()
     except InputError:
         raise
-    except Exception as error:
-        raise InputError(f"--arms={path}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise error_in(path, error) from error
     if not isinstance(arms, dict) or not arms:
         raise InputError(f"--arms={path}: get_arms() must return a dict of arms")
     for name, overrides in arms.items():
@@ -142,9 +148,9 @@ def run_points(
 
 
 def _finished(folder: Path, config: ConfigDict) -> bool:
-    if not (folder / "report.json").exists():
+    if not (folder / REPORT).exists():
         return False
-    changed = differences(load_config(folder / "config.json"), config)
+    changed = differences(load_config(folder / CONFIG), config)
     if changed:
         raise InputError(
             f"{folder} holds a run of another config ({'; '.join(changed[:3])}); choose another "
@@ -165,7 +171,7 @@ def command(point: Point, folder: Path, argv: Sequence[str]) -> list[str]:
 def _run(point: Point, folder: Path, argv: Sequence[str]) -> str:
     """Runs a point with its output in log.txt; returns the error, "" if there was none."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.txt").open("a") as log:
+    with cleans_up(), (folder / "log.txt").open("a") as log:
         done = subprocess.run(
             command(point, folder, argv), stdout=log, stderr=subprocess.STDOUT, check=False
         )
@@ -193,28 +199,38 @@ def choose_arms(arms: Arms, only: str, file: str | Path) -> Arms:
     return {name: arms[name] for name in chosen}
 
 
-def parse_numbers(text: str, name: str, kind: type) -> list:
+def parse_numbers(text: str, name: str, kind: type, found: Range | None = None) -> list:
     """Parses a comma-separated list of numbers.
 
     Raises:
-      InputError: an entry is not a number of this kind.
+      InputError: an entry is not a number of this kind, is out of range, or occurs twice.
     """
     try:
-        return [kind(part) for part in text.removesuffix(",").split(",")]
+        numbers = [kind(part) for part in text.removesuffix(",").split(",")]
     except ValueError:
         raise InputError(f"--{name}={text} must be numbers with commas between") from None
+    for number in numbers:
+        if found is not None and number not in found:
+            raise InputError(f"--{name}={text}: {number} must be {found}")
+    if len(set(numbers)) < len(numbers):
+        raise InputError(f"--{name}={text} names a number twice")
+    return numbers
 
 
 def parse_seeds(text: str) -> list[int]:
     """Parses a number of seeds (3: 0, 1, 2) or a list of them (3,4).
 
     Raises:
-      InputError: an entry is not an integer, or a number of seeds below 1.
+      InputError: see `parse_numbers`.
     """
-    numbers = parse_numbers(text, "seeds", int)
-    if "," not in text and numbers[0] < 1:
+    if "," in text:
+        return parse_numbers(text, "seeds", int, RANGES["seed"])
+    (count,) = parse_numbers(text, "seeds", int)
+    if count < 1:
         raise InputError(f"--seeds={text} runs nothing; give a number of seeds or a list of them")
-    return numbers if "," in text else list(range(numbers[0]))
+    if count not in _SEEDS:
+        raise InputError(f"--seeds={text}: the number of seeds must be {_SEEDS}")
+    return list(range(count))
 
 
 def run_sweep(
@@ -254,7 +270,7 @@ def run_sweep(
             failed += 1
             continue
         say(f"  {row['arm']} seed {row['seed']}: {row['mae']:.2f} months")
-        report = json.loads((run_folder(output, *_key(row)) / "report.json").read_text())
+        report = read_report(run_folder(output, *_key(row)))
         machine = {key: report["compute"][key] for key in ("hardware", "versions")}
         (output / "hardware.json").write_text(json.dumps(machine, indent=1) + "\n")
     return failed
@@ -264,7 +280,7 @@ def _rows_before(output: Path) -> dict[tuple, Mapping[str, Any]]:
     """Returns the rows of runs.csv whose runs still exist."""
     path = output / "runs.csv"
     found = {_key(row): row for row in read_table(path)} if path.exists() else {}
-    return {k: row for k, row in found.items() if (run_folder(output, *k) / "report.json").exists()}
+    return {k: row for k, row in found.items() if (run_folder(output, *k) / REPORT).exists()}
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, float, int]:

@@ -8,6 +8,7 @@ Starting one costs about 1 s of processor time, as much as 130 phantoms.
 """
 
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -45,7 +46,9 @@ def draw_many(split: str, count: int, size: int, processes: int | None = None) -
         for first in range(processes):
             task = [split, count, size, first, processes]
             command = [sys.executable, "-c", _WORK, *map(str, task)]
-            workers.append(subprocess.Popen(command, stdout=subprocess.PIPE, env=environment))
+            workers.append(  # in a group of its own, which Ctrl-C does not reach
+                subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, process_group=0)
+            )
         for index in range(count):
             yield _receive(workers[index % processes], size)
     finally:
@@ -77,6 +80,7 @@ def work() -> None:
     The arguments of the process are split, count, size, first index, step.
     """
     split, (count, size, first, step) = sys.argv[1], map(int, sys.argv[2:])
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends with the process that reads
     cv2.setNumThreads(1)  # the other workers use the other cores
     out = sys.stdout.buffer
     for index in range(first, count, step):
