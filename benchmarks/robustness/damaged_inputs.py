@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from benchmarks.robustness.damaged_dicom import dicom_elements, dicom_files
 from boneage_jax.config import base_config, check_config
 from boneage_jax.data.files import read_grey
 from boneage_jax.data.info import DataInfo
@@ -51,9 +52,12 @@ def damage(data: bytes, draw: random.Random) -> tuple[str, bytes]:
 
 
 def images(folder: Path) -> Make:
-    """PNG, JPEG and BMP files. Accepted: a grey image; damage inside compressed pixels may pass."""
+    """Images of all formats. Accepted: a grey image; damage inside compressed pixels may pass."""
     picture = np.random.default_rng(0).integers(0, 256, (60, 40), np.uint8)
     sound = {form: cv2.imencode(form, picture)[1].tobytes() for form in (".png", ".jpg", ".bmp")}
+    for form, values in ((".tif", picture), (".16.tif", picture.astype(np.uint16) * 9)):
+        sound[form] = cv2.imencode(".tif", values)[1].tobytes()  # LZW
+    sound |= {f".{kind}.dcm": data for kind, data in dicom_files().items()}
     folder.mkdir(parents=True)
 
     def make(draw: random.Random) -> tuple[str, Callable[[], str]]:
@@ -288,6 +292,7 @@ def train(workdir: Path) -> None:
 
 KINDS: dict[str, Callable[[Path], Make]] = {
     "image": images,
+    "dicom": dicom_elements,
     "rsna_csv": rsna_tables,
     "folder_csv": folder_tables,
     "coco": coco,

@@ -129,7 +129,10 @@ def _decode(dataset: pydicom.FileDataset) -> tuple[np.ndarray, list[str]]:
         if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
             raise ValueError("the file does not say how they are compressed")
         pixels = pixel_array(dataset)
-        return _from_high_bits(dataset, pixels), _excess(dataset)
+        if pixels.ndim > 2 + (dataset.SamplesPerPixel > 1):
+            raise ValueError("they are those of several frames, or of a larger one")
+        _check_bits(dataset, pixels)
+        return pixels, _excess(dataset)
     except MemoryError:
         raise
     except Exception as error:
@@ -175,16 +178,15 @@ def _check_frame(dataset: pydicom.FileDataset, syntax: uid.UID) -> None:
         )
 
 
-def _from_high_bits(dataset: pydicom.Dataset, pixels: np.ndarray) -> np.ndarray:
-    """Moves values down that fill the upper bits of their words; pydicom takes the lower ones."""
-    allocated, stored = dataset.BitsAllocated, dataset.BitsStored
+def _check_bits(dataset: pydicom.Dataset, pixels: np.ndarray) -> None:
+    """Checks which bits of a word are the value: pydicom takes the lower ones, whatever is said."""
+    stored = dataset.BitsStored
     high = _integer(dataset, "HighBit", stored - 1)
-    if pixels.dtype.kind not in "iu" or not stored <= high < allocated:
-        return pixels
+    if high == stored - 1 or pixels.dtype.kind not in "iu":
+        return
     words = pixel_array(dataset, raw=True, correct_unused_bits=False)
-    if np.array_equal(words, pixels):
-        return pixels  # the upper bits are empty, whatever High Bit says
-    return (words << (allocated - 1 - high)) >> (allocated - stored)
+    if not np.array_equal(words, pixel_array(dataset, raw=True)):
+        raise ValueError(f"High Bit {high} does not belong to Bits Stored {stored}")
 
 
 def _excess(dataset: pydicom.Dataset) -> list[str]:

@@ -63,8 +63,11 @@ def show_colours(dataset: pydicom.Dataset, pixels: np.ndarray) -> tuple[np.ndarr
       (uint8 [H, W], notes).
 
     Raises:
+      ValueError: values with a sign.
       Exception: of several types, if the palette is damaged.
     """
+    if pixels.dtype.kind == "i":
+        raise ValueError("the DICOM file is damaged: its colours have a sign")
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)[..., :3]
         if pixels.dtype != np.uint8:
@@ -195,5 +198,7 @@ def _numbers(dataset: pydicom.Dataset, name: str) -> list[float]:
     value: Any = dataset.get(name)
     if value is None or value == "":
         return []
-    several = isinstance(value, pydicom.multival.MultiValue)
-    return [float(number) for number in (value if several else [value])]
+    numbers = value if isinstance(value, pydicom.multival.MultiValue) else [value]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise ValueError(f"{name} is no number")
+    return [float(number) for number in numbers]

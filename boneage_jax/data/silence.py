@@ -16,8 +16,9 @@ def warnings_off() -> Iterator[None]:
     """Ignores Python warnings and pydicom's log, of all threads; one block at a time."""
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        before, _LOGS.disabled = _LOGS.disabled, True
+        before = _LOGS.level
+        _LOGS.setLevel(logging.CRITICAL + 1)
         try:
             yield
         finally:
-            _LOGS.disabled = before
+            _LOGS.setLevel(before)

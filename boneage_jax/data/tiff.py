@@ -28,7 +28,7 @@ _COLOURS = {
     **{0: "white is zero", 1: "black is zero", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK"},
     **{6: "YCbCr", 8: "CIELAB", 32803: "colour filter"},
 }
-_BY_OPENCV = {1, 2, 3, 4, 5, 7, 8, 32773, 32946}  # compressions; it reads unknown ones as black
+_BY_OPENCV = {1, 5, 8, 32773, 32946}  # compressions
 _BY_PILLOW = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000}
 _DEEP = ("I;16", "I;16L", "I;16B", "I", "F")  # Pillow's modes
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
@@ -71,7 +71,7 @@ def read_tiff(data: bytes) -> Picture:
     """
     header = read_header(data)
     deep = max(header.bits) > 8
-    found = _by_opencv(data, header) if deep and _opencv_reads(header) else None
+    found = _by_opencv(data, header) if _opencv_reads(header) else None
     found = found or _by_pillow(data, header)
     if found is None:
         raise ValueError(
@@ -200,15 +200,19 @@ def _check_complete(data: bytes, header: Header, tags: dict[int, list[int]]) -> 
 
 
 def _opencv_reads(header: Header) -> bool:
-    """Whether OpenCV reads this kind of more than 8 bits right, or else refuses it."""
+    """Whether OpenCV reads this kind right, or else refuses it."""
     bits = set(header.bits)
-    if header.compression not in _BY_OPENCV - {7} or len(bits) != 1:
+    if len(bits) != 1 or (header.separate and header.samples > 1):
+        return False
+    if bits == {8}:  # damage in compressed strips of 8 bits it ignores
+        plain = header.compression == 1 and header.sample_format == _UNSIGNED
+        return plain and (header.samples, header.photometric) in ((1, 0), (1, 1), (1, 3), (3, 2))
+    if header.compression not in _BY_OPENCV:
         return False
     if header.samples == 1:
-        whole = {16, 32, 64} if header.sample_format != _UNSIGNED else {10, 12, 14, 16, 32, 64}
-        return header.photometric in (0, 1) and bits <= whole
-    colours = header.photometric == 2 and header.samples in (3, 4)
-    return colours and not header.separate and bits <= {16, 32, 64}
+        packed = {10, 12, 14} if header.sample_format == _UNSIGNED else set()
+        return header.photometric in (0, 1) and bits <= {16, 32, 64} | packed
+    return header.photometric == 2 and header.samples in (3, 4) and bits <= {16, 32, 64}
 
 
 def _by_opencv(data: bytes, header: Header) -> tuple[np.ndarray, np.ndarray | None] | None:

@@ -178,8 +178,10 @@ def test_bits():
     np.testing.assert_allclose(four, (BYTES >> 4) * 17, atol=0.51)
     overlay = RAMP | np.where(RAMP % 7 == 0, 0x8000, 0).astype(np.uint16)  # in an unused bit
     np.testing.assert_allclose(read_grey(dicom_file(overlay, **DEEP)), FULL, atol=0.51)
-    upper = dicom_file(RAMP << 4, **DEEP, HighBit=15)
-    np.testing.assert_allclose(read_grey(upper), FULL, atol=0.51)
+    careless = dicom_file(RAMP, **DEEP, HighBit=15)
+    np.testing.assert_allclose(read_grey(careless), FULL, atol=0.51)
+    with pytest.raises(UnreadableImage, match="High Bit 15 does not belong to Bits Stored 12"):
+        read_grey(dicom_file(RAMP << 4, **DEEP, HighBit=15))
 
 
 def test_overlays_are_ignored():
@@ -225,13 +227,16 @@ def test_palette(bits):
 
 def test_frames():
     assert read_grey(dicom_file(BYTES, NumberOfFrames=1)).shape == BYTES.shape
-    for tags in ({"NumberOfFrames": 2, "PixelData": BYTES.tobytes() * 2},):
-        with pytest.raises(UnreadableImage, match="holds 2 frames"):
-            read_grey(dicom_file(BYTES, **tags))
+    twice = {"PixelData": BYTES.tobytes() * 2}
+    with pytest.raises(UnreadableImage, match="holds 2 frames"):
+        read_grey(dicom_file(BYTES, NumberOfFrames=2, **twice))
+    with pytest.raises(UnreadableImage, match="several frames, or of a larger one"):
+        read_grey(dicom_file(BYTES, **twice))
     frame = imagecodecs.jpeg8_encode(BYTES)
     with pytest.raises(UnreadableImage, match="several frames"):
         read_grey(dicom_file(BYTES, uid.JPEGBaseline8Bit, PixelData=encapsulate([frame, frame])))
-    _, said = read(dicom_file(BYTES, PixelData=BYTES.tobytes() * 2))
+    image, said = read(dicom_file(BYTES, PixelData=BYTES.tobytes() + bytes(100)))
+    np.testing.assert_array_equal(image, BYTES)
     assert said == (notes.EXCESS,)
 
 
