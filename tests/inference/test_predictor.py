@@ -147,7 +147,7 @@ def test_few_images_of_training_do_not_judge(predictor, files, monkeypatch, tmp_
     calibrated(predictor, monkeypatch, max_distance=np.inf, images=2)
     found = predictor([*files, tmp_path / "a.png"])
     assert np.isnan(found["accepted"]).all()
-    note = "interval holds 67% instead of 95%: 2 validation images; accepted is unknown: too few images"
+    note = "interval holds 67% instead of 95%: 2 validation images; accepted is unknown: too few"
     assert all(text.startswith(note) for text in found["note"])
     (tmp_path / "bad.png").write_bytes(b"")
     written = write_predictions(predictor, [*files, tmp_path / "bad.png"], {}, tmp_path / "x.csv")
