@@ -3,6 +3,7 @@
 import fnmatch
 import glob
 import os
+import stat
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -101,12 +102,12 @@ def walk_files(
         for entry in entries:
             if hidden(entry.name):
                 left_out["hidden"] += 1
-            elif not os.path.isdir(entry.path):  # `entry.is_dir` raises on a link to itself
-                yield Path(entry.path)
-            elif entry.is_symlink():
+            elif entry.is_dir(follow_symlinks=False):
+                pending.append(Path(entry.path))
+            elif entry.is_symlink() and os.path.isdir(entry.path):
                 links.append(Path(entry.path))
             else:
-                pending.append(Path(entry.path))
+                yield Path(entry.path)
 
 
 def why_no_image(name: str, head: Callable[[], bytes]) -> str:
@@ -189,14 +190,12 @@ def _images(files: Iterable[Path], left_out: Counter[str]) -> Iterator[Path]:
 
 
 def _why_not(path: Path) -> str:
-    if path.suffix.lower() in IMAGE_SUFFIXES and not os.path.exists(path):
-        return ""  # a broken link; whoever reads it says so
-    if not os.path.isfile(path):  # opening a pipe would wait for its writer
-        return "not files"
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
+            return "not files"
         return why_no_image(path.name, partial(_head, path))
-    except OSError:
-        return "cannot be read"
+    except OSError:  # e.g. a broken link; whoever reads an image says so
+        return "" if path.suffix.lower() in IMAGE_SUFFIXES else "cannot be read"
 
 
 def _head(path: Path) -> bytes:

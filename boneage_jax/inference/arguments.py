@@ -28,6 +28,8 @@ def listed_images(images: Image | Iterable[Image]) -> list[Path | np.ndarray]:
     """
     shape: Any = getattr(images, "shape", ())
     one_array = len(shape) == 2 or (len(shape) == 3 and shape[-1] == 1)
+    if len(shape) == 3 and 1 < shape[-1] <= 4:
+        raise InputError(f"images is an array {list(shape)}, which looks like colour; make it grey")
     given: Any = [images] if isinstance(images, str | os.PathLike) or one_array else images
     try:
         given = list(given)

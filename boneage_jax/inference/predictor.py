@@ -216,7 +216,7 @@ class Predictor:
         images, coverage = self._calibration.images, self._calibration.coverage
         of_all = (
             (
-                f"interval holds {coverage:.0%}, not 95%: {images} validation images",
+                f"interval holds {coverage:.0%} instead of 95%: {images} validation images",
                 coverage < 0.95,
             ),
             (_NOT_JUDGED, not self.judges_images),

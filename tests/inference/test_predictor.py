@@ -97,6 +97,7 @@ def test_an_error_that_nobody_expects_is_that_of_one_file(predictor, files, monk
         ({"images": None}, "images is None; give paths of files or uint8 arrays"),
         ({"images": 2.5}, r"images is 2\.5; give paths"),
         ({"images": "nowhere.png"}, r"'nowhere\.png': no such file"),
+        ({"images": np.zeros((9, 9, 3), np.uint8)}, r"array \[9, 9, 3\], which looks like colour"),
         ({"images": [WORKDIR]}, "a folder; name its files"),
         ({"images": [IMAGES[0] / 255]}, "image 0 must be uint8"),
         ({"images": [None]}, "image 0 must be uint8"),
@@ -146,7 +147,7 @@ def test_few_images_of_training_do_not_judge(predictor, files, monkeypatch, tmp_
     calibrated(predictor, monkeypatch, max_distance=np.inf, images=2)
     found = predictor([*files, tmp_path / "a.png"])
     assert np.isnan(found["accepted"]).all()
-    note = "interval holds 67%, not 95%: 2 validation images; accepted is unknown: too few images"
+    note = "interval holds 67% instead of 95%: 2 validation images; accepted is unknown: too few"
     assert all(text.startswith(note) for text in found["note"])
     (tmp_path / "bad.png").write_bytes(b"")
     written = write_predictions(predictor, [*files, tmp_path / "bad.png"], {}, tmp_path / "x.csv")
