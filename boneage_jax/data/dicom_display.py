@@ -44,7 +44,13 @@ def show_grey(dataset: pydicom.Dataset, stored: np.ndarray) -> tuple[np.ndarray,
     shape = str(dataset.get("PresentationLUTShape") or "").strip()
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE"
     said: list[str] = []
-    image = _values_of_interest(dataset, values, shown, inverted, said)
+    image = _values_of_interest(dataset, values, shown, said)
+    if image is not None and inverted:
+        # In the range that it uses: a window that is wider than the values darkens no picture more
+        # for being stored inverted.
+        used = image if shown is None else image[shown]
+        ends = int(used.min()) + int(used.max())
+        image = np.clip(ends - image.astype(np.int16), 0, 255).astype(np.uint8)
     if image is None:
         keep = dataset.BitsStored >= 8 if "BitsStored" in dataset else True
         image, ranged = to_8_bit(values, shown=shown, inverted=inverted, keep=keep)
@@ -106,7 +112,6 @@ def _values_of_interest(
     dataset: pydicom.Dataset,
     values: np.ndarray,
     shown: np.ndarray | None,
-    inverted: bool,
     said: list[str],
 ) -> np.ndarray | None:
     """Applies the first table or window; None if there is none that can be used."""
@@ -115,11 +120,11 @@ def _values_of_interest(
         centers, widths = _numbers(source, "WindowCenter"), _numbers(source, "WindowWidth")
         if (table := _first(source, "VOILUTSequence")) is not None:
             looked_up, bits = _look_up(table, np.floor(values), dataset)
-            image = _scale(looked_up, 0, 2**bits - 1, inverted)
+            image = scale(looked_up, 0, 2**bits - 1)
             alternatives = len(source.VOILUTSequence)
         elif centers or widths:
             function = source.get("VOILUTFunction")
-            image = _window(values, centers[0], widths[0], function, inverted)
+            image = _window(values, centers[0], widths[0], function)
             alternatives = len(centers)
         else:
             return None
@@ -135,27 +140,21 @@ def _values_of_interest(
     return image
 
 
-def _window(
-    values: np.ndarray, center: float, width: float, function: str | None, inverted: bool
-) -> np.ndarray:
+def _window(values: np.ndarray, center: float, width: float, function: str | None) -> np.ndarray:
     """Applies a window (PS3.3, C.11.2.1.2 and C.11.2.1.3)."""
     function = (function or "LINEAR").strip().upper()
     if function == "SIGMOID":
         if not width > 0:
             raise ValueError("the width of a window must be above 0")
         bright = 127.5 * (1 + np.tanh(2 * (values - center) / width))
-        return np.rint(255 - bright if inverted else bright).astype(np.uint8)
+        return np.rint(bright).astype(np.uint8)
     if function == "LINEAR":
         center, width = center - 0.5, width - 1
     elif function != "LINEAR_EXACT":
         raise ValueError(f"VOI LUT Function {function}")
     if not width > 0:
         raise ValueError("the width of a window must be above 0, of a linear one above 1")
-    return _scale(values, center - width / 2, center + width / 2, inverted)
-
-
-def _scale(values: np.ndarray, low: float, high: float, inverted: bool) -> np.ndarray:
-    return scale(values, *((high, low) if inverted else (low, high)))
+    return scale(values, center - width / 2, center + width / 2)
 
 
 def _look_up(
