@@ -130,6 +130,7 @@ def test_light_modules_do_not_load_jax():
     names = [
         *("cli", "runtime.cpu_memory", "runtime.xla_flags", "storage.layout", "data.files"),
         *("data.masks", "data.headers", "data.dicom", "data.source", "data.splits"),
+        *("data.pictures", "data.tiff", "data.mask_file"),
         *("data.uncompressed", "data.file_lock", "data.info", "data.mask_cost"),
         "inference.background_removal",
     ]

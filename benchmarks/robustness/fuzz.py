@@ -1,4 +1,4 @@
-"""A thousand damaged inputs: images, label tables, masks, config overrides, checkpoints.
+"""A thousand damaged inputs: images, DICOM, label tables, masks, config overrides, checkpoints.
 
 usage: python -m benchmarks.robustness.fuzz --output=FILE.json [--cases=1000] [--seed=0]
            [--kinds=image,...]

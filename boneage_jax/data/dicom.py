@@ -180,9 +180,11 @@ def _check_frame(dataset: pydicom.FileDataset, syntax: uid.UID) -> None:
 
 def _check_bits(dataset: pydicom.Dataset, pixels: np.ndarray) -> None:
     """Checks which bits of a word are the value: pydicom takes the lower ones, whatever is said."""
+    if pixels.dtype.kind not in "iu":
+        return
     stored = dataset.BitsStored
     high = _integer(dataset, "HighBit", stored - 1)
-    if high == stored - 1 or pixels.dtype.kind not in "iu":
+    if high == stored - 1:
         return
     words = pixel_array(dataset, raw=True, correct_unused_bits=False)
     if not np.array_equal(words, pixel_array(dataset, raw=True)):

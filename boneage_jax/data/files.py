@@ -35,11 +35,12 @@ class UnreadableImage(InputError):
 def read_grey(source: str | os.PathLike[str] | bytes, name: str = "") -> np.ndarray:
     """Reads a radiograph as 8-bit grey.
 
-    The format is detected from the content, not from the name. Colour becomes luma (BT.601), with
-    transparency over black. EXIF rotation of a JPEG is applied. Eight-bit values are kept
-    unchanged, also inside a 16-bit file (maximum <= 255). Deeper ones are scaled linearly: by the
-    window of a DICOM file if it specifies a usable one, else from the 0.1th percentile (0) to the
-    99.9th (255), so that a few burnt-in white pixels cannot darken the hand.
+    The format is detected from the content, not from the name; docs/images.md says which kinds are
+    read. Colour becomes luma (BT.601), with transparency over black. EXIF rotation of a JPEG is
+    applied. A DICOM file is shown as its tables or its first window say. Else eight-bit values are
+    kept unchanged, also inside a deeper file (whole numbers up to 255), and deeper ones are scaled
+    from the 0.1th percentile (0) to the 99.9th (255), so that a few burnt-in white pixels cannot
+    darken the hand.
 
     Args:
       source: path of the file, or its content.
@@ -49,8 +50,8 @@ def read_grey(source: str | os.PathLike[str] | bytes, name: str = "") -> np.ndar
       uint8 [H, W].
 
     Raises:
-      UnreadableImage: the file is missing, empty, truncated, damaged or not an image, or has
-        several DICOM frames or more than 100 million pixels.
+      UnreadableImage: the file is missing, empty, truncated, damaged or not an image, of a kind
+        that cannot be read right, or has several DICOM frames or more than 100 million pixels.
     """
     return read_radiograph(source, name)[0]
 

@@ -184,6 +184,14 @@ def test_bits():
         read_grey(dicom_file(RAMP << 4, **DEEP, HighBit=15))
 
 
+@pytest.mark.parametrize(("kind", "name"), [("f4", "Float"), ("f8", "DoubleFloat")])
+def test_float_pixels(kind, name):
+    values = (RAMP / 7).astype(kind)
+    tags = dict.fromkeys(("PixelData", "BitsStored", "HighBit", "PixelRepresentation"))
+    tags |= {f"{name}PixelData": values.tobytes(), "BitsAllocated": 8 * values.itemsize}
+    np.testing.assert_allclose(read_grey(dicom_file(RAMP, **tags)), by_range(values), atol=0.51)
+
+
 def test_overlays_are_ignored():
     data = pydicom.dcmread(io.BytesIO(dicom_file(BYTES)))
     data.add_new(0x60000010, "US", 64)

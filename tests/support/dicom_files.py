@@ -24,13 +24,12 @@ def dicom_file(image: np.ndarray, syntax: str = ExplicitVRLittleEndian, **tags) 
     order = "<" if data.file_meta.TransferSyntaxUID.is_little_endian else ">"
     data.PixelData = image.astype(image.dtype.newbyteorder(order)).tobytes()
     data["PixelData"].VR = "OB" if image.dtype.itemsize == 1 else "OW"
+    data.HighBit = (tags.get("BitsStored") or data.BitsStored) - 1
     for key, value in tags.items():
         if value is None:
             del data[key]
         else:
             setattr(data, key, value)
-    if "HighBit" not in tags:
-        data.HighBit = data.BitsStored - 1
     if data.file_meta.TransferSyntaxUID.is_compressed and syntax.is_encapsulated:
         data["PixelData"].VR = "OB"
         data["PixelData"].is_undefined_length = True
