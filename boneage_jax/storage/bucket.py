@@ -24,8 +24,10 @@ from filelock import FileLock, Timeout
 
 from boneage_jax.data.file_lock import take_lock
 from boneage_jax.errors import InputError
+from boneage_jax.runtime.cache_folder import cache_folder
 from boneage_jax.runtime.parallel import process
 from boneage_jax.runtime.watchdog import waiting_for_nothing
+from boneage_jax.storage.safe_write import check_path
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")  # pathlib merges two slashes into one
 _NOTE = ".bucket"  # file in a mirror that holds the address
@@ -48,7 +50,7 @@ def open_workdir(workdir: str | os.PathLike[str]) -> Path:
     address = address_of(workdir)
     scheme, _, place = address.partition("://")
     if not place:
-        return Path(workdir)
+        return check_path(Path(workdir).expanduser(), "workdir")
     if scheme == "s3":
         raise InputError(
             f"workdir {address}: orbax writes checkpoints to folders and gs:// alone; "
@@ -57,8 +59,13 @@ def open_workdir(workdir: str | os.PathLike[str]) -> Path:
     if scheme != "gs":
         raise InputError(f"workdir {address} must be a folder or gs://BUCKET/PATH")
     logging.getLogger("gcsfs").setLevel(logging.ERROR)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    mirror = _own_mirror(cache / "boneage_jax" / "buckets", address)
+    cache = cache_folder()
+    if cache is None:
+        raise InputError(
+            f"workdir {address} needs a folder on this machine for its log, and this user has no "
+            "home; set XDG_CACHE_HOME to the absolute path of one"
+        )
+    mirror = _own_mirror(cache / "buckets", address)
     if mirror not in _in_use:
         (mirror / _NOTE).write_text(address)
         _pull(epath.Path(address), mirror)
