@@ -11,6 +11,7 @@ import gc
 import importlib.util
 import inspect
 import os
+import re
 import select
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ from boneage_jax.runtime.interruption import (
     end_on_interrupt,
     leave_interrupts,
 )
+from boneage_jax.runtime.machine_errors import machine_error
+from boneage_jax.runtime.standard_streams import open_standard_streams, use_utf8
 from boneage_jax.runtime.xla_flags import choose_for_cpu
 from boneage_jax.storage.layout import checked_path
 
@@ -46,6 +49,9 @@ def run_door(main: Main, *, computes: bool = True, in_a_job: bool = False) -> No
       in_a_job: the command may be one process of several, which exit together.
     """
     end_on_interrupt()
+    use_utf8()
+    open_standard_streams()
+    os.environ["MPLBACKEND"] = "agg"  # figures are files; that of a notebook may not be installed
     gc.set_threshold(50_000, 20, 50)  # importing and tracing create many objects and few cycles
     if computes:
         choose_for_cpu()
@@ -55,7 +61,7 @@ def run_door(main: Main, *, computes: bool = True, in_a_job: bool = False) -> No
             from boneage_jax.runtime.distributed import parting
 
             stack.enter_context(parting())
-        status = exit_status(main, sys.argv[1:])
+        status = exit_status(main, [_with_home(argument) for argument in sys.argv[1:]])
         if status == STATUS:
             end_interrupted()
         leave_interrupts()
@@ -66,10 +72,12 @@ def run_door(main: Main, *, computes: bool = True, in_a_job: bool = False) -> No
 def exit_status(main: Main, argv: Sequence[str] = ()) -> int:
     """Runs `main` and returns the exit status.
 
-    An `InputError` prints one line to standard error and gives status 2; `Stopped` prints one line
-    and gives 75. KeyboardInterrupt gives 130, see `boneage_jax.runtime.interruption`.
+    An `InputError`, or what the machine lacks (see `machine_error`), prints one line to standard
+    error and gives status 2; `Stopped` prints one line and gives 75. KeyboardInterrupt gives 130,
+    see `boneage_jax.runtime.interruption`.
     """
     try:
+        _check_current_folder()
         return main(argv) or 0
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -85,6 +93,28 @@ def exit_status(main: Main, argv: Sequence[str] = ()) -> int:
         # The reader of our output has exited, e.g. head.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (MemoryError, OSError, RuntimeError, ValueError) as error:
+        line = machine_error(error)
+        if not line:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
+
+
+def _check_current_folder() -> None:
+    """Raises InputError if the current folder was removed, since no path can be resolved then."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise InputError(
+            f"the current folder cannot be used ({error.strerror}); change to another one"
+        ) from error
+
+
+def _with_home(argument: str) -> str:
+    """Replaces a leading ~ in an argument or in the value of a flag, which most shells leave."""
+    match = re.fullmatch(r"(--[\w.]+=)?(~.*)", argument, re.DOTALL)
+    return (match[1] or "") + os.path.expanduser(match[2]) if match else argument
 
 
 def _output_is_closed() -> bool:
@@ -156,13 +186,18 @@ def prepare_jax(*, compile_cache: bool = True, trains: bool = False) -> None:
     Args:
       compile_cache: keep compiled programs between starts.
       trains: train steps will run, so their collectives should overlap with computation.
+
+    Raises:
+      InputError: JAX_PLATFORMS names devices that JAX cannot use.
     """
     from boneage_jax.runtime.compile_cache import use_compile_cache
     from boneage_jax.runtime.cpu_memory import tidy_heap
+    from boneage_jax.runtime.machine_errors import check_devices
     from boneage_jax.runtime.xla_flags import hide_latency
 
     if compile_cache:
         use_compile_cache()
+    check_devices()
     if trains:
         hide_latency()
     tidy_heap()

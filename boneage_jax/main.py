@@ -46,12 +46,14 @@ def _train(argv: Sequence[str]) -> int:
     config, workdir, _ = parse_config(argv)
 
     from boneage_jax.report.page import summary_lines
+    from boneage_jax.runtime.parallel import is_first_process
     from boneage_jax.storage.bucket import address_of
     from boneage_jax.training.train import train
 
     prepare_jax(compile_cache=config.get("compile_cache", True), trains=True)
     report = train(config, workdir)
-    print(*summary_lines(report), f"report: {address_of(workdir)}/report.html", sep="\n")
+    if is_first_process():
+        print(*summary_lines(report), f"report: {address_of(workdir)}/report.html", sep="\n")
     return 0
 
 

@@ -20,6 +20,7 @@ from boneage_jax.data.file_lock import locked
 from boneage_jax.errors import InputError
 from boneage_jax.extensions import DATASETS
 from boneage_jax.runtime.interruption import cleans_up
+from boneage_jax.storage.safe_write import is_refused_write
 from tfds_rsna.fingerprint import (
     Fingerprint,
     fingerprint,
@@ -147,11 +148,15 @@ def prepare(
         if not reason:
             print(f"{label} is prepared in {place.path}", file=sys.stderr)
         return _make(cls, config, place.root, raw, settings)
-    except OSError as error:
-        raise InputError(
-            f"{label} cannot be prepared in {root}: {error.strerror or error}"
-            + (f" ({error.filename})" if error.filename else "")
-        ) from error
+    except (OSError, RuntimeError) as error:
+        # array_record raises a RuntimeError on a full disk.
+        refused = is_refused_write(error)
+        if not isinstance(error, OSError) and not refused:
+            raise
+        reason = f"{getattr(error, 'strerror', '') or error}"
+        file = f" ({name})" if (name := getattr(error, "filename", "")) else ""
+        remedy = "; make room there, or name a writable data_dir" if refused else ""
+        raise InputError(f"{label} cannot be prepared in {root}: {reason}{file}{remedy}") from error
 
 
 def _check_raw_dir(cls: BuilderClass, raw_dir: str | os.PathLike[str], root: Path) -> Path | None:

@@ -3,10 +3,10 @@
 import hashlib
 import os
 import platform
-from pathlib import Path
 
 import jax
 
+from boneage_jax.runtime.cache_folder import cache_folder
 from boneage_jax.runtime.machine import cpuinfo
 
 
@@ -18,12 +18,16 @@ def use_compile_cache() -> None:
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "boneage_jax" / "compiled" / _processor()
+    cache = cache_folder()
+    if cache is None:
+        return
+    folder = cache / "compiled" / _processor()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return  # a read-only home: compile every time
+    if not os.access(folder, os.W_OK):
+        return  # JAX would warn at every program
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

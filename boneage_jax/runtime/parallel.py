@@ -175,6 +175,8 @@ class Parallel:
         Raises:
           RuntimeError: a step was traced more than once because its shapes or dtypes changed.
         """
+        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+            return
         if any(traces != 1 for traces in self._traces.values()):
             raise RuntimeError(f"a step was compiled more than once: {self._traces}")
 

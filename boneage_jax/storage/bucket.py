@@ -24,9 +24,11 @@ from filelock import FileLock, Timeout
 
 from boneage_jax.data.file_lock import take_lock
 from boneage_jax.errors import InputError
+from boneage_jax.runtime.cache_folder import cache_folder
 from boneage_jax.runtime.parallel import process
 from boneage_jax.runtime.watchdog import waiting_for_nothing
 from boneage_jax.storage.layout import checked_path
+from boneage_jax.storage.safe_write import check_path
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")  # pathlib merges two slashes into one
 _NOTE = ".bucket"  # file in a mirror that holds the address
@@ -50,7 +52,7 @@ def open_workdir(workdir: str | os.PathLike[str]) -> Path:
     address = address_of(workdir)
     scheme, separator, place = address.partition("://")
     if not separator:
-        return folder
+        return check_path(folder, "workdir")
     if scheme == "s3":
         raise InputError(
             f"workdir {address}: orbax writes checkpoints to folders and gs:// alone; "
@@ -59,8 +61,13 @@ def open_workdir(workdir: str | os.PathLike[str]) -> Path:
     if scheme != "gs" or not place:
         raise InputError(f"workdir {address} must be a folder or gs://BUCKET/PATH")
     logging.getLogger("gcsfs").setLevel(logging.ERROR)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    mirror = _own_mirror(cache / "boneage_jax" / "buckets", address)
+    cache = cache_folder()
+    if cache is None:
+        raise InputError(
+            f"workdir {address} needs a folder on this machine for its log, and this user has no "
+            "home; set XDG_CACHE_HOME to the absolute path of one"
+        )
+    mirror = _own_mirror(cache / "buckets", address)
     if mirror not in _in_use:
         (mirror / _NOTE).write_text(address)
         _pull(epath.Path(address), mirror)

@@ -55,6 +55,24 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def check_path(path: Path, option: str) -> Path:
+    """Returns a path that checkpoints and records can be written to.
+
+    Args:
+      path: path of a folder.
+      option: what the user named it with, for the message.
+
+    Raises:
+      InputError: the path is not UTF-8, which TensorStore and array_record need.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise InputError(f"{option}={shown}: the name is not UTF-8; rename the folder") from error
+    return path
+
+
 def cannot_write(path: Path, error: BaseException) -> InputError:
     """Returns the one-line error for `error`, which was raised while writing `path`."""
     if isinstance(error, OSError) and error.errno is not None:

@@ -150,6 +150,12 @@ def test_slurm_wants_one_task_per_gpu(stubs):
     assert stubs.calls == []
 
 
+def test_slurm_arrays_do_not_share_a_workdir(stubs):
+    done = stubs.run("slurm.sbatch", "--workdir=w", **JOB, SLURM_ARRAY_TASK_ID="1")
+    assert done.returncode == 2 and "element of a job array would train in" in done.stderr
+    assert stubs.calls == []
+
+
 @pytest.fixture
 def slurm(tmp_path):
     """A SLURM of two nodes with two fake GPUs each, on the loopback interface of this machine."""
@@ -187,6 +193,8 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 GresTypes=gpu
+LaunchParameters=use_interactive_step
+InteractiveStepOptions="--interactive --preserve-env bash {tmp_path}/shell"
 SchedulerParameters=sched_min_interval=100000,bf_interval=1
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 Gres=gpu:2
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 Gres=gpu:2
@@ -265,3 +273,24 @@ def test_slurm_for_real(slurm, tmp_path):
         for i in range(4)
         for restart in range(2)
     ]
+
+
+SAYS = "import os; from boneage_jax.runtime.launcher import announcement as a; print(a(os.environ))"
+
+
+def test_what_slurm_announces_for_real(slurm, tmp_path):
+    """The shell of salloc, a batch script, an element of an array and steps of several sizes."""
+    says = f"{sys.executable} -c '{SAYS}'"
+    steps = ("--ntasks=1", "--ntasks=4", "--preserve-env --ntasks=2")
+    (tmp_path / "shell").write_text(
+        "\n".join(["#!/usr/bin/env bash", says, *(f"srun {step} {says}" for step in steps)])
+    )
+    shell = slurm("salloc", "--quiet", "--ntasks=4", "--gpus-per-node=2").splitlines()
+    tasks = "SLURM (SLURM_STEP_NUM_TASKS={})"
+    assert shell == [*["None"] * 2, *[tasks.format(4)] * 4, *[tasks.format(2)] * 2]
+    (tmp_path / "job").write_text(f"#!/usr/bin/env bash\n{says}\nsrun --ntasks=1 {says}\n")
+    for array, count in (("", 2), ("--array=0-1", 4)):
+        log = tmp_path / f"log{array}"
+        flags = ["--wait", "--open-mode=append", f"--output={log}", "--ntasks=2"]
+        slurm("sbatch", *flags, *([array] if array else []), f"{tmp_path}/job")
+        assert log.read_text().split() == ["None"] * count

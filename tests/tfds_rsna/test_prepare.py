@@ -167,6 +167,23 @@ def test_a_place_that_cannot_be_written(raw, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot be prepared in .*file"):
         prepare(NAME, raw, tmp_path / "file")
+    with pytest.raises(InputError, match=r"data_dir=.*/a\\xff: the name is not UTF-8; rename"):
+        prepare(NAME, raw, tmp_path / "a\udcff")
+
+
+def test_a_full_disk(raw, tmp_path, monkeypatch):
+    """array_record raises no OSError."""
+
+    def fails(*args):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("tfds_rsna.builders._build", fails)
+    message = "Failed to finalize writing: write() failed: No space left on device; writing a/b"
+    with pytest.raises(InputError, match=r"No space left on device.*; make room there, or name a"):
+        prepare(NAME, raw, tmp_path)
+    message = "generator raised StopIteration"
+    with pytest.raises(RuntimeError):
+        prepare(NAME, raw, tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -212,7 +229,7 @@ def test_door(raw, tmp_path):
     done = door(NAME, f"--raw_dir={raw}", TFDS_DATA_DIR=str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert done.stdout == "rsna_bone_age/256/1.0.0 train: 3 images\n"
-    assert len(done.stderr.splitlines()) == 3, done.stderr  # no noise of libraries
+    assert len(done.stderr.splitlines()) == 4, done.stderr  # no noise of libraries
     wrong = door("rsna_bone_age/7", f"--raw_dir={raw}", f"--data_dir={tmp_path / 'out'}")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("error: rsna_bone_age has no config '7'")
