@@ -182,7 +182,7 @@ def test_presets_are_valid(preset):
         (("--config=configs/bench.py", "--only=trian"), "no such case"),
         (("--config=configs/bench.py:b5",), "no preset 'b5'"),
         (("--config=configs/bench.py", "--config.bench.repetition=3"), "repetition"),
-        (("--config=configs/bench.py", "--config.bench.repetitions=0"), "at least 1"),
+        (("--config=configs/bench.py", "--config.bench.repetitions=0"), "must be in [1, 1000000]"),
         (("--config=configs/bench.py", "--config.bench.batch_sizes=4,x"), "whole numbers"),
         (("--config=configs/bench.py", "--config.model.name=b9"), "b9"),
         (("--config=configs/cls.py",), "no section bench"),
