@@ -131,7 +131,7 @@ def folder_tables(folder: Path) -> Make:
 
         def call() -> str:
             path.write_bytes(data)
-            rows, _ = read_folder_table(path, folder, Columns(age_unit="months"))
+            rows, *_ = read_folder_table(path, folder, Columns(age_unit="months"))
             bad = [row for row in rows if not 0 <= row.age <= 1440 or row.male not in (-1, 0, 1)]
             lost = [row.key for row in rows if not row.path.is_file()]
             return f"{bad or lost or 'no rows'}" if bad or lost or not rows else ""

@@ -1,5 +1,7 @@
 """Runs that go on elsewhere, and runs that are told to end by their cluster."""
 
+import json
+
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -77,7 +79,10 @@ def test_a_process_lost_while_restoring_is_no_damaged_checkpoint(tmp_path):
 
 def test_a_checkpoint_of_another_network_is_one_clear_line(tiny_train, monkeypatch, tmp_path):
     _, workdir = tiny_train()
-    (workdir / "config.json").unlink()  # which would have refused it by the key that differs
+    # By the key that differs it would have been refused.
+    config = json.loads((workdir / "config.json").read_text())
+    config["model"]["hidden"] = 16
+    (workdir / "config.json").write_text(json.dumps(config))
     (workdir / "report.json").unlink()
     with pytest.raises(InputError, match="written by another model or version") as error:
         tiny_train(model__hidden=16)
