@@ -76,7 +76,7 @@ RANGES: dict[str, Range] = {
     "data.validation_fraction": _BELOW_ONE,
     "data.test_fraction": _BELOW_ONE,
     "data.split_seed": Range(0, _SEED),
-    "data.threads": Range(1, 512),
+    "data.threads": Range(1, 256),
     "data.buffer": Range(1, 1024),
     "augment.flip": _FRACTION,
     "augment.rotate": Range(0, 180),

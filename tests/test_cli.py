@@ -15,7 +15,7 @@ from boneage_jax import benchmark, compare, evaluate, main, plan, predict, segme
 from boneage_jax.cli import exit_status, load_recipe, parse_config
 from boneage_jax.config import base_config, config_lines
 from boneage_jax.errors import InputError
-from boneage_jax.storage.quiet_orbax import without_late_reads
+from boneage_jax.storage.quiet_orbax import without_late_errors
 from configs import cls
 from tfds_rsna import prepare
 
@@ -64,6 +64,81 @@ def test_a_recipe_that_there_is_not(recipe, says):
     with pytest.raises(InputError) as error:
         load_recipe(recipe)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("def get_config(:\n", ", line 1: SyntaxError: invalid syntax"),
+        ("\n\nimport nothing_of_this_name\n", ", line 3: ModuleNotFoundError: No module named"),
+        ("def get_config():\n    x = 0\n    return 1 / x\n", ", line 3: ZeroDivisionError"),
+        ("def get_config():\n    return None\n", ", line 1: TypeError: .*ConfigDict, not NoneType"),
+        ("\ndef get_config():\n    return {}\n", ", line 2: TypeError: .*ConfigDict, not dict"),
+        ("def get_config(a, b):\n    return a\n", ", line 1: TypeError: get_config"),
+        ("def get_config():\n    raise SystemExit(3)\n", ", line 2: SystemExit: 3"),
+        ("import sys\nsys.exit(4)\n", ", line 2: SystemExit: 4"),
+        ("def get_config():\n    return get_config()\n", ", line 2: RecursionError"),
+        ("get_config = 3\n", "has no function get_config"),
+        ("x = '\xff'\n".encode("latin-1"), "SyntaxError"),
+        (b"x = 1\0\n", "null bytes"),
+    ],
+)
+def test_a_recipe_file_that_fails_is_one_line_with_file_and_line(content, says, tmp_path):
+    path = tmp_path / "a [recipe]: mine.py"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=says) as error:
+        load_recipe(str(path))
+    assert path.name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_may_have_a_colon_in_its_name(tmp_path):
+    (tmp_path / "a:b.py").write_text(
+        "import boneage_jax\n"
+        "def get_config(preset=''):\n"
+        "    config = boneage_jax.load_recipe('cls')\n"
+        "    config.seed = len(preset)\n"
+        "    return config\n"
+    )
+    assert load_recipe(f"{tmp_path}/a:b.py").seed == 0
+    assert load_recipe(f"{tmp_path}/a:b.py:four").seed == 4
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--workdir"], "--workdir needs a value"),
+        (["--workdir", "--config.seed=1"], "--workdir needs a value"),
+        (["--workdir="], "must name a folder"),
+        (["--config.seed", "--config.steps=3"], "--config.seed needs a value"),
+        (["--seed=1"], "'seed'"),
+        (["--conf.seed=1"], "'conf.seed'"),
+        (["--workd=x"], "'workd'"),
+        (["--flagfile=/etc/hostname"], "--flagfile"),
+        (["--undefok=seed", "--seed=1"], "--undefok"),
+        (["more"], "unexpected argument 'more'"),
+        (["--config.steps=2e9"], "invalid literal for int"),
+        (["--config.test_flips=maybe"], "Non-boolean"),
+    ],
+)
+def test_arguments_that_are_wrong_are_one_line(argv, says):
+    with pytest.raises(InputError) as error:
+        parse_config(["--config=cls", *argv])
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("door", "argv"),
+    [
+        (evaluate, ["--workdir=x", "--unlock"]),
+        (sweep, ["--config=cls", "--arms=levers", "--output=x", "--seed=1"]),
+        (benchmark, ["--config=bench", "--comp=x"]),
+        (plan, ["--config=cls", "--topology=gpu:8", "--price=3"]),
+    ],
+)
+def test_abbreviated_flags_are_refused(door, argv, capsys):
+    assert exit_status(door.main, argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert argv[-1].lstrip("-").split("=")[0] in line
 
 
 def test_options_without_fixed_keys():
@@ -174,7 +249,7 @@ def test_no_package_re_exports(tmp_path):
 
 def test_a_training_leaves_the_process_as_it_was(tiny_train):
     deadline = time.monotonic() + 30  # restores that failed in earlier tests
-    while without_late_reads._depth and time.monotonic() < deadline:
+    while without_late_errors._depth and time.monotonic() < deadline:
         time.sleep(0.1)
     hook, verbosity = sys.unraisablehook, absl_logging.get_verbosity()
     filters = list(logging.getLogger("absl").filters)

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -26,7 +27,7 @@ from boneage_jax.state import TrainState, Tree, merge, select
 from boneage_jax.storage.bucket import checkpoint_folder, push
 from boneage_jax.storage.checksums import as_field, checksums, first_damaged
 from boneage_jax.storage.layout import INFO
-from boneage_jax.storage.quiet_orbax import clear_frames, without_late_reads, without_orbax
+from boneage_jax.storage.quiet_orbax import clear_frames, without_late_errors, without_orbax
 from boneage_jax.storage.safe_write import cannot_write, is_passing, is_refused_write
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _CHECKSUMS, _POSITION, _INFO = "checksums", "position", "info"
 
 
 class Checkpoints:
-    """The checkpoints of one workdir.
+    """The checkpoints of one workdir; also a context manager, which closes them.
 
     Args:
       workdir: folder of the run; checkpoints go to its `checkpoints/`, in the bucket if the folder
@@ -59,8 +60,10 @@ class Checkpoints:
         alone: bool = False,
     ):
         waiting_for("the checkpoint", PATIENCE)
-        self._quiet = without_orbax()
-        self._quiet.__enter__()
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(without_orbax())
+        if not read_only:
+            self._quiet.enter_context(without_late_errors)  # of writes in the background
         self._workdir, self._folder = workdir, checkpoint_folder(workdir)
         self._metric, self._info = metric, dataclasses.asdict(info) if info else {}
         self._notes: dict[int, dict[str, Any]] = {}
@@ -81,7 +84,7 @@ class Checkpoints:
         try:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except (ValueError, KeyError, TypeError, OSError) as error:
-            self._quiet.__exit__(None, None, None)
+            self._quiet.close()
             reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
             raise InputError(
                 f"{self._folder} cannot be read: a checkpoint in it is damaged ({reason}); remove "
@@ -261,7 +264,7 @@ class Checkpoints:
     def _restore_errors(self, step: int) -> Iterator[None]:
         """Context manager that turns a failed restore into one line that names the checkpoint."""
         reason = ""
-        with without_late_reads:
+        with without_late_errors:
             try:
                 yield
             except Exception as error:  # orbax raises a bare Exception on failed reads
@@ -271,7 +274,7 @@ class Checkpoints:
                 clear_frames(error)  # they hold reads that will still fail
             if reason:
                 gc.collect()
-                without_late_reads.linger()
+                without_late_errors.linger()
         if reason:
             raise InputError(
                 f"{self._folder}/{step} cannot be restored: it is damaged or was written by "
@@ -335,7 +338,22 @@ class Checkpoints:
             self.wait()
             self._manager.close()
         finally:
-            self._quiet.__exit__(None, None, None)
+            self._quiet.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        without_late_errors.linger()
+        self._quiet.close()  # without a wait: what is being written stays behind
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""What orbax says that users need not read: its log, and reads that fail after a failed restore."""
+"""What orbax says that users need not read: its log, and what fails after a first failure."""
 
 import contextlib
 import gc
@@ -10,7 +10,8 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-_LATE = 10.0  # seconds after which all reads of a failed restore have ended
+_LATE = 10.0  # seconds after which all reads or writes beside a failed one have ended
+_CLOSED = "Event loop is closed"
 
 
 def clear_frames(error: BaseException | None) -> None:
@@ -38,24 +39,27 @@ def without_orbax() -> Iterator[None]:
         logger.removeFilter(is_another)
 
 
-class LateReads:
-    """Context manager that drops the tracebacks of reads that fail after a failed restore.
+class LateErrors:
+    """Context manager that drops the tracebacks of reads and writes that fail after another one.
 
-    Arrays are read concurrently. If one is damaged, orbax closes the event loop, and each further
-    read that fails reports itself or the closed loop when it is garbage-collected, which is noise
-    after the actual error. Reports are dropped while the context manager, which threads share, is
-    open, and for `_LATE` seconds after a failed restore.
+    Arrays are read and written concurrently. If one is damaged or the disk is full, orbax closes
+    the event loop, and each further one that fails reports itself or the closed loop, from threads
+    of TensorStore or when it is garbage-collected, which is noise beside the actual error. Reports
+    are dropped while the context manager, which threads share, is open, and for `_LATE` seconds
+    after a failed restore or save.
     """
 
     def __init__(self) -> None:
         self._lock, self._depth = threading.Lock(), 0
         self._before: Any = None
+        self._before_print: Any = None
 
     def __enter__(self) -> None:
         with self._lock:
             self._depth += 1
             if self._depth == 1:
                 self._before, sys.unraisablehook = sys.unraisablehook, self._unraisable
+                self._before_print, sys.excepthook = sys.excepthook, self._printed
                 logging.getLogger("asyncio").addFilter(self._is_another)
 
     def __exit__(self, *error: object) -> None:
@@ -63,10 +67,11 @@ class LateReads:
             self._depth -= 1
             if self._depth == 0:
                 sys.unraisablehook = self._before
+                sys.excepthook = self._before_print
                 logging.getLogger("asyncio").removeFilter(self._is_another)
 
     def linger(self) -> None:
-        """Stays open for `_LATE` more seconds: reads in other threads fail after the restore."""
+        """Stays open for `_LATE` more seconds: other threads fail after the first."""
         self.__enter__()
         timer = threading.Timer(_LATE, self._leave)
         timer.daemon = True
@@ -78,12 +83,16 @@ class LateReads:
 
     def _unraisable(self, unraisable: Any) -> None:
         late = "coroutine object _read" in repr(unraisable.object)  # orbax's, for one array
-        if not late and "Event loop is closed" not in str(unraisable.exc_value):
+        if not late and _CLOSED not in str(unraisable.exc_value):
             self._before(unraisable)
+
+    def _printed(self, kind: Any, error: BaseException, trace: Any) -> None:
+        if _CLOSED not in str(error):  # printed by TensorStore, in a thread of its own
+            self._before_print(kind, error, trace)
 
     def _is_another(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
         return "exception was never retrieved" not in text or "orbax" not in text
 
 
-without_late_reads = LateReads()
+without_late_errors = LateErrors()

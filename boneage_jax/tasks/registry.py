@@ -67,6 +67,6 @@ def make_task(
     known = options_of(model.name)
     options = {key: value for key, value in options.items() if key in known}
     own = model.get("options", ConfigDict()).to_dict()
-    for key in own.keys() - known:
-        raise InputError(f"config.model.options.{key} is no option of {model.name}")
+    if "name" in own:  # an argument of create_model
+        raise InputError(f"config.model.options.name is no option of {model.name}")
     return task.from_config(config, info, create_model(model.name, **options | own))

@@ -88,23 +88,20 @@ def _train_network(
 
     waiting_for("the model", PATIENCE)
     run = build_run(config, info, devices)
-    checkpoints = Checkpoints(workdir, run.task.metric, info=info)
-    start = check_same_step(checkpoints.newest_step)
-    if start == run.total_steps and (workdir / REPORT).exists():
-        say(f"{workdir} holds this run, finished at step {start}; nothing is left to do")
-        checkpoints.close()
-        return read_report(workdir)
-    if start is None:
-        waiting_for("the pretrained weights", PATIENCE)
-        check_pretrained(config)  # before the minutes that compiling takes
-    waiting_for("the model", PATIENCE)
-    describe_run(run, workdir)
-    state = _make_steps(run, workdir, dataset, checkpoints, start, stopping)
-
-    step = checkpoints.step_to_use(config.select)
-    if step != run.total_steps:
-        state = checkpoints.restore(step, run.parallel.as_global(state))
-    checkpoints.close()
+    with Checkpoints(workdir, run.task.metric, info=info) as checkpoints:
+        start = check_same_step(checkpoints.newest_step)
+        if start == run.total_steps and (workdir / REPORT).exists():
+            say(f"{workdir} holds this run, finished at step {start}; nothing is left to do")
+            return read_report(workdir)
+        if start is None:
+            waiting_for("the pretrained weights", PATIENCE)
+            check_pretrained(config)  # before the minutes that compiling takes
+        waiting_for("the model", PATIENCE)
+        describe_run(run, workdir)
+        state = _make_steps(run, workdir, dataset, checkpoints, start, stopping)
+        step = checkpoints.step_to_use(config.select)
+        if step != run.total_steps:
+            state = checkpoints.restore(step, run.parallel.as_global(state))
     spent = flops_of(state.flops_spent)
     trained = [Trained(run.network, state.eval_variables, spent, step, workdir)]
     split = dataset.split(config.data.eval_split)

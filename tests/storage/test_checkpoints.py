@@ -14,7 +14,7 @@ from boneage_jax.errors import InputError
 from boneage_jax.runtime.parallel import Parallel
 from boneage_jax.state import TrainState, flops_of, split_flops
 from boneage_jax.storage.checkpoints import Checkpoints
-from boneage_jax.storage.quiet_orbax import without_late_reads
+from boneage_jax.storage.quiet_orbax import without_late_errors
 from tests.support.tiny_task import memory_split
 
 
@@ -93,11 +93,11 @@ def test_absl_logging_of_others_is_left_alone(tmp_path, caplog):
 
 def test_restores_side_by_side_leave_the_hook_as_it_was():
     deadline = time.monotonic() + 30  # restores that failed in earlier tests
-    while without_late_reads._depth and time.monotonic() < deadline:
+    while without_late_errors._depth and time.monotonic() < deadline:
         time.sleep(0.1)
     hook = sys.unraisablehook
-    with without_late_reads:
-        with without_late_reads:
+    with without_late_errors:
+        with without_late_errors:
             assert sys.unraisablehook is not hook
         assert sys.unraisablehook is not hook
     assert sys.unraisablehook is hook

@@ -154,7 +154,8 @@ def test_a_changed_recipe_is_refused_before_data_are_prepared(train, tmp_path, m
     ("changed", "says"),
     [
         ({"model__name": "efficientnet_b9"}, "unknown model"),
-        ({"model__options": {"width": 3}}, "options.width is no option of tiny"),
+        ({"model__options": {"width": 3}}, "unknown option 'width' of tiny"),
+        ({"model__options": {"name": "x"}}, "options.name is no option of tiny"),
         ({"optimizer__weight_decay": 0.1}, "weight_decay needs adamw or lion"),
         ({"augment__rotate": 80.0, "augment__resample": "matmul"}, "resample='matmul' needs"),
         ({"augment__extra": "snow"}, "unknown augmentation"),

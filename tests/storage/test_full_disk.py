@@ -49,7 +49,7 @@ WRITES = {
 
 
 @pytest.mark.parametrize("what", WRITES)
-def test_a_full_disk_costs_nothing_that_was_saved(what, small_disk, tiny_train, monkeypatch):
+def test_a_full_disk_costs_nothing_that_was_saved(what, small_disk, tiny_train, monkeypatch, capfd):
     target, names = WRITES[what]
     options = {"folder": small_disk, "model__hidden": 2048}  # 200 kB a checkpoint
     # Up to a checkpoint; the report is written at the end of all.
@@ -74,6 +74,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(what, small_disk, tiny_train, 
         with pytest.raises(InputError) as error:
             tiny_train(**options)
     line = str(error.value)
+    assert "Traceback" not in capfd.readouterr().err
     assert names in line and "free some space" in line and "goes on" in line and "\n" not in line
     workdir = small_disk / "run"
     saved = [int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
