@@ -237,8 +237,8 @@ def run_door(*args, **environment):
         ([], "--topology=TOPOLOGY is needed"),
         (["--topology=gpu:8"], "--config=RECIPE"),
         (["--topology=gpu:8", "--train_images=x"], "invalid int value"),
-        (["--topology=gpu:8", "--price_per_chip_hour=-1"], "must be 0 or more"),
-        (["--topology=gpu:8", "--output=/nowhere/plan.json"], "there is no folder"),
+        (["--topology=gpu:8", "--price_per_chip_hour=-1"], "must be in"),
+        (["--topology=gpu:8", "--output=/nowhere/plan.json"], "a folder that exists"),
     ],
 )
 def test_wrong_flags(args, said):

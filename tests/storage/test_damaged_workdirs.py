@@ -225,7 +225,6 @@ def absurd():
         npz()[:-30],
         npz(half_width=np.float64(NAN)),
         npz(half_width=np.float64(-1)),
-        npz(max_distance=np.float64(np.inf)),
         npz(mean=np.full(10, NAN)),
         npz(mean=np.zeros(9)),
         npz(mean=None),
