@@ -359,7 +359,7 @@ def workdir(tmp_path_factory):
     config.model.name, config.model.padding = "efficientnet_lite0", "symmetric"
     config.ema_decay = 0.9
     config = check_config(config)
-    info = DataInfo(image_size=32, train_images=64, age_mean=120.0, age_std=40.0)
+    info = DataInfo(image_size=96, train_images=64, age_mean=120.0, age_std=40.0)
     save_config(folder / "config.json", config)
     (folder / "facts.json").write_text(json.dumps(dataclasses.asdict(info)))
     task, optimizer = make_task(config, info, None), make_optimizer(config.optimizer, 100)

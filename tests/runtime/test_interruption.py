@@ -16,36 +16,29 @@ from boneage_jax.runtime import interruption
 from boneage_jax.runtime.interruption import cleans_up
 
 def main(argv):
-    print("ready", flush=True)
-    if argv[0] == "stuck":
-        ctypes.CDLL(None).sleep(60)  # no bytecode until it returns
-    elif argv[0] == "python":
-        time.sleep(60)
-    elif argv[0] == "cleans":
-        with cleans_up():
-            try:
-                time.sleep(60)
-            finally:
-                print("cleaned", flush=True)
-    elif argv[0] == "stuck in clean-up":
-        interruption._CLEAN_UP = 0.2
-        with cleans_up():
-            try:
-                time.sleep(60)
-            finally:
-                ctypes.CDLL(None).sleep(60)
-    elif argv[0] == "twice":
-        with cleans_up():
-            try:
-                time.sleep(60)
-            finally:
-                print("ready", flush=True)
-                time.sleep(60)
-    elif argv[0] == "ignored":
-        time.sleep(1)
+    cleaned = argv[0] in ("cleans", "stuck in clean-up", "twice")
+    with cleans_up() if cleaned else contextlib.nullcontext():
+        stage(argv[0])
 
-if sys.argv[1] == "ignored":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def stage(name):
+    try:
+        print("ready", flush=True)
+        if name == "stuck":
+            ctypes.CDLL(None).sleep(60)  # no bytecode until it returns
+        time.sleep(1 if name == "ignored" else 60)
+    finally:
+        if name == "cleans":
+            print("cleaned", flush=True)
+        elif name == "stuck in clean-up":
+            interruption._CLEAN_UP = 0.2
+            ctypes.CDLL(None).sleep(60)
+        elif name == "twice":
+            print("ready", flush=True)
+            time.sleep(60)
+
+# The shell that runs the tests may have been started in the background, which ignores SIGINT.
+ignored = sys.argv[1] == "ignored"
+signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
 run_door(main, computes=False)
 """
 
@@ -67,8 +60,6 @@ def test_ctrl_c_is_one_line_and_status_130(stage, signals, status, printed):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # The shell that runs the tests may have been started in the background.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         assert process.stdout is not None
         for _ in range(signals):

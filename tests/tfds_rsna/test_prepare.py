@@ -229,7 +229,7 @@ def test_door(raw, tmp_path):
     done = door(NAME, f"--raw_dir={raw}", TFDS_DATA_DIR=str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert done.stdout == "rsna_bone_age/256/1.0.0 train: 3 images\n"
-    assert len(done.stderr.splitlines()) == 4, done.stderr  # no noise of libraries
+    assert len(done.stderr.splitlines()) == 5, done.stderr  # no noise of libraries
     wrong = door("rsna_bone_age/7", f"--raw_dir={raw}", f"--data_dir={tmp_path / 'out'}")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("error: rsna_bone_age has no config '7'")
