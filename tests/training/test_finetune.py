@@ -67,7 +67,7 @@ def test_the_last_blocks_and_layers_are_counted_from_the_output():
     ("changes", "words"),
     [
         ({"finetune__last_blocks": 19}, r"last_blocks=19 must lie in 0\.\.18"),
-        ({"finetune__last_layers": -2}, r"last_layers=-2 must lie in"),
+        ({"finetune__last_layers": -2}, "last_layers=-2 must be in"),
         ({"finetune__last_layers": 1, "finetune__last_blocks": 1}, "exclude each other"),
         ({"finetune__head_first": 1.0}, "head_first"),
         ({"finetune__layer_decay": 0.0}, "layer_decay"),

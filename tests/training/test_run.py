@@ -83,7 +83,7 @@ def test_a_budget_needs_pretraining_at_the_same_size():
         ({"model__pretrained": "lite0"}, "is for bone_age"),
         ({"task": "chest"}, "unknown task 'chest': known are bone_age, hand_mask"),
         ({"data__mask_mode": "cut"}, "mask_mode='cut' must be one of"),
-        ({"loss__dice_weight": -1.0}, "dice_weight=-1.0 must be 0 or more"),
+        ({"loss__dice_weight": -1.0}, r"dice_weight=-1.0 must be in \[0, 1000\]"),
     ],
 )
 def test_configs_that_contradict_themselves(changes, words):
