@@ -351,14 +351,16 @@ def config_lines(config: ConfigDict, changed: Collection[str] = ()) -> list[str]
         `base_config` are marked by `*`.
 
     Returns:
-      Lines such as `* batch_size = 16  # images per step over all devices (default 32)`.
+      Lines such as `* log_every = 5  # steps between lines of metrics.jsonl, in [1, 10000000]
+      (default 10)`.
     """
     meanings, defaults = _meanings(), dict(_flat(base_config()))
     lines = ["# > changed on the command line, * changed by the recipe"]
     for key, value in _flat(config):
         differs = key in defaults and defaults[key] != value
         mark = ">" if key in changed else "*" if differs or key not in defaults else " "
-        notes = [meanings.get(key, ""), f"(default {defaults[key]!r})" if differs else ""]
+        within = f", {RANGES[key]}" if key in RANGES else ""
+        notes = [meanings.get(key, "") + within, f"(default {defaults[key]!r})" if differs else ""]
         note = " ".join(note for note in notes if note)
         lines.append(f"{mark} {f'{key} = {value!r}':<46}{f'  # {note}' if note else ''}".rstrip())
     return lines

@@ -37,8 +37,10 @@ def main(argv: Sequence[str]) -> int:
     for name, found in _RANGES.items():
         if (getattr(args, name) or 0) not in found:
             raise InputError(f"--{name}={getattr(args, name)} must be {found}")
-    if args.output and (not args.output.parent.is_dir() or args.output.is_dir()):
-        raise InputError(f"--output={args.output} must be a file in a folder that exists")
+    if args.output and not args.output.parent.is_dir():
+        raise InputError(f"--output={args.output}: there is no folder {args.output.parent}")
+    if args.output and args.output.is_dir():
+        raise InputError(f"--output={args.output} is a folder; name a file")
 
     import jax
 

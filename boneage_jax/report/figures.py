@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
-from matplotlib.ticker import MaxNLocator, MultipleLocator
+from matplotlib.ticker import Locator, MaxNLocator, MultipleLocator
 
 from boneage_jax.metrics import BAND
 from boneage_jax.report.page import in_unit
@@ -75,14 +75,19 @@ def _age_scatter(rows: Rows, report: dict[str, Any]) -> Figure:
     _scatter_by_sex(axes, rows, true, predicted)
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     axes.set(xlabel="true bone age (months)", ylabel="predicted bone age (months)")
-    axes.xaxis.set_major_locator(MultipleLocator(24))
-    axes.yaxis.set_major_locator(MultipleLocator(24))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(_ticks(high - low))
     _opaque(axes.legend(loc="lower right", **_LEGEND))
     text = f"MAE {np.abs(predicted - true).mean():.2f} months, n = {len(true)}"
     if "age" in report:
         text += f"\n95 % interval {report['age']['mae_low']:.2f} to {report['age']['mae_high']:.2f}"
     axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize=10, bbox=_BOX)
     return figure
+
+
+def _ticks(months: float) -> Locator:
+    """Returns ticks at whole years, or few at all for a network whose ages are far off."""
+    return MultipleLocator(24) if months < 24 * 50 else MaxNLocator(6)
 
 
 def _bland_altman(rows: Rows) -> Figure:
@@ -107,7 +112,7 @@ def _bland_altman(rows: Rows) -> Figure:
     axes.set_ylim(-reach, reach)
     axes.set(xlabel="mean of true and predicted bone age (months)")
     axes.set(ylabel="predicted − true (months)")
-    axes.xaxis.set_major_locator(MultipleLocator(24))
+    axes.xaxis.set_major_locator(_ticks(np.ptp((true + predicted) / 2)))
     _legend_above(axes)
     return figure
 

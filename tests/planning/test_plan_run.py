@@ -237,8 +237,12 @@ def run_door(*args, **environment):
         ([], "--topology=TOPOLOGY is needed"),
         (["--topology=gpu:8"], "--config=RECIPE"),
         (["--topology=gpu:8", "--train_images=x"], "invalid int value"),
-        (["--topology=gpu:8", "--price_per_chip_hour=-1"], "must be in"),
-        (["--topology=gpu:8", "--output=/nowhere/plan.json"], "a folder that exists"),
+        (["--topology=gpu:8", "--price_per_chip_hour=-1"], r"must be in \[0, 1000000\]"),
+        (["--topology=gpu:8", "--price_per_chip_hour=nan"], "price_per_chip_hour=nan"),
+        (["--topology=gpu:8", "--train_images=1" + "0" * 30], "train_images"),
+        (["--topology=gpu:8", "--output=/"], "is a folder"),
+        (["--topology=gpu:8", "--output="], "must not be empty"),
+        (["--topology=gpu:8", "--output=/nowhere/plan.json"], "there is no folder"),
     ],
 )
 def test_wrong_flags(args, said):
