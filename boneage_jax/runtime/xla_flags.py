@@ -6,6 +6,7 @@ backend reads when it starts.
 
 import importlib.metadata
 import os
+import sys
 
 from boneage_jax.runtime.machine import cpuinfo
 
@@ -44,6 +45,8 @@ def choose_for_cpu() -> None:
     for key, value in measured:
         if (key, value) == _VECTORS and not _has_fast_wide_vectors():
             continue
+        if (key, value) == _KERNELS and sys.platform == "linux" and not cpuinfo():
+            value = ""  # YNNPACK fails where /proc is not mounted
         if not any(flag.startswith(f"--{key}") for flag in flags):
             flags.append(f"--{key}={value}")
     os.environ["XLA_FLAGS"] = " ".join(flags)

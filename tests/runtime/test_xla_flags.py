@@ -70,6 +70,10 @@ def test_no_processor_to_ask_is_no_error(monkeypatch):
 
     monkeypatch.setattr(Path, "read_text", missing)
     assert not xla_flags._has_fast_wide_vectors()
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.10.2")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    choose_for_cpu()
+    assert os.environ["XLA_FLAGS"] == "--xla_cpu_experimental_ynn_fusion_type="  # no YNNPACK
 
 
 def test_xla_takes_the_flags(tmp_path):
