@@ -80,7 +80,8 @@ def train_batches(
     rows = rows.shuffle(seed=seed).repeat().map_with_index(_number)
     if count > 1:
         rows = rows[index::count]
-    batches = rows.batch(batch_size // count).map(_Read(split, labels))
+    # Rounded up, the number of batches of one image would be one more than grain can count.
+    batches = rows.batch(batch_size // count, drop_remainder=True).map(_Read(split, labels))
     return _start(batches, put, threads, buffer)
 
 

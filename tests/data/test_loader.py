@@ -31,6 +31,16 @@ def test_batches_do_not_depend_on_threads(threads):
             np.testing.assert_array_equal(a[key], b[key])
 
 
+def test_batches_of_one_image_hold_those_of_larger_batches():
+    options = {"seed": 3, "put": lambda batch: batch}
+    ones = take(train_batches(memory_split(20), LABELS, 1, **options), 8)
+    np.testing.assert_array_equal(
+        np.concatenate([batch["draw"] for batch in ones]), np.arange(8, dtype=np.uint32)
+    )
+    (whole,) = take(train(memory_split(20)), 1)
+    np.testing.assert_array_equal(np.concatenate([b["image"] for b in ones]), whole["image"])
+
+
 def test_each_epoch_is_a_permutation_and_epochs_differ():
     split = memory_split(24)
     values = np.concatenate([b["image"][:, 0, 0, 0] for b in take(train(split), 6)])
