@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any, TypeVar
 
 from boneage_jax.errors import InputError
@@ -217,7 +217,7 @@ def error_in(path: Path, error: BaseException, call: Any = None) -> InputError:
       error: the exception; the message names the last line of the file that led to it.
       call: function of the file whose call failed, for its line if no other is known.
     """
-    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if _is_of(frame, path)]
+    lines = _lines_of(error, path)
     message = str(error)
     if isinstance(error, SyntaxError) and error.filename == str(path):
         lines, message = [error.lineno or 0], error.msg
@@ -227,8 +227,18 @@ def error_in(path: Path, error: BaseException, call: Any = None) -> InputError:
     return InputError(f"{place}: {type(error).__name__}: {message}")
 
 
-def _is_of(frame: FrameType, path: Path) -> bool:
-    return frame.f_code.co_filename == str(path)
+def words_of(error: BaseException) -> str:
+    """Returns type and first line of an error, after the line of a loaded file that led to it."""
+    message = f"{type(error).__name__}: {(str(error).strip() or repr(error)).splitlines()[0]}"
+    for path in _loaded:
+        if lines := _lines_of(error, path):
+            return f"{path}, line {lines[-1]}: {message}"
+    return message
+
+
+def _lines_of(error: BaseException, path: Path) -> list[int]:
+    walk = traceback.walk_tb(error.__traceback__)
+    return [line for frame, line in walk if frame.f_code.co_filename == str(path)]
 
 
 def loaded_files() -> list[str]:

@@ -8,12 +8,13 @@ from ml_collections import ConfigDict
 from boneage_jax.config import check_config, load_config
 from boneage_jax.data.info import DataInfo
 from boneage_jax.errors import InputError
-from boneage_jax.extensions import DATASETS
+from boneage_jax.extensions import DATASETS, MODELS, TASKS, words_of
 from boneage_jax.pretrained.load_pretrained import pretrained_options
 from boneage_jax.ranges import RANGES
 from boneage_jax.storage.bucket import open_workdir
 from boneage_jax.storage.layout import CONFIG
-from boneage_jax.training.run import build_run
+from boneage_jax.training.run import Run, build_run
+from tfds_rsna.builders import find_builder
 
 
 def check_before_data(
@@ -27,18 +28,36 @@ def check_before_data(
       begun: the run has a checkpoint, so it starts from no other weights.
 
     Raises:
-      InputError: see `build_run`; or the weights to start from are not there or do not fit.
+      InputError: see `build_run`; an unknown data set; the weights to start from are not there or
+        do not fit; or a network or task of the user's own fails.
     """
+    find_builder(f"{config.data.name}/{config.data.config}")
+    if config.pretrain.data:
+        find_builder(config.pretrain.data)
     rough = ConfigDict(config.to_dict())
     # FLOPs per step need the real image size.
     rough.budget_flops, rough.steps, rough.member_flops = 0.0, config.steps or 100, 0.0
     size = config.data.config.partition("-")[0]
-    if config.data.name in DATASETS or not size.isdecimal():  # the name says nothing of the size
+    known = size.isdecimal() and config.data.name not in DATASETS  # whose names may say anything
+    if not known:
         size = config.progressive.sizes.rpartition(",")[2].strip()
     stored = int(size) if size.isdecimal() and int(size) in RANGES["bench.image_size"] else 64
-    build_run(check_config(rough), DataInfo(stored, 1000, 120.0, 40.0), devices)
+    run = build_run(check_config(rough), DataInfo(stored, 1000, 120.0, 40.0), devices)
+    if known and (config.model.name in MODELS or config.task in TASKS):
+        _check_own(run)
     if not begun:
         _check_start(config)
+
+
+def _check_own(run: Run) -> None:
+    """Traces the train step of a network or task that the user has registered."""
+    try:
+        _ = run.train_flops
+    except InputError:
+        raise
+    except Exception as error:  # of the user's code, or of JAX for what it returns
+        name = f"config.model.name={run.config.model.name} with config.task={run.config.task}"
+        raise InputError(f"{name} fails: {words_of(error)}") from error
 
 
 def _check_start(config: ConfigDict) -> None:
