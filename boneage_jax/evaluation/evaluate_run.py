@@ -17,6 +17,7 @@ from boneage_jax.inference.load_trained import load_members
 from boneage_jax.report.run_report import read_report, write_report
 from boneage_jax.storage.bucket import open_workdir, push
 from boneage_jax.storage.layout import CALIBRATION, REPORT
+from boneage_jax.storage.safe_write import writing
 from boneage_jax.storage.workdir import read_run
 
 
@@ -73,7 +74,8 @@ def evaluate(
         note_opening(workdir, members[0].step, found)
     report = report_members(members, dataset, split, rows, workdir)
     folder = workdir / "evaluation" / split
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     title = f"{config.model.name} on {dataset.name}, {split} split"
     write_report(folder, report, rows, title, part)
     push(workdir)

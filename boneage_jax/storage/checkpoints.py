@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 # Keys in the metadata of a checkpoint.
 _CHECKSUMS, _POSITION, _INFO = "checksums", "position", "info"
+_METADATA = "_CHECKPOINT_METADATA"  # the file of orbax that holds them
 
 
 class Checkpoints:
@@ -82,6 +83,7 @@ class Checkpoints:
             read_only=read_only,
         )
         try:
+            _check_steps(self._folder)
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except (ValueError, KeyError, TypeError, OSError) as error:
             self._quiet.close()
@@ -288,6 +290,10 @@ class Checkpoints:
         this.
         """
         if step not in self._notes:
+            path = epath.Path(self._folder) / str(step) / _METADATA
+            # Orbax takes a damaged file for one without checksums.
+            if path.exists() and not isinstance(json.loads(path.read_text()), dict):
+                raise ValueError(f"{_METADATA} is no JSON object")
             self._notes[step] = self._manager.metadata(step).custom_metadata or {}
         return self._notes[step]
 
@@ -372,6 +378,14 @@ class Checkpoints:
                 "last checkpoint",
                 alone=True,
             ) from error
+
+
+def _check_steps(folder: Any) -> None:
+    """Refuses a step that is no folder, which orbax would pass over for an earlier one."""
+    steps = folder.iterdir() if isinstance(folder, Path) and folder.is_dir() else ()
+    wrong = [path.name for path in steps if path.name.isdecimal() and not path.is_dir()]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is not a folder")
 
 
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:

@@ -90,6 +90,11 @@ def _train_network(
     run = build_run(config, info, devices)
     with Checkpoints(workdir, run.task.metric, info=info) as checkpoints:
         start = check_same_step(checkpoints.newest_step)
+        if start is not None and start > run.total_steps:
+            raise InputError(
+                f"{workdir} holds a checkpoint of step {start}, this run ends at step "
+                f"{run.total_steps}; choose another --workdir"
+            )
         if start == run.total_steps and (workdir / REPORT).exists():
             say(f"{workdir} holds this run, finished at step {start}; nothing is left to do")
             return read_report(workdir)

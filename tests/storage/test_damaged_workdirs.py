@@ -113,6 +113,11 @@ def test_a_training_refuses_a_damaged_folder(name, content, train, tmp_path):
         ("facts.json", facts(age_mean=100.0)),  # disagrees with the checkpoint
         *(("config.json", wrong) for wrong in WRONG["config.json"]),
         ("config.json", '{"seed": -1}'),
+        ("checkpoints/2", "gone"),
+        ("checkpoints/2", "a file"),
+        ("checkpoints/2", None),
+        ("checkpoints/2/state", "gone"),
+        *(("checkpoints/2/_CHECKPOINT_METADATA", wrong) for wrong in ("null", "[]", '{"a', "")),
         ("checkpoints", "gone"),
         ("checkpoints", "a file"),
         ("checkpoints", None),
@@ -124,7 +129,7 @@ def test_a_prediction_refuses_a_damaged_folder(name, content, train, tmp_path):
     before = files(workdir)
     with pytest.raises(InputError) as error:
         load_members(workdir)
-    assert name in str(error.value) and "\n" not in str(error.value)
+    assert name.split("/")[0] in str(error.value) and "\n" not in str(error.value)
     assert files(workdir) == before
 
 
@@ -134,6 +139,19 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(train, tmp_path):
     os.mkfifo(path)
     with pytest.raises(InputError, match=r"config\.json is not a file"):
         load_members(tmp_path / "run")
+
+
+def test_a_checkpoint_beyond_the_end_is_refused(train, tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "2").rename(folder / "99999999999999999999")
+    with pytest.raises(InputError, match="step 99999999999999999999, this run ends at step 2"):
+        train()
+
+
+def test_an_evaluation_that_cannot_be_written_is_one_line(train, tmp_path, phantoms):
+    (tmp_path / "run" / "evaluation").touch()
+    with pytest.raises(InputError, match=r"evaluation.* cannot be written"):
+        evaluate(tmp_path / "run", data_dir=phantoms)
 
 
 def test_an_unknown_split_is_refused_before_anything_is_loaded(train, tmp_path, monkeypatch):
