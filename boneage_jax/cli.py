@@ -307,7 +307,7 @@ def find_arms(name: str) -> Path:
 
 def _find(name: str, folder: Path, flag: str) -> Path:
     """Returns the Python file at path `name`, or the one called `name` in `folder`."""
-    path = Path(name).expanduser()
+    path = checked_path(name, flag) if name else Path()
     if path.suffix == ".py" or os.sep in name:
         if not path.is_file():
             shipped = (folder / f"{path.stem}.py").is_file()

@@ -8,6 +8,7 @@ docs/extending.md has an example of each.
 
 import difflib
 import importlib.util
+import math
 import re
 import sys
 import traceback
@@ -159,7 +160,11 @@ def register_config(
     Raises:
       InputError: see `Registry.add`; or a default has another type.
     """
+    if not isinstance(defaults, Mapping):
+        raise InputError(f"config.{section}: defaults={defaults!r} must be a dict")
     for key, value in defaults.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"config.{section}.{key}={value!r} must be a finite number")
         if not _NAME.fullmatch(key) or not isinstance(value, bool | int | float | str):
             raise InputError(f"config.{section}.{key}={value!r} must be a bool, int, float or str")
     CONFIG_SECTIONS.add(section, (dict(defaults), check))
@@ -187,8 +192,14 @@ def load_extensions(file: str | Path) -> ModuleType:
     Raises:
       InputError: the file does not exist or fails.
     """
-    path = Path(file).expanduser()
-    if not path.is_file():
+    if not isinstance(file, str | Path):
+        raise InputError(f"--extensions={file!r} must be the path of a Python file")
+    try:
+        path = Path(file).expanduser()
+        found = path.is_file()
+    except (OSError, RuntimeError):  # a name too long, or ~NAME of nobody
+        found = False
+    if not found:
         raise InputError(f"--extensions={file}: there is no such Python file")
     path = path.resolve()
     if path in _loaded:

@@ -47,6 +47,8 @@ def count_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
       InputError: work that the jaxpr does not show: matrix products in a while loop of unknown
         length, host callbacks, foreign kernels, iterative factorisations.
     """
+    if not callable(fn):
+        raise InputError(f"count_flops: {fn!r} must be a function")
     leaves, tree = jax.tree.flatten((args, kwargs))
     is_array = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]
     places = [place for place, array in enumerate(is_array) if array]
@@ -56,7 +58,8 @@ def count_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
         for place, array in zip(places, arrays, strict=True):
             known[place] = array
         positional, named = jax.tree.unflatten(tree, known)
-        return fn(*positional, **named)
+        outputs = jax.tree.leaves(fn(*positional, **named))
+        return [leaf for leaf in outputs if hasattr(leaf, "dtype")]
 
     return _count(jax.make_jaxpr(run)([leaves[place] for place in places]).jaxpr)
 

@@ -66,6 +66,13 @@ def test_a_recipe_that_there_is_not(recipe, says):
     assert says in str(error.value)
 
 
+@pytest.mark.parametrize("file", [None, 3, b"a.py", "", "x" * 300 + ".py", "~nobody_here/a.py"])
+def test_what_is_no_file_is_refused_in_words(file):
+    for load in (load_recipe, boneage_jax.load_extensions):
+        with pytest.raises(InputError, match=r"must be|there is no such|not shipped|too long|home"):
+            load(file)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

@@ -24,12 +24,14 @@ from boneage_jax.pretrained.keras_file import open_keras
 from boneage_jax.pretrained.names import keras_tree, torch_tree
 from boneage_jax.pretrained.own_run import own_config, own_variables
 from boneage_jax.pretrained.safetensors_file import open_safetensors
-from boneage_jax.pretrained.source import kind_of, locate
+from boneage_jax.pretrained.source import as_named, kind_of, locate
 from boneage_jax.pretrained.stem import InputNormalization, fit_stem
 from boneage_jax.pretrained.torch_file import open_torch
 from boneage_jax.pretrained.weight import Tree, Weight, read_tree
+from boneage_jax.ranges import Range
 from boneage_jax.storage.layout import is_workdir
 
+_CHANNELS = Range(1, 10_000)
 # What Python's and h5py's readers raise on damaged files (includes NotImplementedError).
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, RuntimeError, EOFError, MemoryError, OverflowError),
@@ -78,8 +80,11 @@ def load_pretrained(
       InputError: unknown name, option or source; a file that is damaged, from another network or
         variant, or contains code; a classifier of another size.
     """
-    if channels < 1:
-        raise InputError(f"channels={channels} must be 1 or more")
+    if not isinstance(channels, int) or channels not in _CHANNELS:
+        raise InputError(f"channels={channels!r} must be a whole number {_CHANNELS}")
+    if normalization is not None and not isinstance(normalization, InputNormalization):
+        raise InputError(f"normalization={normalization!r} must be an InputNormalization")
+    source = as_named(source)
     like = _shapes(name, channels, options)
     check_family(family)
     classes = int(options.get("num_classes", 0))
@@ -122,6 +127,7 @@ def pretrained_options(
     """
     _check_name(name)
     check_family(family)
+    source = as_named(source)
     if is_workdir(Path(source)):
         with _naming(source):
             config = own_config(name, Path(source))
@@ -152,6 +158,7 @@ def source_normalization(
     """
     _check_name(name)
     check_family(family)
+    source = as_named(source)
     if is_workdir(Path(source)):
         with _naming(source):
             method = own_config(name, Path(source)).normalize

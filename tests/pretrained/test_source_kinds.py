@@ -206,6 +206,17 @@ def test_without_a_connection_only_the_cache_is_asked(monkeypatch, tmp_path):
     assert time.monotonic() - began < 10  # the client alone tries for a minute
 
 
+@pytest.mark.parametrize("source", [None, 3, b"a.pth", "", "a\0b", "x" * 300, []])
+def test_what_is_no_source_is_refused_in_words(source):
+    for ask in (
+        boneage_jax.load_pretrained,
+        boneage_jax.pretrained_options,
+        boneage_jax.source_normalization,
+    ):
+        with pytest.raises(boneage_jax.InputError, match="source="):
+            ask("efficientnet_lite0", source)
+
+
 def test_without_the_hub_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refused(load, "hf:a/b", match=r"boneage_jax\[hf\]")
