@@ -129,7 +129,7 @@ def test_segment_refuses_what_would_lose_masks(here, radiographs, tmp_path, monk
     assert {path.name: path.read_bytes() for path in images.iterdir()} == before
 
 
-def test_odd_names_cost_one_mask_at_most(here, radiographs, tmp_path, monkeypatch):
+def test_odd_names_cost_one_mask_at_most(here, radiographs, tmp_path, capfd):
     odd, output = tmp_path / "odd", tmp_path / "out"
     odd.mkdir()
     whole = (radiographs / "images" / "hand00.png").read_bytes()
@@ -143,6 +143,8 @@ def test_odd_names_cost_one_mask_at_most(here, radiographs, tmp_path, monkeypatc
     assert written == {os.fsdecode(name) for name in names} - {"taken.png"}
     table = (output / "review" / "masks.csv").read_text(errors="surrogateescape")
     assert table.count("its mask cannot be written") == 1
+    (line,) = [row for row in capfd.readouterr().err.splitlines() if row.startswith("left out")]
+    assert "taken.png" in line and "its mask cannot be written" in line
 
 
 @pytest.mark.parametrize(
