@@ -13,8 +13,6 @@ import numpy as np
 from boneage_jax.data.source import Split
 from boneage_jax.errors import InputError
 from boneage_jax.json_file import read_json
-from boneage_jax.report.figures import draw_figures
-from boneage_jax.report.mask_figures import draw_mask_figures
 from boneage_jax.report.page import summary_lines, write_page
 from boneage_jax.storage.layout import REPORT
 from boneage_jax.storage.safe_write import write_text, writing
@@ -46,6 +44,10 @@ def write_report(
       InputError: the report holds NaN or an infinity (the training diverged), or a file cannot be
         written.
     """
+    # Loads matplotlib, which takes a second that a run has to spare only at its end.
+    from boneage_jax.report.figures import draw_figures
+    from boneage_jax.report.mask_figures import draw_mask_figures
+
     report = json_safe(report)
     with writing(workdir / "predictions.csv"):
         write_text(workdir / "predictions.csv", predictions_csv(predictions))
