@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from boneage_jax.runtime import machine
+from boneage_jax.runtime.cpu_memory import SWITCH
 
 
 def write_provenance(output: Path, settings: Mapping[str, Any], **facts: Any) -> None:
@@ -30,7 +31,9 @@ def write_provenance(output: Path, settings: Mapping[str, Any], **facts: Any) ->
         "hardware": facts.pop("hardware", None) or machine.hardware(),
         "versions": facts.pop("versions", None) or machine.versions(),
         "environment": {
-            key: os.environ[key] for key in ("GLIBC_TUNABLES", "XLA_FLAGS") if key in os.environ
+            key: os.environ[key]
+            for key in ("GLIBC_TUNABLES", SWITCH, "XLA_FLAGS")
+            if key in os.environ
         },
         "load_average": os.getloadavg()[0],  # of the last minute
         **facts,

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import boneage_jax
 from boneage_jax.errors import InputError, Stopped
 from boneage_jax.extensions import error_in, load_extensions
-from boneage_jax.runtime.cpu_memory import use_huge_pages
 from boneage_jax.runtime.interruption import (
     STATUS,
     end_interrupted,
@@ -55,7 +54,6 @@ def run_door(main: Main, *, computes: bool = True, in_a_job: bool = False) -> No
     gc.set_threshold(50_000, 20, 50)  # importing and tracing create many objects and few cycles
     if computes:
         choose_for_cpu()
-        use_huge_pages()
     with contextlib.ExitStack() as stack:
         if in_a_job:
             from boneage_jax.runtime.distributed import parting
@@ -181,7 +179,7 @@ def path_argument(text: str) -> Path:
 
 
 def prepare_jax(*, compile_cache: bool = True, trains: bool = False) -> None:
-    """Loads JAX and sets it up for a command: compilation cache, heap.
+    """Loads JAX and sets it up for a command: compilation cache, memory, devices.
 
     Args:
       compile_cache: keep compiled programs between starts.
@@ -191,16 +189,18 @@ def prepare_jax(*, compile_cache: bool = True, trains: bool = False) -> None:
       InputError: JAX_PLATFORMS names devices that JAX cannot use.
     """
     from boneage_jax.runtime.compile_cache import use_compile_cache
-    from boneage_jax.runtime.cpu_memory import tidy_heap
+    from boneage_jax.runtime.cpu_memory import hold_memory
     from boneage_jax.runtime.machine_errors import check_devices
+    from boneage_jax.runtime.process_setup import dispatch_on_caller
     from boneage_jax.runtime.xla_flags import hide_latency
 
     if compile_cache:
         use_compile_cache()
+    hold_memory()  # for as long as the command runs
+    dispatch_on_caller()
     check_devices()
     if trains:
         hide_latency()
-    tidy_heap()
 
 
 def parse_config(argv: Sequence[str]) -> tuple["ConfigDict", Path, list[str]]:

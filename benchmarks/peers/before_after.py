@@ -21,9 +21,8 @@ from pathlib import Path
 
 import cv2
 
-from benchmarks.peers.contender import ROOT, Contender, Settings
+from benchmarks.peers.contender import HUGE_PAGES, ROOT, Contender, Settings
 from benchmarks.peers.rounds import print_summary, summary_rows, take_turns, write_rounds
-from boneage_jax.runtime.cpu_memory import TUNABLES
 from tfds_rsna.hand_phantom.render import make_phantom
 
 
@@ -72,7 +71,10 @@ def time_steps(args: argparse.Namespace, codes: dict[str, Path]) -> None:
     settings = Settings(args.model, args.size, args.batch, "float32", "train")
     steppers = []
     for name, checkout in codes.items():
-        environment = {"PYTHONPATH": str(checkout), "GLIBC_TUNABLES": TUNABLES}
+        environment = {"PYTHONPATH": str(checkout), "GLIBC_TUNABLES": None}
+        memory = checkout / "boneage_jax" / "runtime" / "cpu_memory.py"
+        if "def hold_memory" not in memory.read_text():  # its commands set this before they began
+            environment["GLIBC_TUNABLES"] = HUGE_PAGES
         file = str(checkout / "benchmarks" / "peers" / "ours.py")
         steppers.append(Contender(name, file, settings, (), environment))
     times = take_turns(steppers, args.rounds, args.steps)

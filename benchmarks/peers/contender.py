@@ -19,6 +19,12 @@ import numpy as np
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 _MARK = "answer: "
+# Settings of glibc for a process with large arrays: huge pages, one arena, nothing given back. Ours
+# sets the like by itself; PyTorch and Keras gain from it as well.
+HUGE_PAGES = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
+    f"glibc.malloc.trim_threshold={1 << 40}:glibc.malloc.arena_max=1"
+)
 
 
 class Settings(NamedTuple):

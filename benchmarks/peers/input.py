@@ -26,7 +26,7 @@ from benchmarks.peers.rounds import print_summary, summary_rows, take_turns, wri
 from boneage_jax.benchmarking.records import synthetic_split
 from boneage_jax.data.files import fit_square
 from boneage_jax.data.loader import train_batches
-from boneage_jax.runtime.cpu_memory import use_huge_pages
+from boneage_jax.runtime.cpu_memory import hold_memory
 
 
 class Ours:
@@ -136,5 +136,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
+    hold_memory()
     main()

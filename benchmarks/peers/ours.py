@@ -8,9 +8,8 @@ from benchmarks.peers.contender import Ready, Settings, serve
 from boneage_jax.benchmarking.settings import synthetic_info
 from boneage_jax.benchmarking.steps import prepare_eval, prepare_train
 from boneage_jax.config import base_config, check_config
-from boneage_jax.runtime.cpu_memory import tidy_heap
 from boneage_jax.runtime.machine import versions
-from boneage_jax.runtime.xla_flags import choose_for_cpu
+from boneage_jax.runtime.process_setup import prepared_process
 
 NAMES = {"b0": "efficientnet_b0", "b4": "efficientnet_b4", "lite0": "efficientnet_lite0"}
 
@@ -31,7 +30,6 @@ def recipe(settings: Settings) -> ConfigDict:
 
 def setup(settings: Settings) -> Ready:
     """The train or evaluation step."""
-    tidy_heap()
     prepare = prepare_train if settings.mode == "train" else prepare_eval
     step = prepare(recipe(settings), synthetic_info(settings.size))
     state = jax.eval_shape(
@@ -45,5 +43,5 @@ def setup(settings: Settings) -> Ready:
 
 
 if __name__ == "__main__":
-    choose_for_cpu()
-    serve(setup)
+    with prepared_process():  # as `boneage_jax.train` does
+        serve(setup)

@@ -14,15 +14,15 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from benchmarks.peers.contender import Contender, Settings
+from benchmarks.peers.contender import HUGE_PAGES, Contender, Settings
 from benchmarks.peers.rounds import print_summary, summary_rows, take_turns, write_rounds
-from boneage_jax.runtime.cpu_memory import TUNABLES
+from boneage_jax.runtime.cpu_memory import SWITCH
 
 # name -> file, options, environment, package it needs. Ours first: the others are compared with it.
 _SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 CONTENDERS = {
-    "ours": ("ours.py", [], {"GLIBC_TUNABLES": TUNABLES}, "jax"),
-    "ours, default malloc": ("ours.py", [], {"GLIBC_TUNABLES": None}, "jax"),
+    "ours": ("ours.py", [], {"GLIBC_TUNABLES": None}, "jax"),
+    "ours, default malloc": ("ours.py", [], {"GLIBC_TUNABLES": None, SWITCH: "0"}, "jax"),
     "torch": ("torch_peer.py", [], {}, "timm"),
     "torch, channels last": ("torch_peer.py", ["channels_last"], {}, "timm"),
     "torch, compiled": ("torch_peer.py", ["compile"], {}, "timm"),
@@ -31,11 +31,11 @@ CONTENDERS = {
         "timm",
     ),
     "torch, channels last, huge pages": (
-        *("torch_peer.py", ["channels_last"], {"GLIBC_TUNABLES": TUNABLES}),
+        *("torch_peer.py", ["channels_last"], {"GLIBC_TUNABLES": HUGE_PAGES}),
         "timm",
     ),
     "keras on jax": ("keras_peer.py", [], {"GLIBC_TUNABLES": None}, "keras"),
-    "keras on jax, huge pages": ("keras_peer.py", [], {"GLIBC_TUNABLES": TUNABLES}, "keras"),
+    "keras on jax, huge pages": ("keras_peer.py", [], {"GLIBC_TUNABLES": HUGE_PAGES}, "keras"),
 }
 _KERAS = ("b0", "b4")
 

@@ -1,10 +1,11 @@
-"""What the settings that the doors make for a CPU are worth: a train step, each in a fresh process.
+"""What the settings of a training on a CPU are worth: a train step, each in a fresh process.
 
 usage: python -m benchmarks.speed.cpu_settings --output=FILE.csv [--rounds=3] [--steps=12]
            [MODEL:SIZE:BATCH ...]
 
-Settings, each beside those before it: malloc as it is; huge pages (`huge_pages.use_huge_pages`);
-holes closed behind a compilation (`compiler.tidy_heap`); XLA's flags (`xla_flags.choose_for_cpu`).
+Settings, each beside those before it: malloc as it is; memory held between steps
+(`cpu_memory.hold_memory`, `process_setup.dispatch_on_caller`); XLA's flags
+(`xla_flags.choose_for_cpu`).
 Each is timed in processes that compile their step, and in processes that find it in the compilation
 cache, in turns over the rounds. FILE.csv has a line per process; a JSON beside it says where.
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 from benchmarks.provenance import write_provenance
 from boneage_jax.benchmarking.settings import synthetic_info
 
-SETTINGS = ("malloc as it is", "huge pages", "holes closed", "XLA's flags")
+SETTINGS = ("malloc as it is", "memory held", "XLA's flags")
 FIELDS = ("model", "size", "batch", "settings", "start", "first_step_seconds")
 COLUMNS = (*FIELDS, "median_seconds", "low_seconds", "high_seconds", "steps")
 
@@ -31,18 +32,20 @@ def child(model: str, size: int, batch: int, level: int, cache: str, steps: int)
     """One process: prints its timings as JSON."""
     from boneage_jax.runtime.xla_flags import choose_for_cpu
 
-    if level >= 3:
+    if level >= 2:
         choose_for_cpu()
     import jax
     import numpy as np
 
     from boneage_jax.benchmarking.steps import Stepper, synthetic_batch
     from boneage_jax.config import base_config, check_config
-    from boneage_jax.runtime.cpu_memory import tidy_heap
+    from boneage_jax.runtime.cpu_memory import hold_memory
+    from boneage_jax.runtime.process_setup import dispatch_on_caller
     from boneage_jax.training.run import build_run
 
-    if level >= 2:
-        tidy_heap()
+    if level >= 1:
+        hold_memory()
+        dispatch_on_caller()
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     config = base_config()
@@ -63,9 +66,7 @@ def child(model: str, size: int, batch: int, level: int, cache: str, steps: int)
 
 def measure(case: str, level: int, cache: Path, steps: int) -> list[float]:
     """Timings of a fresh process with the settings up to `level`."""
-    from boneage_jax.runtime.cpu_memory import TUNABLES
-
-    environment = os.environ | {"GLIBC_TUNABLES": TUNABLES if level else "", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     environment.pop("XLA_FLAGS", None)
     command = [
         *(sys.executable, "-m", "benchmarks.speed.cpu_settings", "--child"),

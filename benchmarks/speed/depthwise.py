@@ -19,17 +19,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from boneage_jax.runtime.cpu_memory import use_huge_pages
-
-if __name__ == "__main__":
-    use_huge_pages()  # before JAX is loaded
-
 import jax
 import jax.numpy as jnp
 
 from benchmarks.provenance import write_provenance
 from boneage_jax.models.depthwise import depthwise_conv
 from boneage_jax.models.efficientnet import STAGES, VARIANTS, round_filters, stage_repeats
+from boneage_jax.runtime.process_setup import prepared_process
 
 Layer = tuple[int, int, int, int]  # input pixels per side, channels, kernel, stride
 
@@ -115,4 +111,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with prepared_process():
+        main()

@@ -17,8 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.provenance import write_provenance
-from boneage_jax.runtime.cpu_memory import use_huge_pages
-from boneage_jax.runtime.xla_flags import choose_for_cpu
+from boneage_jax.runtime.process_setup import prepared_process
 
 COLUMNS = (
     *("model", "pixels", "inputs", "outputs", "times", "pass"),
@@ -109,6 +108,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    choose_for_cpu()
-    use_huge_pages()
-    main()
+    with prepared_process():
+        main()

@@ -80,13 +80,15 @@ def main(path: Path) -> None:
     from boneage_jax.benchmarking.steps import prepare_train
     from boneage_jax.config import check_config
     from boneage_jax.runtime.compile_cache import use_compile_cache
-    from boneage_jax.runtime.cpu_memory import tidy_heap
+    from boneage_jax.runtime.cpu_memory import hold_memory
+    from boneage_jax.runtime.process_setup import dispatch_on_caller
 
+    hold_memory()
+    dispatch_on_caller()
     # Also starts the backend, which belongs neither to building nor to compiling.
     device = jax.local_devices()[0]
     imported = time.monotonic()
     use_compile_cache()
-    tidy_heap()
     recipe = check_config(ConfigDict(settings["recipe"]))
     step = prepare_train(recipe, synthetic_info(settings["image_size"]))
     compiled = time.monotonic()

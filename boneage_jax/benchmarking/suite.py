@@ -44,6 +44,7 @@ from boneage_jax.benchmarking.timing import alternate, measure, paired_ratio
 from boneage_jax.config import check_config
 from boneage_jax.data.info import DataInfo
 from boneage_jax.errors import InputError
+from boneage_jax.runtime.cpu_memory import SWITCH
 from boneage_jax.runtime.interruption import cleans_up
 from boneage_jax.runtime.machine import hardware, versions
 from boneage_jax.training.run import build_run
@@ -346,7 +347,7 @@ def run_suite(
         "versions": versions(),
         "environment": {
             key: os.environ[key]
-            for key in ("GLIBC_TUNABLES", "XLA_FLAGS", "LIBTPU_INIT_ARGS")
+            for key in ("GLIBC_TUNABLES", SWITCH, "XLA_FLAGS", "LIBTPU_INIT_ARGS")
             if key in os.environ
         },
         "load_average": load,

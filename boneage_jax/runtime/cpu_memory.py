@@ -1,131 +1,129 @@
-"""Keeps large host arrays on huge pages, and their memory in the process.
+"""Keeps the memory of large host arrays in the process, on huge pages.
 
-XLA's CPU backend allocates a step's intermediate results with malloc and frees them at the end of
-the step. By default glibc returns such blocks to the kernel, and the next step faults in every page
-of 4 KiB again: about 200,000 page faults per step of EfficientNet-Lite0 on 16 images of 192 px.
-With huge pages, one arena and no memory returned, that step took 409 to 419 ms instead of 645 to
-650 (medians of 25 steps, two alternating runs each, 2 cores of an AMD EPYC).
+XLA's CPU backend takes the intermediate results of a step from malloc as one block, and frees it at
+the end of the step. By default glibc maps such a block and gives it back to the kernel, so that
+every step faults in each of its pages of 4 KiB again: 470,000 page faults per step of
+EfficientNet-B4 on 8 images of 256 px. While `hold_memory` is in force, the block comes from
+malloc's heap, stays there, and lies on huge pages where the kernel grants them
+(transparent_hugepage set to madvise or always). docs/benchmark.md says what this is worth.
 
-After a compilation one more measure is needed, see `close_holes`. docs/benchmark.md has the gain of
-each.
+A compilation leaves 1.5 GB of free blocks in the process; they are returned to the kernel before
+the compiled program runs.
 """
 
+import contextlib
 import ctypes
 import functools
 import os
-import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
 
-TUNABLES = ":".join(
-    f"glibc.malloc.{key}={value}"
-    for key, value in {
-        "hugetlb": 1,  # madvise(MADV_HUGEPAGE) on malloc's memory; glibc 2.35 or newer
-        "mmap_max": 0,  # large blocks come from the heap, not from mmap
-        "trim_threshold": 1 << 40,  # and the heap is never trimmed
-        "arena_max": 1,  # other arenas are too small for large blocks
-    }.items()
+SWITCH = "BONEAGE_JAX_HOLD_MEMORY"  # environment variable: 0 leaves malloc as it is
+
+# Keys of mallopt(3), and their values by default.
+_TRIM_THRESHOLD, _MMAP_MAX = (-1, 128 << 10), (-4, 65536)
+_HUGEPAGE = 14  # MADV_HUGEPAGE on Linux
+_HUGE = 2 << 20  # bytes of a huge page on x86-64; smaller ones on other processors divide it
+_RESERVED = 4 << 30  # bytes of address space; memory is only what a step has touched
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # event of jax.monitoring
+_LONG = 1.0  # compilation time in seconds above which much is left behind
+
+# Environment variables of malloc that say where large blocks come from, see mallopt(3).
+_VARIABLES = tuple(
+    f"MALLOC_{key}_" for key in ("MMAP_MAX", "MMAP_THRESHOLD", "TRIM_THRESHOLD", "TOP_PAD")
 )
 
-_LARGEST, _SMALLEST = 1 << 30, 1 << 12  # size of a hole in bytes
-_COMPILED = "/jax/core/compile/backend_compile_duration"  # event of jax.monitoring
-_LONG = 1.0  # compilation time in seconds above which many holes are left
-_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
-_DONTNEED = 4  # MADV_DONTNEED on Linux
+_held: list[Any] = []  # the C library while memory is held
 
 
-def use_huge_pages() -> None:
-    """Restarts this process with glibc settings for large arrays; call before JAX is loaded.
-
-    malloc reads its settings when a process starts, hence the exec: same process id, same
-    arguments. Does nothing if GLIBC_TUNABLES is set (so it restarts only once, and users can
-    override it), without glibc 2.35 or newer, or if JAX is loaded already, whose memory would be
-    lost.
-    """
-    if "GLIBC_TUNABLES" in os.environ or "jax" in sys.modules or _glibc() < (2, 35):
-        return
-    os.environ["GLIBC_TUNABLES"] = TUNABLES
-    sys.stdout.flush()
-    sys.stderr.flush()
+@contextlib.contextmanager
+def held_memory() -> Iterator[None]:
+    """Context manager: `hold_memory`, and at its end `release_memory` unless it was held before."""
+    before = bool(_held)
+    hold_memory()
     try:
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    except OSError:
-        return  # go on without, a little slower
+        yield
+    finally:
+        if not before:
+            release_memory()
 
 
-def close_holes() -> int:
-    """Releases free heap blocks fragmented by XLA compilation. Call once after each compilation.
+def hold_memory() -> None:
+    """Keeps freed memory in this process, where the next step finds it; call before the first step.
 
-    LLVM leaves some 100,000 free blocks, and glibc keeps the larger ones in lists sorted by size,
-    which it walks at each request of more than a KiB, while all temporary arrays of a step wait
-    for the same arena. So this function allocates these blocks, returns their pages to the kernel,
-    and never frees them. Takes about 50 ms.
+    The process then holds the peak of its memory until `release_memory`. Does nothing if memory is
+    held already, without glibc, with settings of malloc in the environment (GLIBC_TUNABLES,
+    MALLOC_MMAP_MAX_, ...), and with BONEAGE_JAX_HOLD_MEMORY=0.
 
-    Returns:
-      Bytes taken out of the heap; 0 if this process does not run with `TUNABLES`.
+    Only arrays that the main thread allocates profit: glibc maps large blocks of other threads
+    whatever its settings. See `boneage_jax.runtime.process_setup`.
     """
-    if os.environ.get("GLIBC_TUNABLES") != TUNABLES or _glibc() < (2, 35):
-        return 0
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
-    libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    libc.mallinfo2.restype = _MallInfo
-    info = libc.mallinfo2()
-    holes = info.fordblks - info.keepcost  # free bytes, except at the end of the heap
-    # Larger than any hole, so it is placed at the end: a block below it fills a hole.
-    end = libc.malloc(_LARGEST)
-    if not end:
-        return 0
-    libc.free(end)
-    taken, size = 0, _LARGEST // 2
-    while size >= _SMALLEST:
-        block = libc.malloc(size) if taken + size <= holes else None
-        if block and block < end:
-            first = -(-block // _PAGE) * _PAGE
-            libc.madvise(first, (block + size - first) // _PAGE * _PAGE, _DONTNEED)
-            taken += size
-        else:
-            libc.free(block)
-            size = size * 4 // 5
-    return taken
+    if _held or os.environ.get(SWITCH) == "0" or _is_tuned() or not (libc := _glibc()):
+        return
+    for key, value in ((_MMAP_MAX[0], 0), (_TRIM_THRESHOLD[0], -1)):
+        if not libc.mallopt(key, value):
+            return
+    _held.append(libc)
+    _reserve(libc)
+    _listen()
+
+
+def release_memory() -> None:
+    """Returns what `hold_memory` holds to the kernel, and malloc to its settings by default."""
+    while _held:
+        libc = _held.pop()
+        for setting in (_MMAP_MAX, _TRIM_THRESHOLD):
+            libc.mallopt(*setting)
+        libc.malloc_trim(0)
+
+
+def trim() -> None:
+    """Returns free memory to the kernel, if memory is held; takes 0.1 to 0.5 s."""
+    for libc in _held:
+        libc.malloc_trim(0)
+        _reserve(libc)
+
+
+def _reserve(libc: Any) -> None:
+    """Makes the end of the heap so long that a step fits in, and asks for huge pages there.
+
+    The memory itself is only taken when it is first written to.
+    """
+    block = libc.malloc(_RESERVED)
+    if not block:  # a limit on address space
+        return
+    first = -(-block // _HUGE) * _HUGE
+    libc.madvise(first, (block + _RESERVED - first) // _HUGE * _HUGE, _HUGEPAGE)
+    libc.free(block)
 
 
 @functools.cache
-def tidy_heap(release: Callable[[], object] | None = None, longer_than: float = _LONG) -> None:
-    """Calls `close_holes` after each long compilation, before the compiled program runs.
-
-    Without it, a process that has compiled its step takes 1.25 to 1.5 times as long per step as
-    one that found it in the compilation cache.
-
-    Args:
-      release: called instead of `close_holes` if given.
-      longer_than: compilation time in seconds above which many holes are left.
-    """
+def _listen() -> None:
+    """Trims after each long compilation; JAX cannot take a listener back, so there is one."""
     import jax
 
     def notice(event: str, duration_secs: float, **_: str | int) -> None:
-        if event == _COMPILED and duration_secs > longer_than:
-            (release or close_holes)()
+        if event == _COMPILED and duration_secs > _LONG:
+            trim()
 
     jax.monitoring.register_event_duration_secs_listener(notice)
 
 
-class _MallInfo(ctypes.Structure):
-    """struct mallinfo2 of malloc.h."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in (
-            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
-            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
-        )
-    )
+def _is_tuned() -> bool:
+    """Returns whether the user has settings of malloc in the environment."""
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    return "glibc.malloc." in tunables or any(name in os.environ for name in _VARIABLES)
 
 
-def _glibc() -> tuple[int, ...]:
-    """Returns the version of glibc, (0,) for another C library."""
+def _glibc() -> Any:
+    """Returns the C library, typed for the calls above; None if it is not glibc."""
     try:
-        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
-        return tuple(int(part) for part in version.split(".")[:2]) if name == "glibc" else (0,)
+        if not (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"):
+            return None
     except (AttributeError, ValueError, OSError):
-        return (0,)
+        return None
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from boneage_jax.report.metric_writer import MetricWriter
 from boneage_jax.report.run_report import read_report
 from boneage_jax.runtime.parallel import is_first_process, process
 from boneage_jax.runtime.preemption import Stopping
+from boneage_jax.runtime.process_setup import prepared_process
 from boneage_jax.runtime.supervision import supervised
 from boneage_jax.runtime.watchdog import NO_LIMIT, PATIENCE, waiting_for
 from boneage_jax.state import TrainState, flops_of
@@ -69,17 +70,22 @@ def train(
     limits = {key: float(config[key]) for key in ("max_seconds", "stall_seconds")}
     with supervised(**limits) as stopping:
         waiting_for("the workdir", PATIENCE)
-        with workdir_in_use(workdir) as folder, locked_workdir(folder):
+        with workdir_in_use(workdir) as folder, locked_workdir(folder), _devices():
             if member_count(config) > 1:
                 return train_members(config, folder, train, devices)
             return _train_network(config, folder, devices, stopping)
 
 
+@contextlib.contextmanager
+def _devices() -> Iterator[None]:
+    waiting_for("the devices", PATIENCE)
+    with prepared_process():
+        yield
+
+
 def _train_network(
     config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None, stopping: Stopping
 ) -> dict[str, Any]:
-    waiting_for("the devices", PATIENCE)
-    process()  # initialises the devices
     check_before_data(config, devices, begun=check_config_of(workdir, config))
     dataset = open_training_data(config)
     info = DataInfo.of(dataset, dataset.split(config.data.train_split))

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from boneage_jax.runtime import cpu_memory, xla_flags
+from boneage_jax.runtime import xla_flags
 
 
 @pytest.mark.parametrize(
@@ -26,19 +26,3 @@ def test_the_effort_level_by_machine(monkeypatch, backend, devices, chosen, leve
         assert jax.config.jax_optimization_level == level
     finally:
         jax.config.update("jax_optimization_level", before)
-
-
-def test_the_heap_is_tidied_after_long_compilations_alone():
-    calls = []
-
-    def long() -> None:
-        calls.append("long")
-
-    def short() -> None:
-        calls.append("short")
-
-    for _ in range(2):  # listens once, however often a command asks
-        cpu_memory.tidy_heap(short, longer_than=1e9)
-        cpu_memory.tidy_heap(long, longer_than=0.0)
-    jax.jit(lambda x: x * 3 + 1).lower(1.0).compile()
-    assert calls == ["long"]

@@ -1,143 +1,131 @@
-"""Doors start again with huge pages: once, with the same arguments, and only where it can help."""
+"""Memory held between steps: no page is taken from the kernel twice, and all go back at the end."""
 
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from boneage_jax.runtime.cpu_memory import TUNABLES, _glibc, close_holes, use_huge_pages
+from boneage_jax.runtime.cpu_memory import _glibc
 
-_SHOW = """
-import os, sys
-from boneage_jax.runtime.cpu_memory import use_huge_pages
-started = os.environ.get("STARTED", "")
-os.environ["STARTED"] = f"{started} {os.getpid()}".strip()
-BEFORE
-use_huge_pages()
-print(os.environ["STARTED"], os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:], sep="|")
+needs_glibc = pytest.mark.skipif(_glibc() is None, reason="needs glibc")
+
+# A block of 300 MB is allocated, written and freed, over and over, as XLA does with temporaries.
+_BLOCKS = """
+import ctypes, gc, re, resource, sys, threading
+from boneage_jax.runtime.cpu_memory import hold_memory, held_memory, release_memory, trim
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+SIZE = 300 << 20
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
+def step():
+    block = libc.malloc(SIZE)
+    ctypes.memset(block, 1, SIZE)
+    libc.free(block)
+def faults_of_a_step():
+    before = faults()
+    step()
+    return faults() - before
 """
 
 
-def _show(before: str = "", **environment: str) -> list[str]:
-    env = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
-    command = [sys.executable, "-c", _SHOW.replace("BEFORE", before), "--key=a b", "über"]
+def run(code: str, **environment: str) -> list[int]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("GLIBC_TUN", "MALLOC_"))}
     done = subprocess.run(
-        command, env=env | environment, capture_output=True, text=True, check=True, encoding="utf8"
-    )
-    return done.stdout.strip().split("|")
-
-
-@pytest.mark.skipif(_glibc() < (2, 35), reason="needs glibc 2.35: its huge pages")
-def test_process_starts_again_once_with_its_arguments() -> None:
-    started, tunables, *arguments = _show()
-    first, second = started.split()
-    assert first == second  # exec keeps the process id: signals and job control still reach it
-    assert tunables == TUNABLES
-    assert arguments == ["--key=a b", "über"]
-
-
-@pytest.mark.skipif(_glibc() < (2, 35), reason="needs glibc 2.35: its huge pages")
-def test_glibc_takes_the_settings() -> None:
-    # An unknown or malformed tunable is reported or ignored; the loader lists what is in force.
-    maps = Path("/proc/self/maps").read_text().splitlines()
-    loader = next(line.split()[-1] for line in maps if "ld-linux" in line)
-    listed = subprocess.run(
-        [loader, "--list-tunables"],
-        env={"GLIBC_TUNABLES": TUNABLES},
+        [sys.executable, "-c", _BLOCKS + code],
+        env=kept | environment,
         capture_output=True,
         text=True,
         check=True,
-    ).stdout
-    found = dict(line.split(": ", 1) for line in listed.splitlines() if ": " in line)
-    for key, wanted in {
-        "hugetlb": 1,
-        "mmap_max": 0,
-        "trim_threshold": 1 << 40,
-        "arena_max": 1,
-    }.items():
-        assert int(found[f"glibc.malloc.{key}"].split()[0], 0) == wanted
-
-
-def test_a_users_own_settings_stand() -> None:
-    started, tunables, *_ = _show(GLIBC_TUNABLES="glibc.malloc.arena_max=3")
-    assert len(started.split()) == 1
-    assert tunables == "glibc.malloc.arena_max=3"
-
-
-def test_a_process_with_jax_goes_on() -> None:
-    started, tunables, *_ = _show(before="sys.modules['jax'] = os")
-    assert len(started.split()) == 1
-    assert tunables == "None"
-
-
-def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    monkeypatch.delitem(sys.modules, "jax")
-    monkeypatch.setattr(os, "confstr", lambda name: "musl 1.2")
-    monkeypatch.setattr(os, "execv", lambda *args: pytest.fail("started again"))
-    use_huge_pages()
-    assert "GLIBC_TUNABLES" not in os.environ
-
-
-@pytest.mark.parametrize("door", ["main", "evaluate", "predict", "segment", "benchmark"])
-def test_doors_load_jax_only_behind_the_restart(door: str) -> None:
-    code = f"import sys, boneage_jax.{door}; print('jax' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-
-
-_HOLES = """
-import ctypes, re
-from boneage_jax.runtime.cpu_memory import _MallInfo, close_holes
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-libc.free.argtypes, libc.mallinfo2.restype = [ctypes.c_void_p], _MallInfo
-rollup = lambda: open("/proc/self/smaps_rollup").read()
-resident = lambda: int(re.search(r"Rss: +([0-9]+)", rollup())[1]) << 10
-holes = lambda: (lambda info: info.fordblks - info.keepcost)(libc.mallinfo2())
-kept = [bytearray(b"kept") * 25_000 for _ in range(20)]
-blocks = [libc.malloc(1 << 14 if i % 2 else 1 << 18) for i in range(800)]
-for block in blocks: ctypes.memset(block, 1, 1 << 14)
-for block in blocks[::2]: ctypes.memset(block, 1, 1 << 18); libc.free(block)
-before, memory = holes(), resident()
-taken = close_holes()
-print(before, taken, holes(), memory - resident(), close_holes())
-assert all(x == bytearray(b"kept") * 25_000 for x in kept)
-assert all(ctypes.string_at(block, 4) == bytes([1] * 4) for block in blocks[1::2])
-fresh = [bytearray(1 << 18) for _ in range(400)]
-for x in fresh: x[:] = b"x" * len(x)
-"""
-
-
-def _holes(tunables: str) -> list[int]:
-    env = os.environ | {"GLIBC_TUNABLES": tunables}
-    done = subprocess.run(
-        [sys.executable, "-c", _HOLES], env=env, capture_output=True, text=True, check=True
     )
     return [int(x) for x in done.stdout.split()]
 
 
-@pytest.mark.skipif(_glibc() < (2, 35), reason="needs glibc 2.35: its huge pages")
-def test_holes_are_taken_and_their_pages_given_back() -> None:
-    # 400 free blocks of 256 KiB between blocks in use.
-    before, taken, after, given_back, again = _holes(TUNABLES)
-    assert before > 400 << 18
-    assert taken > 0.9 * (400 << 18)
-    assert after < 0.1 * before
-    # Each size that no hole has is asked for at the end of the heap: a huge page, some 16 times.
-    assert given_back > 0.8 * taken - 16 * (2 << 20)
-    assert again < 0.1 * before
+@needs_glibc
+def test_a_step_finds_the_memory_of_the_one_before() -> None:
+    code = """
+import jax
+step()
+print(faults_of_a_step())
+before = resident()
+with held_memory():
+    reserved = resident() - before
+    step()
+    with held_memory():
+        again = faults_of_a_step()
+    print(again, faults_of_a_step(), reserved, resident() - before)
+print(resident() - before, faults_of_a_step())
+"""
+    default, nested, held, reserved, kept, left, after = run(code)
+    pages = (300 << 20) // os.sysconf("SC_PAGE_SIZE")
+    assert default > 0.9 * pages and after > 0.9 * pages  # malloc as it is, before and behind
+    assert nested < 0.01 * pages and held < 0.01 * pages
+    assert reserved < 8 << 20  # address space, not memory
+    assert kept > 0.9 * (300 << 20) and left < 30 << 20
 
 
-@pytest.mark.skipif(_glibc() < (2, 35), reason="needs glibc 2.35: mallinfo2")
-def test_other_settings_of_malloc_are_left_alone() -> None:
-    _, taken, *_ = _holes("glibc.malloc.arena_max=1")
-    assert taken == 0
+@needs_glibc
+def test_what_a_compilation_leaves_goes_back_to_the_kernel() -> None:
+    """400 free blocks of 256 KiB between blocks in use, and what a step uses behind them."""
+    code = """
+hold_memory()
+blocks = [libc.malloc(1 << 14 if i % 2 else 1 << 18) for i in range(800)]
+for i, block in enumerate(blocks): ctypes.memset(block, 1, 1 << 14 if i % 2 else 1 << 18)
+for block in blocks[::2]: libc.free(block)
+before = resident()
+trim()
+print(before - resident())
+step()
+print(faults_of_a_step())
+assert all(ctypes.string_at(block, 4) == bytes([1] * 4) for block in blocks[1::2])
+"""
+    given_back, faults = run(code)
+    assert given_back > 0.8 * (400 << 18)
+    assert faults < 1000
 
 
-def test_no_holes_are_sought_in_other_c_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GLIBC_TUNABLES", TUNABLES)
-    monkeypatch.setattr(os, "confstr", lambda name: "musl 1.2")
-    assert close_holes() == 0
+@needs_glibc
+def test_a_long_compilation_is_followed_by_a_trim() -> None:
+    code = """
+import jax
+hold_memory(); hold_memory()
+kept, blocks = [], []
+for _ in range(400):
+    blocks.append(libc.malloc(1 << 18)); kept.append(libc.malloc(1 << 14))
+    ctypes.memset(blocks[-1], 1, 1 << 18)
+for block in blocks: libc.free(block)
+event = "/jax/core/compile/backend_compile_duration"
+before = resident()
+jax.monitoring.record_event_duration_secs(event, 0.1)
+print(before - resident())
+jax.monitoring.record_event_duration_secs(event, 10.0)
+print(before - resident())
+"""
+    short, long = run(code)
+    assert short < 10 << 20 and long > 0.8 * (400 << 18)
+
+
+@needs_glibc
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"BONEAGE_JAX_HOLD_MEMORY": "0"},
+        {"GLIBC_TUNABLES": "glibc.malloc.arena_max=3"},
+        {"MALLOC_TRIM_THRESHOLD_": "100000000"},
+    ],
+)
+def test_the_switch_and_settings_of_the_user_leave_malloc_alone(environment) -> None:
+    (faults,) = run("hold_memory()\nstep()\nprint(faults_of_a_step())", **environment)
+    assert faults > 0.9 * (300 << 20) / os.sysconf("SC_PAGE_SIZE")
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for answer in ("musl 1.2", None):
+        monkeypatch.setattr(os, "confstr", lambda name, answer=answer: answer)
+        assert _glibc() is None
+    monkeypatch.delattr(os, "confstr")
+    assert _glibc() is None
