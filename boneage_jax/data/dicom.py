@@ -97,7 +97,7 @@ def _check(dataset: pydicom.Dataset) -> None:
     """Checks that the file holds one frame of a supported kind and size."""
     if not any(dataset.get(name) for name in _PIXELS):
         raise ValueError("the DICOM file holds no image, or is cut short")
-    frames = _integer(dataset, "NumberOfFrames", 1)
+    frames = _integer(dataset, "NumberOfFrames") or 1  # old files say 0 of one frame
     if frames != 1:
         raise ValueError(f"the DICOM file holds {frames} frames; one radiograph is one frame")
     check_size(_integer(dataset, "Columns"), _integer(dataset, "Rows"))
@@ -145,6 +145,8 @@ def _decode(dataset: pydicom.FileDataset) -> tuple[np.ndarray, list[str]]:
 
 def _decompress(dataset: pydicom.FileDataset, syntax: uid.UID) -> np.ndarray:
     """Decodes with the first decoder that can."""
+    if dataset.SamplesPerPixel > 1 and syntax != uid.RLELossless:
+        dataset.PlanarConfiguration = 0  # decoders say so; the header may not (PS3.5, 8.2)
     reason = f"the decoder comes with pip install '{dicom_codecs.EXTRA}'"
     for decoder in _DECODERS:
         if decoder in get_decoder(syntax).available_plugins:

@@ -7,6 +7,7 @@ and values more, and take no modality table of 10 or 12 bits, so tables are look
 
 from typing import Any
 
+import cv2
 import numpy as np
 import pydicom
 from pydicom.pixels import apply_color_lut, apply_rescale
@@ -16,6 +17,7 @@ from boneage_jax.data.grey import luma, scale, to_8_bit
 
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
+_FEW = 32  # grey levels
 
 
 def show_grey(dataset: pydicom.Dataset, stored: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -41,7 +43,7 @@ def show_grey(dataset: pydicom.Dataset, stored: np.ndarray) -> tuple[np.ndarray,
     values = _modality(dataset, stored)
     if not np.isfinite(values).all():
         raise ValueError("it holds values that are not finite")
-    shape = str(dataset.get("PresentationLUTShape") or "").strip()
+    shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE"
     said: list[str] = []
     image = _values_of_interest(dataset, values, shown, said)
@@ -76,8 +78,8 @@ def show_colours(dataset: pydicom.Dataset, pixels: np.ndarray) -> tuple[np.ndarr
         raise ValueError("the DICOM file is damaged: its colours have a sign")
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)[..., :3]
-        if pixels.dtype != np.uint8:
-            pixels = scale(pixels, 0, np.iinfo(pixels.dtype).max)
+        if pixels.dtype != np.uint8:  # which entries of 8 bits may fill as well (C.7.6.3.1.5)
+            pixels = scale(pixels, 0, 2 ** dataset.RedPaletteColorLookupTableDescriptor[2] - 1)
     colours, ranged = to_8_bit(pixels)
     return luma(np.ascontiguousarray(colours[..., ::-1])), [notes.NO_WINDOW] * ranged
 
@@ -103,7 +105,8 @@ def _modality(dataset: pydicom.Dataset, stored: np.ndarray) -> np.ndarray:
         values, _ = _look_up(table, stored, dataset)
     else:
         source = _of_frame(dataset, "PixelValueTransformationSequence")
-        values = apply_rescale(stored, source)
+        empty = None in (source.get("RescaleSlope", 1), source.get("RescaleIntercept", 0))
+        values = stored if empty else apply_rescale(stored, source)
     single = values.astype(np.float32)
     return single if np.array_equal(single, values) else values.astype(np.float64)
 
@@ -128,8 +131,9 @@ def _values_of_interest(
             alternatives = len(centers)
         else:
             return None
-        pixels = image if shown is None else image[shown]
-        if pixels.min() == pixels.max():
+        pixels, before = (image, values) if shown is None else (image[shown], values[shown])
+        levels = np.count_nonzero(cv2.calcHist([pixels], [0], None, [256], (0, 256)))
+        if levels < 2:
             raise ValueError("it shows nothing")
     except MemoryError:
         raise
@@ -137,6 +141,8 @@ def _values_of_interest(
         said.append(notes.UNUSABLE_WINDOW)
         return None
     said += [notes.SEVERAL_WINDOWS] * (alternatives > 1)
+    if levels < _FEW and levels < np.unique(before).size / 2:
+        said.append(notes.FEW_LEVELS)
     return image
 
 

@@ -2,6 +2,7 @@
 
 NO_WINDOW = "no window: scaled by its range"
 UNUSABLE_WINDOW = "its window cannot be used"
+FEW_LEVELS = "its window leaves under 32 grey levels"
 SEVERAL_WINDOWS = "several windows: the first is used"
 INVERTED = "inverted by its tag"
 PADDED = "padding is black"

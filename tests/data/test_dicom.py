@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -172,6 +173,28 @@ def test_a_window_that_shows_nothing_is_said(tags, said):
     assert found == said and image.min() == 0 and image.max() == 255
 
 
+@pytest.mark.parametrize(
+    ("image", "tags"),
+    [
+        (BYTES, window(2048, 4096)),  # that of 12 bits before a lossy compression
+        (RAMP, TWELVE | window(2048, 20)),
+        (RAMP, TWELVE | {"VOILUTSequence": [table(np.arange(4096))]}),
+    ],
+)
+def test_a_window_that_leaves_few_grey_levels_is_used_and_said(image, tags):
+    data = dicom_file(image, **tags)
+    shown, said = read(data)
+    np.testing.assert_allclose(shown, as_pydicom_shows(data).clip(0, 255), atol=0.51)
+    assert said == (notes.FEW_LEVELS,)
+    two = np.where(BYTES > 99, 200, 0).astype(np.uint8)  # has no more to begin with
+    assert read(dicom_file(two, **window(128, 256)))[1] == ()
+
+
+def test_an_empty_slope_is_none():
+    empty = dicom_file(RAMP, **DEEP, RescaleSlope="", RescaleIntercept="")
+    np.testing.assert_array_equal(read_grey(empty), read_grey(dicom_file(RAMP, **DEEP)))
+
+
 def test_bits():
     np.testing.assert_array_equal(read_grey(dicom_file(BYTES)), BYTES)
     four = read_grey(dicom_file(BYTES >> 4, BitsStored=4))
@@ -219,22 +242,26 @@ def test_colours():
     np.testing.assert_allclose(read_grey(dicom_file(COLOUR, **tags)), BYTES, atol=1)
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-def test_palette(bits):
+@pytest.mark.parametrize(("bits", "kind"), [(8, "u1"), (8, "<u2"), (16, "<u2")])
+def test_palette(bits, kind):
     rising, falling = np.arange(256), np.arange(255, -1, -1)
     curves = {"Red": rising, "Green": falling, "Blue": rising}
     tags = {"PhotometricInterpretation": "PALETTE COLOR"}
     for name, curve in curves.items():
         tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
-        words = curve * 257 if bits == 16 else curve.astype(np.uint8)
-        packed = words.astype("<u2") if bits == 16 else words
-        tags[f"{name}PaletteColorLookupTableData"] = packed.tobytes()
+        words = curve * 257 if bits == 16 else curve
+        tags[f"{name}PaletteColorLookupTableData"] = words.astype(kind).tobytes()
     expected = np.stack([curve[BYTES] for curve in curves.values()], -1) @ [0.299, 0.587, 0.114]
     np.testing.assert_allclose(read_grey(dicom_file(BYTES, **tags)), expected, atol=0.51)
 
 
 def test_frames():
-    assert read_grey(dicom_file(BYTES, NumberOfFrames=1)).shape == BYTES.shape
+    for number in (1, 0, ""):
+        data = dicom_file(BYTES, NumberOfFrames=number)
+        np.testing.assert_array_equal(read_grey(data), BYTES)
+        with warnings.catch_warnings():  # that it takes 0 for 1
+            warnings.simplefilter("ignore")
+            assert pydicom.dcmread(io.BytesIO(data)).pixel_array.shape == BYTES.shape
     twice = {"PixelData": BYTES.tobytes() * 2}
     with pytest.raises(UnreadableImage, match="holds 2 frames"):
         read_grey(dicom_file(BYTES, NumberOfFrames=2, **twice))
@@ -358,8 +385,12 @@ def test_rle_and_compressed_colours(tmp_path):
         (uid.JPEGLSLossless, imagecodecs.jpegls_encode),
         (uid.JPEG2000Lossless, lambda x: j2k(x, mct=False)),
     ]:  # fmt: skip
-        data = dicom_file(COLOUR, syntax, PixelData=encapsulate([encode(COLOUR)]))
-        np.testing.assert_allclose(read_grey(data), LUMA, atol=0.51)
+        for planar in (0, 1):  # the header's word, which pydicom would follow
+            tags = {"PlanarConfiguration": planar, "PixelData": encapsulate([encode(COLOUR)])}
+            data = dicom_file(COLOUR, syntax, **tags)
+            (tmp_path / "colour.dcm").write_bytes(data)
+            np.testing.assert_array_equal(by_gdcm(tmp_path / "colour.dcm"), COLOUR)
+            np.testing.assert_allclose(read_grey(data), LUMA, atol=0.51)
 
 
 def test_signed_values_of_jpeg_that_knows_no_sign():
