@@ -66,6 +66,7 @@ def test_any_program_writes_the_same_table(data):
         (b'id\n"a\n', "not a readable CSV"),
         (b"PK\3\4", "not a readable XLSX"),
         (b"\xd0\xcf\x11\xe0" + b"\0" * 512, "old Excel format is not read; save it as"),
+        (workbook(CELLS, [["note"]], [CELLS[0], ["c", "1", ""]]), "'Sheet1' and 'Sheet3' have"),
     ],
 )
 def test_what_is_no_table_is_named(data, message):
