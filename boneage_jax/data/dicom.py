@@ -125,14 +125,15 @@ def _decode(dataset: pydicom.FileDataset) -> tuple[np.ndarray, list[str]]:
     try:
         if syntax.is_encapsulated:
             _check_frame(dataset, syntax)
-            return _decompress(dataset, syntax), []
+            pixels = _decompress(dataset, syntax)
+            beyond = pixels.dtype.kind == "u" and int(pixels.max()) >> dataset.BitsStored > 0
+            return pixels, [notes.BITS] * beyond
         if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
             raise ValueError("the file does not say how they are compressed")
         pixels = pixel_array(dataset)
         if pixels.ndim > 2 + (dataset.SamplesPerPixel > 1):
             raise ValueError("they are those of several frames, or of a larger one")
-        _check_bits(dataset, pixels)
-        return pixels, _excess(dataset)
+        return pixels, [*_check_bits(dataset, pixels), *_excess(dataset)]
     except MemoryError:
         raise
     except Exception as error:
@@ -180,17 +181,24 @@ def _check_frame(dataset: pydicom.FileDataset, syntax: uid.UID) -> None:
         )
 
 
-def _check_bits(dataset: pydicom.Dataset, pixels: np.ndarray) -> None:
-    """Checks which bits of a word are the value: pydicom takes the lower ones, whatever is said."""
+def _check_bits(dataset: pydicom.Dataset, pixels: np.ndarray) -> list[str]:
+    """Checks which bits of a word are the value: pydicom takes the lower ones, whatever is said.
+
+    Returns:
+      A note if the others hold something, as an overlay or a wrong header does.
+    """
     if pixels.dtype.kind not in "iu":
-        return
-    stored = dataset.BitsStored
-    high = _integer(dataset, "HighBit", stored - 1)
-    if high == stored - 1:
-        return
-    words = pixel_array(dataset, raw=True, correct_unused_bits=False)
-    if not np.array_equal(words, pixel_array(dataset, raw=True)):
+        return []
+    stored, high = dataset.BitsStored, _integer(dataset, "HighBit", dataset.BitsStored - 1)
+    agree = high == stored - 1
+    if agree and (pixels.ndim > 2 or pixels.dtype.kind == "i"):  # a sign fills those above
+        return []
+    words = pixel_array(dataset, raw=True, correct_unused_bits=False, view_only=True)
+    if np.array_equal(words, pixels if agree else pixel_array(dataset, raw=True)):
+        return []
+    if not agree:
         raise ValueError(f"High Bit {high} does not belong to Bits Stored {stored}")
+    return [notes.BITS]
 
 
 def _excess(dataset: pydicom.Dataset) -> list[str]:

@@ -190,6 +190,19 @@ def test_a_window_that_leaves_few_grey_levels_is_used_and_said(image, tags):
     assert read(dicom_file(two, **window(128, 256)))[1] == ()
 
 
+def test_bits_above_those_stored_are_said(tmp_path):
+    high = RAMP | np.where(BYTES > 99, 0x8000, 0).astype(np.uint16)  # as an overlay in bit 15
+    native = dicom_file(high, **DEEP)
+    np.testing.assert_array_equal(read_grey(native), read_grey(dicom_file(RAMP, **DEEP)))
+    assert read(native)[1] == (notes.BITS,)
+    for syntax, encode in ((uid.JPEGLSLossless, imagecodecs.jpegls_encode), (uid.JPEG2000, j2k)):
+        tags = TWELVE | window(0x8000, 0x10000) | {"PixelData": encapsulate([encode(high)])}
+        (tmp_path / "x.dcm").write_bytes(dicom_file(high, syntax, **tags))
+        shown, said = read(tmp_path / "x.dcm")
+        np.testing.assert_allclose(shown, by_gdcm(tmp_path / "x.dcm") / 65535 * 255, atol=0.51)
+        assert notes.BITS in said
+
+
 def test_an_empty_slope_is_none():
     empty = dicom_file(RAMP, **DEEP, RescaleSlope="", RescaleIntercept="")
     np.testing.assert_array_equal(read_grey(empty), read_grey(dicom_file(RAMP, **DEEP)))

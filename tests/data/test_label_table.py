@@ -94,6 +94,7 @@ def test_columns_are_found_by_usual_names():
     assert plain_name("Bone Age (months)") == "boneagemonths"
     assert plain_name("Größe") != plain_name("Alter") != ""
     assert find_column(["ID", "Patient Gender"], SEX_COLUMNS) == "Patient Gender"
+    assert find_column(["id", "M/F"], SEX_COLUMNS) == "M/F"
     assert find_column(["a", "b"], SEX_COLUMNS) == ""
 
 
