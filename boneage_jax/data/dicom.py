@@ -137,10 +137,9 @@ def _decode(dataset: pydicom.FileDataset) -> tuple[np.ndarray, list[str]]:
     except MemoryError:
         raise
     except Exception as error:
-        name = f" ({syntax.name})" if syntax.name != syntax else ""
         remedy = "" if dicom_codecs.EXTRA in str(error) else "; convert the file to PNG"
         raise ValueError(
-            f"the DICOM pixels{name} cannot be decoded: {_line(error)}{remedy}"
+            f"the DICOM pixels ({syntax.name}) cannot be decoded: {_line(error)}{remedy}"
         ) from error
 
 

@@ -465,6 +465,12 @@ def test_what_cannot_be_read_is_refused_in_a_line(tags, reason):
     assert "\n" not in str(caught.value)
 
 
+def test_a_transfer_syntax_that_is_not_known_is_named():
+    data = dicom_file(BYTES).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.99999.1.2.1\0")
+    with pytest.raises(UnreadableImage, match=r"pixels \(1\.2\.840\.99999\.1\.2\.1\) cannot"):
+        read_grey(data)
+
+
 SAMPLES = Path(pydicom.data.__file__).parent / "test_files"
 
 
