@@ -209,7 +209,8 @@ def _csv_rows(data: bytes, name: str) -> list[Row]:
         else:
             first = next((t for t in _QUOTED.sub("", text).splitlines() if t.strip()), "")
             delimiter = max(_DELIMITERS, key=first.count)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        lines = io.StringIO(text, newline="")
+        reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
         return [(reader.line_num + skipped, [_cell(cell) for cell in row]) for row in reader]
     except (ValueError, csv.Error, TypeError) as error:
         raise InputError(f"{name}: not a readable CSV file: {error}") from error

@@ -50,6 +50,7 @@ def workbook(*sheets) -> bytes:
         ("sep=;\n" + text(";")).encode(),
         ("\n\n" + text("\t")).encode("utf-16"),
         text(rows=[[f'"{cell}"' for cell in cells] for cells in CELLS]).encode(),
+        text(", ", rows=[[f'"{cell}"' for cell in cells] for cells in CELLS]).encode(),
         text(rows=[CELLS[0], ['="a"', " 50.5\u00a0", "ü"], CELLS[2]]).encode(),
         workbook([], [["id", "boneage", "Größe"], ["a", 50.5, "ü"], [], ["b", 60.0, "ß"]]),
     ],
