@@ -105,8 +105,9 @@ def _modality(dataset: pydicom.Dataset, stored: np.ndarray) -> np.ndarray:
         values, _ = _look_up(table, stored, dataset)
     else:
         source = _of_frame(dataset, "PixelValueTransformationSequence")
-        empty = None in (source.get("RescaleSlope", 1), source.get("RescaleIntercept", 0))
-        values = stored if empty else apply_rescale(stored, source)
+        if None in (source.get("RescaleSlope", 1), source.get("RescaleIntercept", 0)):
+            raise ValueError("the DICOM file is damaged: Rescale Slope or Intercept is empty")
+        values = apply_rescale(stored, source)
     single = values.astype(np.float32)
     return single if np.array_equal(single, values) else values.astype(np.float64)
 
