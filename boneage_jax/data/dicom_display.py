@@ -13,7 +13,7 @@ import pydicom
 from pydicom.pixels import apply_color_lut, apply_rescale
 
 from boneage_jax.data import notes
-from boneage_jax.data.grey import luma, scale, to_8_bit
+from boneage_jax.data.grey import luma, scale, stretch, to_8_bit
 
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
@@ -46,13 +46,7 @@ def show_grey(dataset: pydicom.Dataset, stored: np.ndarray) -> tuple[np.ndarray,
     shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE"
     said: list[str] = []
-    image = _values_of_interest(dataset, values, shown, said)
-    if image is not None and inverted:
-        # In the range that it uses: a window that is wider than the values darkens no picture more
-        # for being stored inverted.
-        used = image if shown is None else image[shown]
-        ends = int(used.min()) + int(used.max())
-        image = np.clip(ends - image.astype(np.int16), 0, 255).astype(np.uint8)
+    image = _values_of_interest(dataset, values, shown, inverted, said)
     if image is None:
         keep = dataset.BitsStored >= 8 if "BitsStored" in dataset else True
         image, ranged = to_8_bit(values, shown=shown, inverted=inverted, keep=keep)
@@ -116,6 +110,7 @@ def _values_of_interest(
     dataset: pydicom.Dataset,
     values: np.ndarray,
     shown: np.ndarray | None,
+    inverted: bool,
     said: list[str],
 ) -> np.ndarray | None:
     """Applies the first table or window; None if there is none that can be used."""
@@ -124,14 +119,20 @@ def _values_of_interest(
         centers, widths = _numbers(source, "WindowCenter"), _numbers(source, "WindowWidth")
         if (table := _first(source, "VOILUTSequence")) is not None:
             looked_up, bits = _look_up(table, np.floor(values), dataset)
-            image = scale(looked_up, 0, 2**bits - 1)
+            grey = stretch(looked_up, 0, 2**bits - 1)
             alternatives = len(source.VOILUTSequence)
         elif centers or widths:
             function = source.get("VOILUTFunction")
-            image = _window(values, centers[0], widths[0], function)
+            grey = _window(values, centers[0], widths[0], function)
             alternatives = len(centers)
         else:
             return None
+        if inverted:
+            # In the range that it uses: a window that is wider than the values darkens no picture
+            # more for being stored inverted.
+            used = grey if shown is None else grey[shown]
+            grey = np.clip(used.min() + used.max() - grey, 0, 255)
+        image = np.rint(grey).astype(np.uint8)
         pixels, before = (image, values) if shown is None else (image[shown], values[shown])
         levels = np.count_nonzero(cv2.calcHist([pixels], [0], None, [256], (0, 256)))
         if levels < 2:
@@ -148,20 +149,19 @@ def _values_of_interest(
 
 
 def _window(values: np.ndarray, center: float, width: float, function: str | None) -> np.ndarray:
-    """Applies a window (PS3.3, C.11.2.1.2 and C.11.2.1.3)."""
+    """Applies a window (PS3.3, C.11.2.1.2 and C.11.2.1.3); floats of 0 to 255."""
     function = (function or "LINEAR").strip().upper()
     if function == "SIGMOID":
         if not width > 0:
             raise ValueError("the width of a window must be above 0")
-        bright = 127.5 * (1 + np.tanh(2 * (values - center) / width))
-        return np.rint(bright).astype(np.uint8)
+        return 127.5 * (1 + np.tanh(2 * (values - center) / width))
     if function == "LINEAR":
         center, width = center - 0.5, width - 1
     elif function != "LINEAR_EXACT":
         raise ValueError(f"VOI LUT Function {function}")
     if not width > 0:
         raise ValueError("the width of a window must be above 0, of a linear one above 1")
-    return scale(values, center - width / 2, center + width / 2)
+    return stretch(values, center - width / 2, center + width / 2)
 
 
 def _look_up(
