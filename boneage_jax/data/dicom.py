@@ -50,6 +50,7 @@ def read_dicom(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
             pixels, said = _decode(dataset)
             show = show_grey if dataset.PhotometricInterpretation in MONOCHROME else show_colours
             image, more = show(dataset, pixels)
+            more += _oblong(dataset)
         except (ValueError, MemoryError):
             raise
         except Exception as error:  # pydicom raises many types on damaged elements
@@ -208,6 +209,18 @@ def _excess(dataset: pydicom.Dataset) -> list[str]:
     bits = dataset.Columns * samples * dataset.BitsAllocated
     length = len(dataset.get("PixelData") or b"")
     return [notes.EXCESS] if length * 8 > bits * (dataset.Rows + 1) + 16 else []
+
+
+def _oblong(dataset: pydicom.Dataset) -> list[str]:
+    """Returns a note if pixels are higher or wider than the other way by more than a percent."""
+    for name in ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing"):
+        try:
+            height, width = (float(number) for number in dataset.get(name) or ())
+        except Exception:  # absent or damaged (of many types), which the pixels do not depend on
+            continue
+        if min(height, width) > 0 and not 0.99 < height / width < 1.01:
+            return [notes.OBLONG]
+    return []
 
 
 def _line(error: Exception) -> str:

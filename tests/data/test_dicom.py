@@ -190,6 +190,18 @@ def test_a_window_that_leaves_few_grey_levels_is_used_and_said(image, tags):
     assert read(dicom_file(two, **window(128, 256)))[1] == ()
 
 
+def test_pixels_that_are_not_square_are_said():
+    for tags, said in (
+        ({"PixelAspectRatio": [2, 1]}, (notes.OBLONG,)),
+        ({"PixelSpacing": [0.1, 0.2]}, (notes.OBLONG,)),
+        ({"PixelAspectRatio": [1, 1], "ImagerPixelSpacing": [0.1, 0.1]}, ()),
+        ({"PixelAspectRatio": [0, 1], "PixelSpacing": []}, ()),
+    ):
+        image, found = read(dicom_file(BYTES, **tags))
+        np.testing.assert_array_equal(image, BYTES)
+        assert found == said
+
+
 def test_bits_above_those_stored_are_said(tmp_path):
     high = RAMP | np.where(BYTES > 99, 0x8000, 0).astype(np.uint16)  # as an overlay in bit 15
     native = dicom_file(high, **DEEP)
