@@ -244,11 +244,9 @@ def _by_pydicom(data: bytes, said: tuple[str, ...]) -> np.ndarray:
         if notes.NO_WINDOW in said:
             black, white = np.percentile(values[~padding], (0.1, 99.9))
             grey = np.clip((values - black) / (white - black or 1), 0, 1) * 255
-        if inverse:
-            shown = grey[~padding]
-            grey = shown.min() + shown.max() - grey
-    elif inverse:
-        grey = 255 - grey
+    if inverse:
+        shown = np.clip(grey[~padding], 0, 255)
+        grey = shown.min() + shown.max() - np.clip(grey, 0, 255)
     return np.where(padding, 0, grey)
 
 

@@ -50,6 +50,7 @@ def read_dicom(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
             pixels, said = _decode(dataset)
             show = show_grey if dataset.PhotometricInterpretation in MONOCHROME else show_colours
             image, more = show(dataset, pixels)
+            more += _oblong(dataset)
         except (ValueError, MemoryError):
             raise
         except Exception as error:  # pydicom raises many types on damaged elements
@@ -97,7 +98,7 @@ def _check(dataset: pydicom.Dataset) -> None:
     """Checks that the file holds one frame of a supported kind and size."""
     if not any(dataset.get(name) for name in _PIXELS):
         raise ValueError("the DICOM file holds no image, or is cut short")
-    frames = _integer(dataset, "NumberOfFrames", 1)
+    frames = _integer(dataset, "NumberOfFrames") or 1  # old files say 0 of one frame
     if frames != 1:
         raise ValueError(f"the DICOM file holds {frames} frames; one radiograph is one frame")
     check_size(_integer(dataset, "Columns"), _integer(dataset, "Rows"))
@@ -125,26 +126,28 @@ def _decode(dataset: pydicom.FileDataset) -> tuple[np.ndarray, list[str]]:
     try:
         if syntax.is_encapsulated:
             _check_frame(dataset, syntax)
-            return _decompress(dataset, syntax), []
+            pixels = _decompress(dataset, syntax)
+            beyond = pixels.dtype.kind == "u" and int(pixels.max()) >> dataset.BitsStored > 0
+            return pixels, [notes.BITS] * beyond
         if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
             raise ValueError("the file does not say how they are compressed")
         pixels = pixel_array(dataset)
         if pixels.ndim > 2 + (dataset.SamplesPerPixel > 1):
             raise ValueError("they are those of several frames, or of a larger one")
-        _check_bits(dataset, pixels)
-        return pixels, _excess(dataset)
+        return pixels, [*_check_bits(dataset, pixels), *_excess(dataset)]
     except MemoryError:
         raise
     except Exception as error:
-        name = f" ({syntax.name})" if syntax.name != syntax else ""
         remedy = "" if dicom_codecs.EXTRA in str(error) else "; convert the file to PNG"
         raise ValueError(
-            f"the DICOM pixels{name} cannot be decoded: {_line(error)}{remedy}"
+            f"the DICOM pixels ({syntax.name}) cannot be decoded: {_line(error)}{remedy}"
         ) from error
 
 
 def _decompress(dataset: pydicom.FileDataset, syntax: uid.UID) -> np.ndarray:
     """Decodes with the first decoder that can."""
+    if dataset.SamplesPerPixel > 1 and syntax != uid.RLELossless:
+        dataset.PlanarConfiguration = 0  # decoders say so; the header may not (PS3.5, 8.2)
     reason = f"the decoder comes with pip install '{dicom_codecs.EXTRA}'"
     for decoder in _DECODERS:
         if decoder in get_decoder(syntax).available_plugins:
@@ -178,17 +181,24 @@ def _check_frame(dataset: pydicom.FileDataset, syntax: uid.UID) -> None:
         )
 
 
-def _check_bits(dataset: pydicom.Dataset, pixels: np.ndarray) -> None:
-    """Checks which bits of a word are the value: pydicom takes the lower ones, whatever is said."""
+def _check_bits(dataset: pydicom.Dataset, pixels: np.ndarray) -> list[str]:
+    """Checks which bits of a word are the value: pydicom takes the lower ones, whatever is said.
+
+    Returns:
+      A note if the others hold something, as an overlay or a wrong header does.
+    """
     if pixels.dtype.kind not in "iu":
-        return
-    stored = dataset.BitsStored
-    high = _integer(dataset, "HighBit", stored - 1)
-    if high == stored - 1:
-        return
-    words = pixel_array(dataset, raw=True, correct_unused_bits=False)
-    if not np.array_equal(words, pixel_array(dataset, raw=True)):
+        return []
+    stored, high = dataset.BitsStored, _integer(dataset, "HighBit", dataset.BitsStored - 1)
+    agree = high == stored - 1
+    if agree and (pixels.ndim > 2 or pixels.dtype.kind == "i"):  # a sign fills those above
+        return []
+    words = pixel_array(dataset, raw=True, correct_unused_bits=False, view_only=True)
+    if np.array_equal(words, pixels if agree else pixel_array(dataset, raw=True)):
+        return []
+    if not agree:
         raise ValueError(f"High Bit {high} does not belong to Bits Stored {stored}")
+    return [notes.BITS]
 
 
 def _excess(dataset: pydicom.Dataset) -> list[str]:
@@ -199,6 +209,18 @@ def _excess(dataset: pydicom.Dataset) -> list[str]:
     bits = dataset.Columns * samples * dataset.BitsAllocated
     length = len(dataset.get("PixelData") or b"")
     return [notes.EXCESS] if length * 8 > bits * (dataset.Rows + 1) + 16 else []
+
+
+def _oblong(dataset: pydicom.Dataset) -> list[str]:
+    """Returns a note if pixels are higher or wider than the other way by more than a percent."""
+    for name in ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing"):
+        try:
+            height, width = (float(number) for number in dataset.get(name) or ())
+        except Exception:  # absent or damaged (of many types), which the pixels do not depend on
+            continue
+        if min(height, width) > 0 and not 0.99 < height / width < 1.01:
+            return [notes.OBLONG]
+    return []
 
 
 def _line(error: Exception) -> str:

@@ -7,15 +7,17 @@ and values more, and take no modality table of 10 or 12 bits, so tables are look
 
 from typing import Any
 
+import cv2
 import numpy as np
 import pydicom
 from pydicom.pixels import apply_color_lut, apply_rescale
 
 from boneage_jax.data import notes
-from boneage_jax.data.grey import luma, scale, to_8_bit
+from boneage_jax.data.grey import luma, scale, stretch, to_8_bit
 
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
+_FEW = 32  # grey levels
 
 
 def show_grey(dataset: pydicom.Dataset, stored: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -41,16 +43,10 @@ def show_grey(dataset: pydicom.Dataset, stored: np.ndarray) -> tuple[np.ndarray,
     values = _modality(dataset, stored)
     if not np.isfinite(values).all():
         raise ValueError("it holds values that are not finite")
-    shape = str(dataset.get("PresentationLUTShape") or "").strip()
+    shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE"
     said: list[str] = []
-    image = _values_of_interest(dataset, values, shown, said)
-    if image is not None and inverted:
-        # In the range that it uses: a window that is wider than the values darkens no picture more
-        # for being stored inverted.
-        used = image if shown is None else image[shown]
-        ends = int(used.min()) + int(used.max())
-        image = np.clip(ends - image.astype(np.int16), 0, 255).astype(np.uint8)
+    image = _values_of_interest(dataset, values, shown, inverted, said)
     if image is None:
         keep = dataset.BitsStored >= 8 if "BitsStored" in dataset else True
         image, ranged = to_8_bit(values, shown=shown, inverted=inverted, keep=keep)
@@ -76,8 +72,8 @@ def show_colours(dataset: pydicom.Dataset, pixels: np.ndarray) -> tuple[np.ndarr
         raise ValueError("the DICOM file is damaged: its colours have a sign")
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)[..., :3]
-        if pixels.dtype != np.uint8:
-            pixels = scale(pixels, 0, np.iinfo(pixels.dtype).max)
+        if pixels.dtype != np.uint8:  # which entries of 8 bits may fill as well (C.7.6.3.1.5)
+            pixels = scale(pixels, 0, 2 ** dataset.RedPaletteColorLookupTableDescriptor[2] - 1)
     colours, ranged = to_8_bit(pixels)
     return luma(np.ascontiguousarray(colours[..., ::-1])), [notes.NO_WINDOW] * ranged
 
@@ -103,6 +99,8 @@ def _modality(dataset: pydicom.Dataset, stored: np.ndarray) -> np.ndarray:
         values, _ = _look_up(table, stored, dataset)
     else:
         source = _of_frame(dataset, "PixelValueTransformationSequence")
+        if None in (source.get("RescaleSlope", 1), source.get("RescaleIntercept", 0)):
+            raise ValueError("the DICOM file is damaged: Rescale Slope or Intercept is empty")
         values = apply_rescale(stored, source)
     single = values.astype(np.float32)
     return single if np.array_equal(single, values) else values.astype(np.float64)
@@ -112,6 +110,7 @@ def _values_of_interest(
     dataset: pydicom.Dataset,
     values: np.ndarray,
     shown: np.ndarray | None,
+    inverted: bool,
     said: list[str],
 ) -> np.ndarray | None:
     """Applies the first table or window; None if there is none that can be used."""
@@ -120,16 +119,23 @@ def _values_of_interest(
         centers, widths = _numbers(source, "WindowCenter"), _numbers(source, "WindowWidth")
         if (table := _first(source, "VOILUTSequence")) is not None:
             looked_up, bits = _look_up(table, np.floor(values), dataset)
-            image = scale(looked_up, 0, 2**bits - 1)
+            grey = stretch(looked_up, 0, 2**bits - 1)
             alternatives = len(source.VOILUTSequence)
         elif centers or widths:
             function = source.get("VOILUTFunction")
-            image = _window(values, centers[0], widths[0], function)
+            grey = _window(values, centers[0], widths[0], function)
             alternatives = len(centers)
         else:
             return None
-        pixels = image if shown is None else image[shown]
-        if pixels.min() == pixels.max():
+        if inverted:
+            # In the range that it uses: a window that is wider than the values darkens no picture
+            # more for being stored inverted.
+            used = grey if shown is None else grey[shown]
+            grey = np.clip(used.min() + used.max() - grey, 0, 255)
+        image = np.rint(grey).astype(np.uint8)
+        pixels, before = (image, values) if shown is None else (image[shown], values[shown])
+        levels = np.count_nonzero(cv2.calcHist([pixels], [0], None, [256], (0, 256)))
+        if levels < 2:
             raise ValueError("it shows nothing")
     except MemoryError:
         raise
@@ -137,24 +143,25 @@ def _values_of_interest(
         said.append(notes.UNUSABLE_WINDOW)
         return None
     said += [notes.SEVERAL_WINDOWS] * (alternatives > 1)
+    if levels < _FEW and levels < np.unique(before).size / 2:
+        said.append(notes.FEW_LEVELS)
     return image
 
 
 def _window(values: np.ndarray, center: float, width: float, function: str | None) -> np.ndarray:
-    """Applies a window (PS3.3, C.11.2.1.2 and C.11.2.1.3)."""
+    """Applies a window (PS3.3, C.11.2.1.2 and C.11.2.1.3); floats of 0 to 255."""
     function = (function or "LINEAR").strip().upper()
     if function == "SIGMOID":
         if not width > 0:
             raise ValueError("the width of a window must be above 0")
-        bright = 127.5 * (1 + np.tanh(2 * (values - center) / width))
-        return np.rint(bright).astype(np.uint8)
+        return 127.5 * (1 + np.tanh(2 * (values - center) / width))
     if function == "LINEAR":
         center, width = center - 0.5, width - 1
     elif function != "LINEAR_EXACT":
         raise ValueError(f"VOI LUT Function {function}")
     if not width > 0:
         raise ValueError("the width of a window must be above 0, of a linear one above 1")
-    return scale(values, center - width / 2, center + width / 2)
+    return stretch(values, center - width / 2, center + width / 2)
 
 
 def _look_up(

@@ -125,7 +125,7 @@ def why_no_image(name: str, head: Callable[[], bytes]) -> str:
     if suffix in OTHER_FORMATS:
         return "of other image formats"
     if name.lower().endswith(_COPY_SUFFIXES):
-        return "not images"
+        return "copies or unfinished"
     content = head()
     return "" if content and sniff(content) else "not images"
 

@@ -84,14 +84,19 @@ def to_8_bit(
 
 def scale(values: np.ndarray, black: float, white: float) -> np.ndarray:
     """Maps `black` to 0 and `white` to 255, clipped and rounded; 0 everywhere if they are equal."""
+    return np.rint(stretch(values, black, white)).astype(np.uint8)
+
+
+def stretch(values: np.ndarray, black: float, white: float) -> np.ndarray:
+    """Maps as `scale` does, without rounding: float32 or float64."""
     if black == white:
-        return np.zeros(values.shape, np.uint8)
+        return np.zeros(values.shape, np.float32)
     # Enough for 16 bits, and half the memory.
     exact = values.dtype.itemsize <= 2 or max(abs(black), abs(white)) < _EXACT
     real: type[np.floating] = np.float32 if exact else np.float64
     with np.errstate(over="ignore"):  # of outliers
         scaled = (values.astype(real) - real(black)) * real(255 / (white - black))
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return np.clip(scaled, 0, 255)
 
 
 def luma(colours: np.ndarray) -> np.ndarray:

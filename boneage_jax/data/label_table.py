@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from boneage_jax.data.file_names import decode_windows
 from boneage_jax.errors import InputError
@@ -38,7 +38,7 @@ FILE_COLUMNS = (
     "imagepath", "imageindex", "imageid", "caseid", "case", "id",
 )  # fmt: skip
 SEX_COLUMNS = (
-    "sex", "gender", "male", "ismale", "patientsex", "patientgender", "female", "isfemale",
+    "sex", "gender", "male", "ismale", "patientsex", "patientgender", "female", "isfemale", "mf",
 )  # fmt: skip
 # Booleans of Excel in German, French, Spanish and Italian too.
 _YES = {"1", "true", "yes", "wahr", "vrai", "verdadero", "vero"}
@@ -62,25 +62,37 @@ def read_table(path: Path) -> Table:
     """Reads a table whose rows have a cell for each column of the header.
 
     Raises:
-      InputError: see `read_cells`; a column without a name that holds something, two columns of one
-        name, or a row of another length.
+      InputError: see `read_cells` and `as_table`.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: {path.stat().st_size} bytes are too many for a label table")
-        rows = read_cells(path.read_bytes(), str(path))
+        return as_table(read_cells(path.read_bytes(), str(path)), str(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def as_table(rows: Sequence[Row], name: str) -> Table:
+    """Names the cells of rows, the first of which is the header.
+
+    Args:
+      rows: see `read_cells`.
+      name: name of the file in error messages.
+
+    Raises:
+      InputError: two columns of one name, a row of fewer cells than the header, or one with
+        something beyond its last column.
+    """
     header = rows[0][1] if rows else []
     while header and not header[-1]:
         header = header[:-1]
-    doubled = sorted({name for name in header if name and header.count(name) > 1})
+    doubled = sorted({column for column in header if column and header.count(column) > 1})
     if doubled:
-        raise InputError(f"{path} has two columns called {doubled[0]!r}; rename one")
+        raise InputError(f"{name} has two columns called {doubled[0]!r}; rename one")
     for line, cells in rows[1:]:
         if len(cells) < len(header) or any(cells[len(header) :]):
             raise InputError(
-                f"{path} line {line} has {len(cells)} cells, its header {len(header)}; text with a "
+                f"{name} line {line} has {len(cells)} cells, its header {len(header)}; text with a "
                 "separator or a comma in it needs quotes"
             )
     named = [(line, dict(zip(header, cells, strict=False))) for line, cells in rows[1:]]
@@ -102,7 +114,8 @@ def read_cells(data: bytes, name: str) -> list[Row]:
       file those of the first sheet that has any.
 
     Raises:
-      InputError: neither CSV nor XLSX, or damaged.
+      InputError: neither CSV nor XLSX, damaged, or a workbook of several sheets with the columns of
+        the first.
     """
     if data.startswith(b"PK\x03\x04"):
         rows = _xlsx_rows(data, name)
@@ -151,6 +164,15 @@ def read_sex(cell: str, column: str, values: Mapping[str, int] | None = None) ->
     return 1 if text == "t" and not inverted else None
 
 
+def describe_codes(table: Table, column: str) -> str:
+    """Returns a line on what 1 and 0 in a column of sexes are read as; "" if its name tells."""
+    if "male" in plain_name(column):
+        return ""
+    if not any(cells[column][:1] in ("0", "1") for _, cells in table.rows):
+        return ""
+    return f"column {column!r}: 1 is read as male, 0 as female"
+
+
 def read_numbers(cells: Sequence[str], where: str) -> list[float]:
     """Reads a column of numbers, with points or commas before the decimals.
 
@@ -187,7 +209,8 @@ def _csv_rows(data: bytes, name: str) -> list[Row]:
         else:
             first = next((t for t in _QUOTED.sub("", text).splitlines() if t.strip()), "")
             delimiter = max(_DELIMITERS, key=first.count)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        lines = io.StringIO(text, newline="")
+        reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
         return [(reader.line_num + skipped, [_cell(cell) for cell in row]) for row in reader]
     except (ValueError, csv.Error, TypeError) as error:
         raise InputError(f"{name}: not a readable CSV file: {error}") from error
@@ -223,14 +246,24 @@ def _xlsx_rows(data: bytes, name: str) -> list[Row]:
         with warnings.catch_warnings():  # openpyxl warns about styles it does not keep
             warnings.simplefilter("ignore")
             book = openpyxl.load_workbook(io.BytesIO(data), data_only=True)
-        for sheet in book.worksheets:
-            values = sheet.iter_rows(values_only=True)
-            rows = [(line, [_text(cell) for cell in row]) for line, row in enumerate(values, 1)]
-            if any(any(cells) for _, cells in rows):
-                return rows
-        return []
+        sheets = {sheet.title: _sheet_rows(sheet) for sheet in book.worksheets}
     except Exception as error:  # openpyxl raises many types on damaged files
         raise InputError(f"{name}: not a readable XLSX file: {error}") from error
+    first, *others = [title for title, rows in sheets.items() if rows] or [""]
+    for other in others:
+        if sheets[other][0][1] == sheets[first][0][1]:
+            raise InputError(
+                f"{name}: the sheets {first!r} and {other!r} have the same columns; keep one, or "
+                "copy their rows into one"
+            )
+    return sheets.get(first, [])
+
+
+def _sheet_rows(sheet: Any) -> list[Row]:
+    """Returns the rows of a sheet of openpyxl that hold something."""
+    values = enumerate(sheet.iter_rows(values_only=True), 1)
+    rows = [(line, [_text(cell) for cell in row]) for line, row in values]
+    return [(line, cells) for line, cells in rows if any(cells)]
 
 
 def _text(value: object) -> str:

@@ -29,7 +29,8 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
       bool [H, W].
 
     Raises:
-      UnreadableImage: missing, damaged, or with more than two values or colours, which it names.
+      UnreadableImage: missing, damaged, inverted (ImageJ writes such masks), or with more than two
+        values or colours, which it names.
     """
     with as_unreadable(str(path)):
         data = read_bytes(Path(path))
@@ -47,7 +48,11 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
             values = np.rint(values * opacity).astype(values.dtype)
         if values.ndim == 3 and (values == values[..., :1]).all():
             values = values[..., 0]
-        return _of_grey(values) if values.ndim == 2 else _of_colours(values)
+        mask = _of_grey(values) if values.ndim == 2 else _of_colours(values)
+        border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+        if border.all() and not mask.all():
+            raise ValueError("its whole border is hand: it seems inverted; 0 is the background")
+        return mask
 
 
 def _of_grey(values: np.ndarray) -> np.ndarray:

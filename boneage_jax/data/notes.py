@@ -2,9 +2,12 @@
 
 NO_WINDOW = "no window: scaled by its range"
 UNUSABLE_WINDOW = "its window cannot be used"
+FEW_LEVELS = "its window leaves under 32 grey levels"
 SEVERAL_WINDOWS = "several windows: the first is used"
 INVERTED = "inverted by its tag"
 PADDED = "padding is black"
+BITS = "bits above Bits Stored are used"
+OBLONG = "its pixels are not square"
 EXCESS = "more pixel data than its size"
 FLAT = "all pixels have one value"
 SMALL = "under 200 px on its short side"

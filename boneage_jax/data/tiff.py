@@ -94,6 +94,8 @@ def read_header(data: bytes) -> Header:
     tags, following = directories.read(directories.first)
     if not (tags.get(256) and tags.get(257)):
         raise ValueError("the TIFF file is damaged: it names no size")
+    if not tags.get(262):  # decoders disagree
+        raise ValueError("the TIFF file does not say whether zero is black; save it as PNG")
 
     def first(tag: int, default: int) -> int:
         return (tags.get(tag) or [default])[0]
@@ -238,7 +240,10 @@ def _by_pillow(data: bytes, header: Header) -> tuple[np.ndarray, np.ndarray | No
     except Exception:  # of many types on damaged files
         return None
     if max(header.bits) > 8:
-        values = _deep(np.asarray(image), header) if image.mode in _DEEP else None
+        # Of these Pillow (13.0) swaps the bytes that libtiff has swapped already.
+        swapped = image.mode in ("I", "F") and header.compression != 1 and data[:2] == b"MM"
+        usable = image.mode in _DEEP and not swapped
+        values = _deep(np.asarray(image), header) if usable else None
         return None if values is None else (values, None)
     plain = header.sample_format == _UNSIGNED
     if plain and image.mode in ("1", "L"):
@@ -250,11 +255,21 @@ def _by_pillow(data: bytes, header: Header) -> tuple[np.ndarray, np.ndarray | No
         colours = np.asarray(image)
         alpha = opacity(colours[..., 3]) if image.mode == "RGBA" else None
         return np.ascontiguousarray(colours[..., 2::-1]), alpha
-    # Palettes of 8 bits, CMYK, CIELAB and signed bytes are OpenCV's, now that they are known whole.
+    if image.mode == "LAB":
+        return np.ascontiguousarray(_lab_to_rgb(image)[..., ::-1]), None
+    # Palettes of 8 bits, CMYK and signed bytes are OpenCV's, now that they are known whole.
     found = _by_opencv(data, header)
     if found is None and plain and image.mode == "P":
         return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1]), None
     return found
+
+
+def _lab_to_rgb(image: Any) -> np.ndarray:
+    """Converts CIELAB; OpenCV shows it for another white and gamma, greys up to 9 levels off."""
+    from PIL import ImageCms
+
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return np.asarray(ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB"))
 
 
 def _deep(values: np.ndarray, header: Header) -> np.ndarray | None:

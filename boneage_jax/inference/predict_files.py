@@ -15,6 +15,7 @@ from boneage_jax.data.find_files import find_images
 from boneage_jax.data.label_table import (
     FILE_COLUMNS,
     SEX_COLUMNS,
+    describe_codes,
     find_column,
     read_sex,
     read_table,
@@ -51,8 +52,9 @@ def check_arguments(
     left_out: Counter[str] = Counter()
     files = find_images(paths, left_out)
     lines = [f"left out {left_out.total()}: {describe_counts(left_out)}"] if left_out else []
-    sexes = read_sexes(sex_csv) if sex_csv else {}
+    sexes, read_as = read_sexes(sex_csv) if sex_csv else ({}, "")
     if sex_csv:
+        lines += [f"{sex_csv}: {read_as}"] if read_as else []
         lines += _match(sexes, files, sex_csv)
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise InputError(f"--output={output} must name a CSV file in a folder that exists")
@@ -64,14 +66,14 @@ def check_arguments(
     return files, sexes, lines
 
 
-def read_sexes(path: Path) -> dict[str, int]:
+def read_sexes(path: Path) -> tuple[dict[str, int], str]:
     """Reads a table, CSV or XLSX, with an id and the sex of each image.
 
     Its columns may have any usual name, see `boneage_jax.data.label_table`. An id may be a file
     name or a path.
 
     Returns:
-      1 (male), 0 or -1 (blank) by id, in the form of `image_stem`.
+      (1 male, 0 female or -1 unknown by id, in the form of `image_stem`; see `describe_codes`).
 
     Raises:
       InputError: an unreadable file, a missing column, contradicting rows, or an invalid value.
@@ -92,7 +94,7 @@ def read_sexes(path: Path) -> dict[str, int]:
             )
         if sexes.setdefault(name, sex) != sex:
             raise InputError(f"{path} line {line}: id {name!r} appears twice, with another sex")
-    return sexes
+    return sexes, describe_codes(table, column)
 
 
 def _match(sexes: Mapping[str, int], files: Sequence[Path], path: Path) -> list[str]:

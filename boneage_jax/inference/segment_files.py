@@ -126,9 +126,13 @@ def segment(
     for file in files:
         other = stems.setdefault(image_stem(file), file)
         if other != file:
+            remedy = (
+                "rename or remove one"
+                if other.parent == file.parent
+                else "segment their folders one by one, each into its own --output"
+            )
             raise InputError(
-                f"{other} and {file} would have the same mask {bare_name(file)}.png; "
-                "segment their folders one by one, each into its own --output"
+                f"{other} and {file} would have the same mask {bare_name(file)}.png; {remedy}"
             )
     review = output / "review"
     try:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -172,6 +173,48 @@ def test_a_window_that_shows_nothing_is_said(tags, said):
     assert found == said and image.min() == 0 and image.max() == 255
 
 
+@pytest.mark.parametrize(
+    ("image", "tags"),
+    [
+        (BYTES, window(2048, 4096)),  # that of 12 bits before a lossy compression
+        (RAMP, TWELVE | window(2048, 20)),
+        (RAMP, TWELVE | {"VOILUTSequence": [table(np.arange(4096))]}),
+    ],
+)
+def test_a_window_that_leaves_few_grey_levels_is_used_and_said(image, tags):
+    data = dicom_file(image, **tags)
+    shown, said = read(data)
+    np.testing.assert_allclose(shown, as_pydicom_shows(data).clip(0, 255), atol=0.51)
+    assert said == (notes.FEW_LEVELS,)
+    two = np.where(BYTES > 99, 200, 0).astype(np.uint8)  # has no more to begin with
+    assert read(dicom_file(two, **window(128, 256)))[1] == ()
+
+
+def test_pixels_that_are_not_square_are_said():
+    for tags, said in (
+        ({"PixelAspectRatio": [2, 1]}, (notes.OBLONG,)),
+        ({"PixelSpacing": [0.1, 0.2]}, (notes.OBLONG,)),
+        ({"PixelAspectRatio": [1, 1], "ImagerPixelSpacing": [0.1, 0.1]}, ()),
+        ({"PixelAspectRatio": [0, 1], "PixelSpacing": []}, ()),
+    ):
+        image, found = read(dicom_file(BYTES, **tags))
+        np.testing.assert_array_equal(image, BYTES)
+        assert found == said
+
+
+def test_bits_above_those_stored_are_said(tmp_path):
+    high = RAMP | np.where(BYTES > 99, 0x8000, 0).astype(np.uint16)  # as an overlay in bit 15
+    native = dicom_file(high, **DEEP)
+    np.testing.assert_array_equal(read_grey(native), read_grey(dicom_file(RAMP, **DEEP)))
+    assert read(native)[1] == (notes.BITS,)
+    for syntax, encode in ((uid.JPEGLSLossless, imagecodecs.jpegls_encode), (uid.JPEG2000, j2k)):
+        tags = TWELVE | window(0x8000, 0x10000) | {"PixelData": encapsulate([encode(high)])}
+        (tmp_path / "x.dcm").write_bytes(dicom_file(high, syntax, **tags))
+        shown, said = read(tmp_path / "x.dcm")
+        np.testing.assert_allclose(shown, by_gdcm(tmp_path / "x.dcm") / 65535 * 255, atol=0.51)
+        assert notes.BITS in said
+
+
 def test_bits():
     np.testing.assert_array_equal(read_grey(dicom_file(BYTES)), BYTES)
     four = read_grey(dicom_file(BYTES >> 4, BitsStored=4))
@@ -219,22 +262,26 @@ def test_colours():
     np.testing.assert_allclose(read_grey(dicom_file(COLOUR, **tags)), BYTES, atol=1)
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-def test_palette(bits):
+@pytest.mark.parametrize(("bits", "kind"), [(8, "u1"), (8, "<u2"), (16, "<u2")])
+def test_palette(bits, kind):
     rising, falling = np.arange(256), np.arange(255, -1, -1)
     curves = {"Red": rising, "Green": falling, "Blue": rising}
     tags = {"PhotometricInterpretation": "PALETTE COLOR"}
     for name, curve in curves.items():
         tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
-        words = curve * 257 if bits == 16 else curve.astype(np.uint8)
-        packed = words.astype("<u2") if bits == 16 else words
-        tags[f"{name}PaletteColorLookupTableData"] = packed.tobytes()
+        words = curve * 257 if bits == 16 else curve
+        tags[f"{name}PaletteColorLookupTableData"] = words.astype(kind).tobytes()
     expected = np.stack([curve[BYTES] for curve in curves.values()], -1) @ [0.299, 0.587, 0.114]
     np.testing.assert_allclose(read_grey(dicom_file(BYTES, **tags)), expected, atol=0.51)
 
 
 def test_frames():
-    assert read_grey(dicom_file(BYTES, NumberOfFrames=1)).shape == BYTES.shape
+    for number in (1, 0, ""):
+        data = dicom_file(BYTES, NumberOfFrames=number)
+        np.testing.assert_array_equal(read_grey(data), BYTES)
+        with warnings.catch_warnings():  # that it takes 0 for 1
+            warnings.simplefilter("ignore")
+            assert pydicom.dcmread(io.BytesIO(data)).pixel_array.shape == BYTES.shape
     twice = {"PixelData": BYTES.tobytes() * 2}
     with pytest.raises(UnreadableImage, match="holds 2 frames"):
         read_grey(dicom_file(BYTES, NumberOfFrames=2, **twice))
@@ -358,8 +405,12 @@ def test_rle_and_compressed_colours(tmp_path):
         (uid.JPEGLSLossless, imagecodecs.jpegls_encode),
         (uid.JPEG2000Lossless, lambda x: j2k(x, mct=False)),
     ]:  # fmt: skip
-        data = dicom_file(COLOUR, syntax, PixelData=encapsulate([encode(COLOUR)]))
-        np.testing.assert_allclose(read_grey(data), LUMA, atol=0.51)
+        for planar in (0, 1):  # the header's word, which pydicom would follow
+            tags = {"PlanarConfiguration": planar, "PixelData": encapsulate([encode(COLOUR)])}
+            data = dicom_file(COLOUR, syntax, **tags)
+            (tmp_path / "colour.dcm").write_bytes(data)
+            np.testing.assert_array_equal(by_gdcm(tmp_path / "colour.dcm"), COLOUR)
+            np.testing.assert_allclose(read_grey(data), LUMA, atol=0.51)
 
 
 def test_signed_values_of_jpeg_that_knows_no_sign():
@@ -412,6 +463,7 @@ def test_a_frame_that_claims_another_size_is_refused():
         ({"BitsAllocated": None}, "of 0 bits|BitsAllocated|cannot be decoded"),
         ({"RescaleSlope": "1e400", "RescaleIntercept": 0}, "not finite"),
         ({"PixelData": b"\0" * 10}, "cannot be decoded"),
+        ({"RescaleSlope": "", "RescaleIntercept": 0}, "Slope or Intercept is empty"),
         ({"PresentationLUTSequence": [table([1, 2])]}, "Presentation LUT Sequence"),
     ],
 )
@@ -419,6 +471,12 @@ def test_what_cannot_be_read_is_refused_in_a_line(tags, reason):
     with pytest.raises(UnreadableImage, match=reason) as caught:
         read_grey(dicom_file(RAMP, **tags), "x.dcm")
     assert "\n" not in str(caught.value)
+
+
+def test_a_transfer_syntax_that_is_not_known_is_named():
+    data = dicom_file(BYTES).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.99999.1.2.1\0")
+    with pytest.raises(UnreadableImage, match=r"pixels \(1\.2\.840\.99999\.1\.2\.1\) cannot"):
+        read_grey(data)
 
 
 SAMPLES = Path(pydicom.data.__file__).parent / "test_files"

@@ -50,6 +50,7 @@ def workbook(*sheets) -> bytes:
         ("sep=;\n" + text(";")).encode(),
         ("\n\n" + text("\t")).encode("utf-16"),
         text(rows=[[f'"{cell}"' for cell in cells] for cells in CELLS]).encode(),
+        text(", ", rows=[[f'"{cell}"' for cell in cells] for cells in CELLS]).encode(),
         text(rows=[CELLS[0], ['="a"', " 50.5\u00a0", "ü"], CELLS[2]]).encode(),
         workbook([], [["id", "boneage", "Größe"], ["a", 50.5, "ü"], [], ["b", 60.0, "ß"]]),
     ],
@@ -66,6 +67,7 @@ def test_any_program_writes_the_same_table(data):
         (b'id\n"a\n', "not a readable CSV"),
         (b"PK\3\4", "not a readable XLSX"),
         (b"\xd0\xcf\x11\xe0" + b"\0" * 512, "old Excel format is not read; save it as"),
+        (workbook(CELLS, [["note"]], [CELLS[0], ["c", "1", ""]]), "'Sheet1' and 'Sheet3' have"),
     ],
 )
 def test_what_is_no_table_is_named(data, message):
@@ -93,6 +95,7 @@ def test_columns_are_found_by_usual_names():
     assert plain_name("Bone Age (months)") == "boneagemonths"
     assert plain_name("Größe") != plain_name("Alter") != ""
     assert find_column(["ID", "Patient Gender"], SEX_COLUMNS) == "Patient Gender"
+    assert find_column(["id", "M/F"], SEX_COLUMNS) == "M/F"
     assert find_column(["a", "b"], SEX_COLUMNS) == ""
 
 

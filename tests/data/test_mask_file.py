@@ -93,6 +93,15 @@ def test_several_values_or_colours_are_refused_by_name(tmp_path, make, named):
         read_mask(tmp_path / "mask.png")
 
 
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
+def test_an_inverted_mask_is_refused(tmp_path):
+    inverting = palette(HAND, {0: (255, 255, 255), 1: (0, 0, 0)})  # as ImageJ saves
+    for image in (inverting, Image.fromarray(~HAND)):
+        image.save(tmp_path / "mask.png")
+        with pytest.raises(UnreadableImage, match=r"mask\.png: .* seems inverted"):
+            read_mask(tmp_path / "mask.png")
+
+
 def test_what_is_no_mask_is_refused(tmp_path):
     for name, content in (("a.png", b""), ("b.png", b"id,age"), ("c.png", b"\x89PNG\r\n\x1a\n")):
         (tmp_path / name).write_bytes(content)

@@ -80,6 +80,15 @@ def test_colours(kind):
             read_grey(data)
 
 
+def test_lab_is_srgb_by_its_formulas():
+    lightness = np.tile(np.linspace(0, 255, SHAPE[1]), (SHAPE[0], 1)).astype(np.uint8)
+    data = tiff(np.dstack([lightness, 0 * lightness, 0 * lightness]), photometric="cielab")
+    star = lightness / 255 * 100
+    linear = np.where(star > 8, ((star + 16) / 116) ** 3, star / 903.3)
+    srgb = np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+    np.testing.assert_allclose(read_grey(data), srgb * 255, atol=0.6)
+
+
 def test_grey_of_8_bits_is_the_same_in_all_clothes():
     grey = ramp("u1")
     for values, options in (
@@ -163,6 +172,22 @@ def test_pages():
 GREY = ramp("u1")
 
 
+def without(data: bytes, tag: int) -> bytes:
+    """The file with another number, of no meaning, in place of a tag."""
+    return data.replace(struct.pack("<HHI", tag, 3, 1), struct.pack("<HHI", 65_000, 3, 1))
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lzma"])
+@pytest.mark.parametrize("kind", ["u1", "u2", "i2", "i4", "f4"])
+def test_big_endian_is_read_right_or_refused(kind, compression):
+    data = tiff(ramp(kind), byteorder=">", compression=compression)
+    if kind[0] == "u":
+        np.testing.assert_allclose(read_grey(data), expected(data), atol=1.01)
+    else:
+        with pytest.raises(UnreadableImage, match="not supported"):
+            read_grey(data)
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -175,6 +200,7 @@ GREY = ramp("u1")
         (tiff(GREY, photometric="cfa"), "colour filter"),
         (tiff(np.stack([GREY] * 4), volumetric=True, tile=(16, 16)), "volume of 4 slices"),
         (bare(GREY, 6), "1 x 6 bits"),
+        (without(tiff(GREY), 262), "does not say whether zero is black"),
         (bare(GREY, 8, t256=60_000, t257=60_000), "60000 x 60000"),
         (bare(GREY, 8, t257=SHAPE[0] + 1), "cut short"),
         (bare(GREY, 8, t279=100), "cut short"),

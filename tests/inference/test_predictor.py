@@ -181,6 +181,10 @@ def test_sexes_are_matched_as_images_are(files, tmp_path):
         f"{table}: 1 files without an id",
         f"{table}: 2 ids without a file",
     ]
+    table.write_text("id,gender\na,1\nb,0\nc,1\n")
+    _, sexes, lines = check_arguments([str(tmp_path)], tmp_path / "x.csv", table)
+    assert sexes == {"a": 1, "b": 0, "c": 1}
+    assert lines[1:] == [f"{table}: column 'gender': 1 is read as male, 0 as female"]
 
 
 @pytest.mark.parametrize(

@@ -113,11 +113,13 @@ def test_segment_keeps_parts_and_holes_where_asked(here):
 def test_segment_refuses_what_would_lose_masks(here, radiographs, tmp_path, monkeypatch, capfd):
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "hand00.tif").write_bytes(b"")
+    (tmp_path / "copy" / "hand00.dcm").write_bytes(b"")
     images = radiographs / "images"
     before = {path.name: path.read_bytes() for path in images.iterdir()}
     (tmp_path / "link").symlink_to(images)
     for output, inputs, message in (
-        (tmp_path / "out", (images, tmp_path / "copy" / "hand00.tif"), "the same mask hand00.png"),
+        (tmp_path / "out", (images, tmp_path / "copy" / "hand00.tif"), "segment their folders one"),
+        (tmp_path / "out", (tmp_path / "copy",), "hand00.png; rename or remove one"),
         (images, (images,), "holds the radiographs themselves"),
         (tmp_path / "link", (images,), "holds the radiographs themselves"),
         (images / ".." / "images", (images,), "holds the radiographs themselves"),

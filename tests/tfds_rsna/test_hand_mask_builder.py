@@ -107,7 +107,7 @@ def test_masks_and_images_are_matched_in_one_form_of_names(tmp_path, image, mask
     pairs, lines = find_pairs(tmp_path)
     assert [pair.image.name for pair in pairs] == [image]
     assert pairs[0].id.encode()  # TFDS hashes it as UTF-8
-    assert lines[-1] == "1 images without a mask are left out"
+    assert lines[-1] == "left out 1: 1 images without a mask"
 
 
 def test_a_coco_file_names_images_in_another_form(tmp_path):
@@ -235,8 +235,9 @@ def test_upload_prefix():
 def test_one_complete_folder_wins_over_partial_copies(tmp_path):
     root = _png_folder(tmp_path, 3)
     _write(root / "thumbnails" / "1.png", np.zeros((5, 5), np.uint8))
-    pairs, _ = find_pairs(root)
+    pairs, lines = find_pairs(root)
     assert {pair.image.parent.name for pair in pairs} == {"images"}
+    assert lines[-1] == "left out 2: 1 images without a mask, 1 copies of images"
     _write(root / "thumbnails" / "0.png", np.zeros((5, 5), np.uint8))
     _write(root / "thumbnails" / "2.png", np.zeros((5, 5), np.uint8))
     with pytest.raises(InputError, match="have the same id"):
@@ -267,6 +268,13 @@ def test_a_mask_too_small_for_the_size_is_refused(tmp_path):
     _write(tmp_path / "1.png", np.zeros((301, 301), np.uint8))
     with pytest.raises(InputError, match="vanishes at 64 pixels"):
         _prepare(tmp_path, tmp_path / "data", fractions={"train": 1.0})
+
+
+def test_a_speck_is_no_hand(tmp_path):
+    corners = [0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0]  # fractions of the side in place of pixels
+    root = _coco_folder(tmp_path / "raw", [_annotation([corners])])
+    with pytest.raises(InputError, match=r"covers 0\.02% of its image"):
+        _prepare(root, tmp_path / "data", config="512", fractions={"train": 1.0})
 
 
 def test_bad_folders_are_refused(tmp_path):

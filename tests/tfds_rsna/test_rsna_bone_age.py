@@ -199,7 +199,9 @@ def wrong_test_csv() -> bytes:
         ({"train.csv": b"id,boneage,male\n1377,nan,True\n"}, "row 2: boneage 'nan'"),
         ({"train.csv": b"id,boneage,male\n1377,ten,True\n"}, "row 2: boneage 'ten'"),
         ({"train.csv": b"id,boneage,male\n1377,9,maybe\n"}, "row 2: male 'maybe'"),
-        ({"train.csv": b"id,boneage,male\n1377\n"}, "row 2: boneage ''"),
+        ({"train.csv": b"id,boneage,male\n1377\n"}, "line 2 has 1 cells, its header 3"),
+        ({"train.csv": b"id,male,boneage\n1377,True,120,5\n"}, "line 2 has 4 cells, its header 3"),
+        ({"train.csv": b"id,boneage,male,male\n1377,9,1,0\n"}, "two columns called 'male'"),
         ({"train.csv": b"id,boneage,male\nx1,9,True\n"}, "row 2: id 'x1'"),
         ({"train.csv": b"id,boneage,male\n7,9,True\n7,9,True\n"}, "row 3: id 7 appears twice"),
         ({"train.csv": b"\xff\xfe\0"}, "train.csv: not a readable CSV"),
@@ -220,7 +222,8 @@ def test_wrong_data_is_refused(raw, change, message):
         ({"~$notes.xlsx": b"\x09Radiology"}, "left out: 1 hidden"),
         ({"notes.csv": "Datei;Bemerkung\n1;\xfcber\n".encode("cp1252")}, "notes.csv is not one of"),
         ({"notes.xlsx": b"PK\3\4"}, "notes.xlsx is not one of"),
-        ({"train/readme.txt": b"text", "train/x.png~": b""}, "left out: 2 not images"),
+        ({"train/readme.txt": b"text"}, "left out: 1 not images"),
+        ({"train/x.png~": b""}, "left out: 1 copies or unfinished"),
     ],
 )
 def test_files_of_another_kind_are_ignored_with_a_note(raw, capsys, files, note):

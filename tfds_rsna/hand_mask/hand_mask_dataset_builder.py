@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from boneage_jax.data.masks import NO_HAND
 from boneage_jax.data.splits import parse_fractions, stratified_split
 from boneage_jax.errors import InputError
 from tfds_rsna.decode import Decoded, Item, decode_all
@@ -139,4 +140,9 @@ class Builder(RawDataBuilder):
         if not fitted.any():
             what = f"vanishes at {self._size} pixels" if mask.any() else "shows no hand"
             raise InputError(f"{pair.mask_name} {what}; redraw or remove it")
+        if mask.mean() < NO_HAND:
+            raise InputError(
+                f"{pair.mask_name} covers {mask.mean():.2%} of its image, less than a hand does; "
+                "are its coordinates in pixels? Redraw or remove it"
+            )
         return fitted

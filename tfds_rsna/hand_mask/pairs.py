@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from boneage_jax.data.counts import describe_counts
 from boneage_jax.data.file_names import image_stem, is_hidden, normal_name, relative_name
 from boneage_jax.data.files import placement
 from boneage_jax.data.find_files import find_images
@@ -65,15 +66,18 @@ def find_pairs(
     else:
         source = _coco_file(raw_dir, coco)
         readers = _coco_masks(source, category)
-    paths, unmasked = _find_images(_inside(raw_dir, images, "images"), folder, readers)
+    left_out: Counter[str] = Counter()
+    root = _inside(raw_dir, images, "images")
+    paths = _find_images(root, folder, readers, left_out)
+    left_out["not images"] -= folder is None and source.is_relative_to(root)  # the COCO file itself
     pairs = [
         Pair(name, paths[name], mask_name, read)
         for name, (mask_name, _, read) in sorted(readers.items())
     ]
     shown = os.path.commonpath([pair.image.parent for pair in pairs])
     found = [f"{len(pairs)} masks from {source}", f"their images from {shown}"]
-    if unmasked:
-        found.append(f"{unmasked} images without a mask are left out")
+    if left_out := +left_out:
+        found.append(f"left out {left_out.total()}: {describe_counts(left_out)}")
     return pairs, found
 
 
@@ -166,44 +170,43 @@ def _inside(raw_dir: Path, name: str, option: str) -> Path:
 
 
 def _find_images(
-    root: Path, masks: Path | None, wanted: dict[str, _Mask]
-) -> tuple[dict[str, Path], int]:
-    """Returns the image of each id, and the number of images that no mask is for.
+    root: Path, masks: Path | None, wanted: dict[str, _Mask], left_out: Counter[str]
+) -> dict[str, Path]:
+    """Returns the image of each id; counts other files and images that no mask is for.
 
     Of folders with copies, the only one that holds all is taken.
     """
     found: dict[str, list[Path]] = defaultdict(list)
-    unmasked = 0
-    for path in find_images(root):
+    for path in find_images(root, left_out):
         if masks is not None and masks in path.parents:
             continue
         stem = image_id(image_stem(path))
         if stem in wanted:
             found[stem].append(path)
         else:
-            unmasked += 1
+            left_out["images without a mask"] += 1
     absent = [mask.name for name, mask in wanted.items() if name not in found]
     if absent:
         raise InputError(
             f"{len(absent)} of {len(wanted)} masks have no image of that name below {root}, "
             f"first {absent[0]}; add it, or name the folder with images=FOLDER"
         )
+    left_out["copies of images"] = sum(map(len, found.values())) - len(found)
     for name, mask in wanted.items():
         called = normal_name(mask.file_name)
         exact = [path for path in found[name] if called and relative_name(path, root) == called]
         found[name] = exact or found[name]
-    if all(len(paths) == 1 for paths in found.values()):
-        return {name: paths[0] for name, paths in found.items()}, unmasked
-    folders_of = [{path.parent for path in paths} for paths in found.values()]
-    complete = sorted(set.intersection(*folders_of))
-    if len(complete) == 1:
-        chosen = {
-            name: [path for path in paths if path.parent == complete[0]]
-            for name, paths in found.items()
-        }
-        if all(len(paths) == 1 for paths in chosen.values()):
-            return {name: paths[0] for name, paths in chosen.items()}, unmasked
-    twice = next(paths for paths in found.values() if len(paths) > 1)
+    if any(len(paths) > 1 for paths in found.values()):
+        folders_of = [{path.parent for path in paths} for paths in found.values()]
+        complete = sorted(set.intersection(*folders_of))
+        if len(complete) == 1:
+            found = {
+                name: [path for path in paths if path.parent == complete[0]]
+                for name, paths in found.items()
+            }
+    twice = next((paths for paths in found.values() if len(paths) > 1), None)
+    if twice is None:
+        return {name: paths[0] for name, paths in found.items()}
     raise InputError(
         f"{twice[0]} and {twice[1]} have the same id; remove one, or name images=FOLDER"
     )

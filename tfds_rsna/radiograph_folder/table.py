@@ -13,6 +13,7 @@ from boneage_jax.data.label_table import (
     FILE_COLUMNS,
     SEX_COLUMNS,
     TABLE_SUFFIXES,
+    describe_codes,
     plain_name,
     read_numbers,
     read_sex,
@@ -296,14 +297,8 @@ def _unnamed(index: ImageIndex, used: set[Path], table: Path, raw_dir: Path) -> 
 
 def _coded_sex(table: Cells, columns: Columns) -> str:
     """Returns a line on what 1 and 0 were taken for, where neither column nor option tells."""
-    if columns.sex_values or not columns.sex or "male" in plain_name(columns.sex):
-        return ""
-    if not any(cells[columns.sex][:1] in ("0", "1") for _, cells in table.rows):
-        return ""
-    return (
-        f"column {columns.sex!r}: 1 is read as male, 0 as female; other codes: "
-        "sex_values=male=CODE,female=CODE"
-    )
+    read_as = "" if columns.sex_values or not columns.sex else describe_codes(table, columns.sex)
+    return f"{read_as}; other codes: sex_values=male=CODE,female=CODE" if read_as else ""
 
 
 def _unused(table: Cells, columns: Columns) -> str:

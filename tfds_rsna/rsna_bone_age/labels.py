@@ -6,7 +6,13 @@ from pathlib import PurePath
 from typing import NamedTuple
 
 from boneage_jax.data.file_names import bare_name
-from boneage_jax.data.label_table import read_cells, read_number, read_numbers, read_sex
+from boneage_jax.data.label_table import (
+    as_table,
+    read_cells,
+    read_number,
+    read_numbers,
+    read_sex,
+)
 from boneage_jax.errors import InputError
 
 MAX_AGE = 240.0  # months; the oldest child of the data set has 228
@@ -94,10 +100,7 @@ def read_table(data: bytes, name: str) -> Table | None:
     if len(rows) == 1:
         raise InputError(f"{name}: no rows below the header")
     labels: dict[int, Label] = {}
-    body = [
-        (line, dict(zip(header, cells + [""] * (len(header) - len(cells)), strict=False)))
-        for line, cells in rows[1:]
-    ]
+    body = as_table([(rows[0][0], header), *rows[1:]], name).rows
     texts = [row[columns.age] if columns.age else "" for _, row in body]
     ages = read_numbers(texts, f"{name} column {columns.age}")
     for (line, row), text, age in zip(body, texts, ages, strict=True):
