@@ -135,3 +135,27 @@ def test_ages_can_be_learned_in_months():
     summary = task.summarize({key: np.asarray(value) for key, value in rows.items()})
     # Predicting the mean of the training split would be off by 3 months, not by 130.
     assert summary["age"]["baseline_mae"] == pytest.approx(3.0)
+
+
+def test_metrics_count_each_image_of_any_weight_once():
+    task = tiny_task()
+    batch = labels([120.0, 120.0, 120.0, 120.0], [1, 0, -1, 1])
+    batch["weight"] = jnp.asarray([1.0, 0.5, 0.0, 1.0])  # 0 fills up the last batch
+    outputs = outputs_for([130.0, 100.0, 20.0, 121.0]) | {
+        "sex_logit": jnp.asarray([2.0, 2.0, 2.0, 2.0])
+    }
+    loss, parts = task.loss(outputs, batch)
+    values = task.metrics(loss, parts, outputs, batch).compute()
+    assert values["mae"] == pytest.approx((10 + 20 + 1) / 3, rel=1e-5)
+    assert values["sex_accuracy"] == pytest.approx(2 / 3, rel=1e-5)
+
+
+def test_statistics_move_in_training_alone():
+    task = tiny_task()
+    batch = plain_inputs(random_batch(4), None)
+    variables = task.init(jax.random.key(0), (16, 16, 1))
+    keys = jax.random.split(jax.random.key(1), 4)
+    for train in (False, True):
+        _, stats = task.apply(variables, batch, train=train, keys=keys if train else None)
+        same = jax.tree.map(np.array_equal, stats, variables["batch_stats"])
+        assert all(jax.tree.leaves(same)) is not train
