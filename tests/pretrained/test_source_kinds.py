@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 import boneage_jax
 from boneage_jax.pretrained import load_pretrained
+from boneage_jax.pretrained.source import kind_of
 from tests.support.weight_files import load, refused, save_torch
 
 
@@ -220,3 +221,19 @@ def test_what_is_no_source_is_refused_in_words(source):
 def test_without_the_hub_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refused(load, "hf:a/b", match=r"boneage_jax\[hf\]")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "run 'git lfs pull'"),
+        (b"PK\x03\x04\x00\x00", "a zip archive that is cut short"),
+        (b"<!DOCTYPE html><html>", "is no weight file .it begins with b'<!DOCTYPE ht'"),
+        (b"", "is no weight file"),
+    ],
+)
+def test_what_holds_no_weights_is_told_by_its_first_bytes(content, says, tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(boneage_jax.InputError, match=says):
+        kind_of(path)
