@@ -280,9 +280,9 @@ def load_recipe(recipe: str) -> "ConfigDict":
         if not isinstance(config, ConfigDict):
             raise TypeError(f"get_config() must return a ConfigDict, not {type(config).__name__}")
         return ConfigDict(config)  # not locked, nor frozen
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise error_in(path.resolve(), error, make) from error
 
 

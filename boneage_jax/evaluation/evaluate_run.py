@@ -51,10 +51,10 @@ def evaluate(
     data = ConfigDict(config.data.to_dict())
     data.raw_dir = raw_dir or data.raw_dir
     data.data_dir = data_dir or data.data_dir
+    members = load_members(workdir)  # before data are prepared, which may take an hour
+    network = members[0].network
     dataset = open_dataset(data)
     part = dataset.split(split)
-    members = load_members(workdir)
-    network = members[0].network
     trained_on = re.split(r"[\[+]", data.train_split)[0]  # a split may be sliced or summed
     if not raw_dir and trained_on in dataset.splits:
         info = DataInfo.of(dataset, dataset.split(data.train_split))

@@ -21,6 +21,7 @@ import numpy as np
 
 from boneage_jax.errors import InputError
 from boneage_jax.inference.bias_correction import Correction, cross_fitted
+from boneage_jax.json_file import read_bytes
 from boneage_jax.storage.safe_write import in_one_piece
 
 _COVERAGE = 0.95
@@ -189,6 +190,8 @@ class Calibration:
             numbers = {key: float(values) for key, values in stored.items() if not values.shape}
             if not all(numbers[key] >= 0 for key in ("half_width", "max_distance", "images")):
                 raise ValueError("a width, distance or number is below 0")
+            if numbers["youngest"] > numbers["oldest"]:
+                raise ValueError("youngest is above oldest")
             correction = Correction(numbers.pop("slope"), numbers.pop("intercept"))
             images = int(numbers.pop("images"))
             return cls(
@@ -203,8 +206,9 @@ class Calibration:
                 f"{path} is missing: the training in this workdir has not ended; start it again"
             ) from None
         except _UNREADABLE as error:
+            reason = str(error).removeprefix(f"{path} ")
             raise InputError(
-                f"{path} is damaged ({error}); remove it and report.json and run main again"
+                f"{path} is damaged ({reason}); remove it and report.json and run main again"
             ) from error
 
 
@@ -215,10 +219,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
       ValueError: a file that is too large, or an array that is missing, of another shape, or not
         finite. Damaged archives raise other errors, see `_UNREADABLE`.
     """
-    if path.stat().st_size > _LARGEST:
-        raise ValueError(f"it has {path.stat().st_size:,} bytes")
     found: dict[str, np.ndarray] = {}
-    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+    with zipfile.ZipFile(io.BytesIO(read_bytes(path, _LARGEST))) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist()}
         for name in _SHAPES:
             if name in _OLDER and name not in names:

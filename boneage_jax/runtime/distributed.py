@@ -67,6 +67,11 @@ def join(
       PeerLost: the other processes are gone. If they do not join in time, this process exits with
         the same message and status instead, since JAX would abort it with a stack trace.
     """
+    if processes < 0 or process < -1:
+        raise InputError(
+            f"--processes={processes} and --process={process} must not be negative; processes "
+            "count from 0"
+        )
     given = (bool(coordinator), processes > 0, process >= 0)
     if any(given) != all(given):
         raise InputError(

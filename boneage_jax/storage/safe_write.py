@@ -36,8 +36,12 @@ def writing(path: Path) -> Iterator[None]:
 def in_one_piece(path: Path) -> Iterator[Path]:
     """Context manager that yields `path` + '.part'; it replaces `path` if the block succeeds.
 
-    A kill leaves the old file or the new one, never a partial one.
+    A kill leaves the old file or the new one, never a partial one. Pipes and devices such as
+    /dev/null, which a file must not replace, are yielded themselves.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
     part = path.with_name(path.name + ".part")
     yield part
     part.replace(path)

@@ -23,6 +23,8 @@ from tests.runtime.test_launcher import TASK
         (["--coordinator=h:1"], "go together"),
         (["--processes=2", "--process=0"], "go together"),
         (["--coordinator=h:1", "--processes=2", "--process=2"], "must be below"),
+        (["--processes=-2"], "must not be negative"),
+        (["--process=-2"], "must not be negative"),
         (["--coordinator=h:1", "--processes=2", "--process=0", "--alone"], "contradict"),
         (["--coordinator=h:1", "--processes=two", "--process=0"], "invalid int value: 'two'"),
     ],

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import subprocess
 
 import jax
@@ -10,7 +11,12 @@ import pytest
 
 from boneage_jax.errors import InputError
 from boneage_jax.report.metric_writer import read_metrics
-from boneage_jax.storage.safe_write import cannot_write, is_passing, is_refused_write
+from boneage_jax.storage.safe_write import (
+    cannot_write,
+    in_one_piece,
+    is_passing,
+    is_refused_write,
+)
 from boneage_jax.training.run import load_run
 
 
@@ -93,6 +99,17 @@ def test_a_full_disk_costs_nothing_that_was_saved(what, small_disk, tiny_train, 
 def _class(path):
     module, _, name = path.rpartition(".")
     return getattr(pytest.importorskip(module), name)
+
+
+def test_a_file_never_takes_the_place_of_a_pipe_or_device(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with in_one_piece(path) as part:
+        part.write_text("rows")
+    assert stat.S_ISFIFO(path.stat().st_mode) and os.listdir(tmp_path) == ["pipe"]
+    assert os.read(reader, 99) == b"rows"
+    os.close(reader)
 
 
 def test_errors_without_a_number_are_told_apart():
