@@ -158,6 +158,8 @@ def prepare(
         reason = f"{getattr(error, 'strerror', '') or error}"
         file = f" ({name})" if (name := getattr(error, "filename", "")) else ""
         remedy = "; make room there, or name a writable data_dir" if refused else ""
+        if raw and name and Path(name).is_relative_to(raw):
+            remedy = "; make it readable, or move it out of raw_dir"
         raise InputError(f"{label} cannot be prepared in {root}: {reason}{file}{remedy}") from error
 
 

@@ -14,6 +14,7 @@ from boneage_jax.evaluation.members import average_beside_labels, predict_split,
 from boneage_jax.evaluation.split_lock import TEST, check_unlocked, note_opening
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import load_members
+from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.report.run_report import read_report, write_report
 from boneage_jax.storage.bucket import open_workdir, push
 from boneage_jax.storage.layout import CALIBRATION, REPORT
@@ -51,8 +52,11 @@ def evaluate(
     data = ConfigDict(config.data.to_dict())
     data.raw_dir = raw_dir or data.raw_dir
     data.data_dir = data_dir or data.data_dir
-    members = load_members(workdir)  # before data are prepared, which may take an hour
+    # Before data are prepared, which may take an hour, and anything is compiled.
+    members = load_members(workdir)
     network = members[0].network
+    for folder in {workdir, *(member.folder for member in members)}:
+        read_metrics(folder)
     dataset = open_dataset(data)
     part = dataset.split(split)
     trained_on = re.split(r"[\[+]", data.train_split)[0]  # a split may be sliced or summed

@@ -13,7 +13,7 @@ import io
 import math
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import cv2
@@ -22,6 +22,7 @@ import numpy as np
 from boneage_jax.errors import InputError
 from boneage_jax.inference.bias_correction import Correction, cross_fitted
 from boneage_jax.json_file import read_bytes
+from boneage_jax.ranges import Range
 from boneage_jax.storage.safe_write import in_one_piece
 
 _COVERAGE = 0.95
@@ -34,6 +35,13 @@ _SIDE = 128  # side in pixels for statistics, whatever size the network reads
 _COARSEST = 8
 _COUNT = 10  # of statistics
 _UNKNOWN = ("max_distance", "youngest", "oldest")  # may be infinite or NaN
+_RANGES = {
+    "half_width": Range(0, 1e9),
+    "max_distance": Range(0, 1e9, or_also=math.inf),
+    "images": Range(0, 1e12),
+    "youngest": Range(-1e4, 1e4),
+    "oldest": Range(-1e4, 1e4),
+}
 _SHAPES: dict[str, tuple[int, ...]] = {
     **{name: () for name in ("half_width", "slope", "intercept", "images", *_UNKNOWN)},
     "mean": (_COUNT,),
@@ -188,10 +196,9 @@ class Calibration:
         try:
             stored = _read_arrays(path)
             numbers = {key: float(values) for key, values in stored.items() if not values.shape}
-            if not all(numbers[key] >= 0 for key in ("half_width", "max_distance", "images")):
-                raise ValueError("a width, distance or number is below 0")
-            if numbers["youngest"] > numbers["oldest"]:
-                raise ValueError("youngest is above oldest")
+            _check_numbers(numbers)
+            if np.linalg.eigvalsh(stored["precision"]).min() <= 0:
+                raise ValueError("precision is not positive definite")
             correction = Correction(numbers.pop("slope"), numbers.pop("intercept"))
             images = int(numbers.pop("images"))
             return cls(
@@ -210,6 +217,17 @@ class Calibration:
             raise InputError(
                 f"{path} is damaged ({reason}); remove it and report.json and run main again"
             ) from error
+
+
+def _check_numbers(numbers: Mapping[str, float]) -> None:
+    for key, found in _RANGES.items():
+        unknown = key in ("youngest", "oldest") and math.isnan(numbers[key])
+        if numbers[key] not in found and not unknown:
+            raise ValueError(f"{key}={numbers[key]:g} must be {found}")
+    if not numbers["images"].is_integer():
+        raise ValueError(f"images={numbers['images']:g} must be a whole number")
+    if numbers["youngest"] > numbers["oldest"]:
+        raise ValueError("youngest is above oldest")
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

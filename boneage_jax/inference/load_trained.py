@@ -62,7 +62,12 @@ def load_trained(
     network = described_network(folder, task, eval_batch_size, devices)
     alone = network.parallel.processes == 1
     checkpoints = Checkpoints(
-        folder, network.task.metric, info=network.info, read_only=True, alone=alone
+        folder,
+        network.task.metric,
+        info=network.info,
+        config=network.config,
+        read_only=True,
+        alone=alone,
     )
     try:
         step = checkpoints.step_to_use(network.config.select)

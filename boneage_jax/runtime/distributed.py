@@ -18,7 +18,12 @@ from typing import Any
 import jax
 
 from boneage_jax.errors import InputError, PeerLost
-from boneage_jax.runtime.launcher import Announcement, announcement, task_of_launcher
+from boneage_jax.runtime.launcher import (
+    Announcement,
+    announcement,
+    check_address,
+    task_of_launcher,
+)
 
 # Seconds without a heartbeat after which the coordinator declares a process dead and ends the job:
 # the upper bound if the network does not report a dead peer earlier.
@@ -80,6 +85,8 @@ def join(
         )
     if all(given) and process >= processes:
         raise InputError(f"--process={process} must be below --processes={processes}")
+    if all(given):
+        check_address(coordinator, "--coordinator")
     if alone and any(given):
         raise InputError("--alone and --coordinator contradict each other; leave one out")
     if alone:

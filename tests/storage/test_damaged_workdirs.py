@@ -163,6 +163,43 @@ def test_a_checkpoint_beyond_the_end_is_refused(train, tmp_path):
         train()
 
 
+def test_a_checkpoint_under_another_step_is_refused(train, tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "2").rename(folder / "1")
+    for read in (train, lambda: load_members(tmp_path / "run")):
+        with pytest.raises(InputError, match="checkpoints/1 is the checkpoint of step 2; rename"):
+            read()
+
+
+@pytest.mark.parametrize("key", ["normalize", "loss.standardize", "model.padding"])
+def test_a_config_that_no_shape_contradicts_is_that_of_the_checkpoint(key, train, tmp_path):
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    section, _, name = key.rpartition(".")
+    target = config[section] if section else config
+    target[name] = {"zscore": "none", "same": "symmetric", True: False}[target[name]]
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match=rf"config\.json has {key}=.*was trained with"):
+        load_members(tmp_path / "run")
+
+
+@pytest.mark.parametrize("key", ["checksums", "info", "config"])
+def test_notes_of_a_checkpoint_that_are_no_object_are_refused(key, train, tmp_path):
+    path = tmp_path / "run" / "checkpoints" / "2" / "_CHECKPOINT_METADATA"
+    notes = json.loads(path.read_text())
+    notes["custom_metadata"][key] = [1]
+    path.write_text(json.dumps(notes))
+    with pytest.raises(InputError, match="checkpoints/2 cannot be restored"):
+        load_members(tmp_path / "run")
+
+
+def test_a_log_is_read_before_anything_is_compiled(train, tmp_path, monkeypatch):
+    monkeypatch.setattr("boneage_jax.evaluation.evaluate_run.open_dataset", never)
+    (tmp_path / "run" / "metrics.jsonl").write_text("[]\nnull\n{}\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl, line 1"):
+        evaluate(tmp_path / "run")
+
+
 def test_an_evaluation_that_cannot_be_written_is_one_line(train, tmp_path, phantoms):
     (tmp_path / "run" / "evaluation").touch()
     with pytest.raises(InputError, match=r"evaluation.* cannot be written"):
@@ -284,6 +321,11 @@ def absurd():
         npz(slope=np.float64(NAN), intercept=np.float64(0)),
         npz(half_width=np.zeros(3)),
         npz(youngest=np.float64(200), oldest=np.float64(1)),
+        npz(youngest=np.float64(1), oldest=np.float64(np.inf)),
+        npz(half_width=np.float64(1e300)),
+        npz(images=np.float64(0.5)),
+        npz(precision=np.zeros((10, 10))),
+        npz(precision=-np.eye(10)),
         npz(more=np.zeros(2**17 + 1)),
         absurd(),
     ],

@@ -217,6 +217,8 @@ def test_bad_options_are_refused(tmp_path):
     root = _folder(tmp_path / "raw", "file,age\na.png,5\n")
     with pytest.raises(InputError, match="no column 'years'; it has 'file', 'age'"):
         _read(root, age="years")
+    with pytest.raises(InputError, match="age_column=years reads 'years' in that unit; age_unit"):
+        _read(_folder(tmp_path / "years", "file,years\na.png,5\n"))
     with pytest.raises(InputError, match="age_unit is 'decades'"):
         _read(root, age_unit="decades")
     with pytest.raises(InputError, match="fractions is 'half'"):
