@@ -20,6 +20,11 @@ _PASSING = re.compile(
     r"|temporar|try again|internal error|\b(429|500|502|503|504)\b"
 )
 _FULL_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LIMITS = {
+    errno.EFBIG: "raise ulimit -f",
+    errno.EMFILE: "raise ulimit -n",
+    errno.ENFILE: "close some programs: the machine has too many open files",
+}
 _CODES = (*_FULL_CODES, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
@@ -79,14 +84,16 @@ def check_path(path: Path, option: str) -> Path:
 
 def cannot_write(path: Path, error: BaseException) -> InputError:
     """Returns the one-line error for `error`, which was raised while writing `path`."""
-    if isinstance(error, OSError) and error.errno is not None:
-        reason, full = os.strerror(error.errno), error.errno in _FULL_CODES
+    code = error.errno if isinstance(error, OSError) else None
+    if code is not None:
+        reason, full = os.strerror(code), code in _FULL_CODES
     else:
         text = str(error).lower()
         full = any(word in text for word in _FULL)
         found = [word for word in _REFUSALS if word in text]
         reason = found[0] if found else (str(error).strip() or repr(error)).splitlines()[0][:200]
     remedy = "free some space on that disk" if full else "make it writable"
+    remedy = _LIMITS.get(code or 0, remedy)
     return InputError(
         f"{path} cannot be written ({reason}); {remedy}, then the same command goes on from the "
         "last checkpoint"

@@ -120,6 +120,7 @@ def test_errors_without_a_number_are_told_apart():
     assert is_refused_write(wrapped)
     assert "make it writable" in str(cannot_write("x", wrapped.__cause__))
     assert not is_refused_write(ValueError("shapes differ"))
+    assert "raise ulimit -n, then" in str(cannot_write("x", OSError(errno.EMFILE, "")))
 
 
 @pytest.mark.parametrize(
