@@ -18,7 +18,7 @@ from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.report.run_report import read_report, write_report
 from boneage_jax.storage.bucket import open_workdir, push
 from boneage_jax.storage.layout import CALIBRATION, REPORT
-from boneage_jax.storage.safe_write import writing
+from boneage_jax.storage.safe_write import check_writable
 from boneage_jax.storage.workdir import read_run
 
 
@@ -67,6 +67,8 @@ def evaluate(
                 f"{dataset.name}/{dataset.config} is not the data of the run in {workdir} ({info} "
                 f"now, {network.info} then); name its folder: --raw_dir=DIR or --data_dir=DIR"
             )
+    folder = workdir / "evaluation" / split
+    check_writable(folder)  # before anything is compiled
     rows = average_beside_labels(predict_split(members, part), part, network.task)
     if config.bias_correction != "none":
         own = split == config.data.eval_split
@@ -77,9 +79,6 @@ def evaluate(
         found = {"mae": float(abs(rows["predicted_age"] - rows["true_age"]).mean())} if ages else {}
         note_opening(workdir, members[0].step, found)
     report = report_members(members, dataset, split, rows, workdir)
-    folder = workdir / "evaluation" / split
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     title = f"{config.model.name} on {dataset.name}, {split} split"
     write_report(folder, report, rows, title, part)
     push(workdir)

@@ -200,7 +200,8 @@ def test_a_log_is_read_before_anything_is_compiled(train, tmp_path, monkeypatch)
         evaluate(tmp_path / "run")
 
 
-def test_an_evaluation_that_cannot_be_written_is_one_line(train, tmp_path, phantoms):
+def test_an_evaluation_that_cannot_be_written_is_one_line(train, tmp_path, phantoms, monkeypatch):
+    monkeypatch.setattr("boneage_jax.evaluation.evaluate_run.predict_split", never)
     (tmp_path / "run" / "evaluation").touch()
     with pytest.raises(InputError, match=r"evaluation.* cannot be written"):
         evaluate(tmp_path / "run", data_dir=phantoms)
