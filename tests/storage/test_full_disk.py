@@ -1,6 +1,7 @@
 """Full disks: one clear line, the last checkpoint whole, and the same command goes on."""
 
 import errno
+import logging
 import os
 import stat
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from boneage_jax.errors import InputError
 from boneage_jax.report.metric_writer import read_metrics
+from boneage_jax.storage.quiet_orbax import without_late_errors
 from boneage_jax.storage.safe_write import (
     cannot_write,
     in_one_piece,
@@ -99,6 +101,17 @@ def test_a_full_disk_costs_nothing_that_was_saved(what, small_disk, tiny_train, 
 def _class(path):
     module, _, name = path.rpartition(".")
     return getattr(pytest.importorskip(module), name)
+
+
+def test_what_orbax_logs_after_a_failure_is_dropped_for_a_while():
+    logger = logging.getLogger("absl")
+    late = [
+        logging.LogRecord("absl", logging.ERROR, f"/site/{name}/a.py", 1, "late", (), None)
+        for name in ("orbax", "grain")
+    ]
+    with without_late_errors:
+        assert [bool(logger.filter(record)) for record in late] == [False, True]
+    assert all(logger.filter(record) for record in late)
 
 
 def test_a_file_never_takes_the_place_of_a_pipe_or_device(tmp_path):
