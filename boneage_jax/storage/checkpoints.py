@@ -9,6 +9,7 @@ import dataclasses
 import gc
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -129,6 +130,8 @@ class Checkpoints:
         except InputError as error:
             print(f"{error}; trying again at the next checkpoint", file=sys.stderr)
         with self._disk_errors():
+            if isinstance(self._folder, Path) and jax.process_index() == 0:
+                _check_room(self._workdir)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -411,6 +414,22 @@ def _network_of(config: ConfigDict) -> dict[str, Any]:
         "loss.age": loss.age,
         "loss.standardize": loss.standardize,
     }
+
+
+def _check_room(folder: Path) -> None:
+    """Creates and removes as many folders and files as a checkpoint has at least.
+
+    Where orbax cannot create one of its folders, on a full disk or one without inodes, it waits
+    minutes for it.
+
+    Raises:
+      OSError: one of them cannot be created.
+    """
+    with tempfile.TemporaryDirectory(prefix=".room-", dir=folder) as room:
+        for name in ("state", "data", "metrics", "d"):
+            Path(room, name).mkdir()
+            for number in range(4):
+                Path(room, name, f"{number}").touch()
 
 
 def _check_steps(folder: Any) -> None:

@@ -1,7 +1,9 @@
 """What evaluation restores of a checkpoint: the network, with averages where they were kept."""
 
+import errno
 import logging
 import sys
+import tempfile
 import time
 
 import jax
@@ -41,6 +43,15 @@ def saved(folder, averages):
     checkpoints.close()
     batches.close()
     return state
+
+
+def test_a_folder_that_cannot_be_created_is_found_before_orbax_waits_for_it(tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with pytest.raises(InputError, match=r"checkpoints cannot be written .*free some space"):
+        saved(tmp_path, {})
 
 
 def like(one_device, shapes):
