@@ -47,9 +47,9 @@ def run_door(main: Main, *, computes: bool = True, in_a_job: bool = False) -> No
       computes: sets up memory and compiler for JAX on CPU; must happen before JAX is loaded.
       in_a_job: the command may be one process of several, which exit together.
     """
+    open_standard_streams()  # before any other file is opened, a pipe for signals among them
     end_on_interrupt()
     use_utf8()
-    open_standard_streams()
     os.environ["MPLBACKEND"] = "agg"  # figures are files; that of a notebook may not be installed
     gc.set_threshold(50_000, 20, 50)  # importing and tracing create many objects and few cycles
     if computes:
@@ -280,9 +280,9 @@ def load_recipe(recipe: str) -> "ConfigDict":
         if not isinstance(config, ConfigDict):
             raise TypeError(f"get_config() must return a ConfigDict, not {type(config).__name__}")
         return ConfigDict(config)  # not locked, nor frozen
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise error_in(path.resolve(), error, make) from error
 
 

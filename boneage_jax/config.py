@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from boneage_jax.errors import InputError
 from boneage_jax.extensions import CONFIG_SECTIONS, TASKS
 from boneage_jax.json_file import read_json
-from boneage_jax.ranges import RANGES, check_value
+from boneage_jax.ranges import RANGES, check_value, shown
 
 # Keys that change how a run is executed but not what it learns; they may differ on a restart.
 RUNTIME_KEYS = frozenset(
@@ -179,6 +179,8 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
     known, given = dict(_flat(base_config())), dict(_flat(config))
     for key in given:
         if key not in known and not key.startswith(("data.options.", "model.options.")):
+            if key.startswith("bench."):
+                raise InputError("the section config.bench is for python -m boneage_jax.benchmark")
             raise InputError(
                 f"unknown config key {key!r}; see boneage_jax/config.py for all keys (one of your "
                 "own is known once its file is given, --extensions=FILE.py)"
@@ -209,12 +211,12 @@ def check_type(key: str, value: Any, default: Any) -> None:
         named = callable(value) and key in ("model.name", "task")
         hint = f"; boneage_jax.register_{key.partition('.')[0]} gives it a name" if named else ""
         raise InputError(
-            f"config.{key}={value!r} must be {type(default).__name__}, as {default!r} is{hint}"
+            f"config.{key}={shown(value)} must be {type(default).__name__}, as {default!r} is{hint}"
         )
     if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"config.{key}={value!r} must be a finite number")
+        raise InputError(f"config.{key}={shown(value)} must be a finite number")
     if isinstance(value, str) and "\0" in value:
-        raise InputError(f"config.{key}={value!r} must be text without NUL characters")
+        raise InputError(f"config.{key}={shown(value)} must be text without NUL characters")
 
 
 def _check_section(section: str, check: Any, values: ConfigDict) -> None:
@@ -231,11 +233,14 @@ def _check_section(section: str, check: Any, values: ConfigDict) -> None:
 def _as_config(config: Any) -> ConfigDict:
     if not isinstance(config, ConfigDict | Mapping):
         raise InputError(
-            f"config={config!r} must be a ConfigDict, e.g. of boneage_jax.load_recipe('cls'), or "
-            "its dict"
+            f"config={shown(config)} must be a ConfigDict, e.g. of "
+            "boneage_jax.load_recipe('cls'), or its dict"
         )
     try:
-        return ConfigDict(dict(config.items()))
+        copy = ConfigDict(dict(config.items()))
+        for _ in _flat(copy):  # fails for a config that holds itself
+            pass
+        return copy
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"config cannot be read: {error}; start from base_config()") from error
 
@@ -266,6 +271,11 @@ def _check_together(given: dict[str, Any]) -> None:
     starts = [key for key in ("pretrain.data", "init_from", "model.pretrained") if given[key]]
     if len(starts) > 1:
         raise InputError(f"config.{starts[0]} and config.{starts[1]} exclude each other")
+    if given["task"] == "bone_age" and given["data.train_split"] == given["data.eval_split"]:
+        raise InputError(
+            f"config.data.eval_split={given['data.eval_split']!r} is data.train_split too, and "
+            "errors on images of training are no measure of intervals; name another"
+        )
     if given["task"] != "bone_age":
         for key in ("test_views", "mix.mixup", "mix.cutmix", "model.remat", "member_flops"):
             _require(not given[key], key, given[key], f"off for config.task={given['task']}")
@@ -298,7 +308,9 @@ def _as_json(key: str, value: Any) -> Any:
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise InputError(f"config.{key}={value!r} cannot be stored as JSON: {error}") from error
+        raise InputError(
+            f"config.{key}={shown(value)} cannot be stored as JSON: {error}"
+        ) from error
 
 
 def save_config(path: Path, config: ConfigDict) -> None:
@@ -383,4 +395,4 @@ def _flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _require(holds: bool, key: str, value: Any, wanted: str) -> None:
     if not holds:
-        raise InputError(f"config.{key}={value!r} must be {wanted}")
+        raise InputError(f"config.{key}={shown(value)} must be {wanted}")

@@ -1,15 +1,46 @@
 """Opens the data set of a config, preparing it if it is not prepared yet."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from boneage_jax.data.source import Dataset, Split, cut_split, open_split, read_labels
 from boneage_jax.errors import InputError
+from boneage_jax.extensions import DATASETS
 from boneage_jax.runtime.watchdog import PATIENCE, waiting_for, waiting_without_limit
 from boneage_jax.tasks.registry import task_class
-from tfds_rsna.builders import prepare
+from tfds_rsna.builders import features_of, prepare
+
+_SPLITS = ("train", "validation", "test")  # of all builders of tfds_rsna
+
+
+def check_training_data(config: ConfigDict) -> int:
+    """Checks a config against what the builder of its data tells of them without preparing them.
+
+    Args:
+      config: a checked config.
+
+    Returns:
+      Height and width of the images in pixels.
+
+    Raises:
+      InputError: unknown data set, or one whose images have no common size; a label of the task or
+        a split is missing.
+    """
+    data = config.data
+    features = features_of(f"{data.name}/{data.config}")
+    _check_records(data.name, features)
+    _check_labels(config, features)
+    for key in ("train_split", "eval_split"):
+        if data.name not in DATASETS and data[key] not in _SPLITS:
+            raise InputError(
+                f"config.data.{key}={data[key]!r}: {data.name}/{data.config} has the splits "
+                f"{', '.join(_SPLITS)}"
+            )
+    return _side(data, features)
 
 
 def open_training_data(config: ConfigDict) -> Dataset:
@@ -24,13 +55,33 @@ def open_training_data(config: ConfigDict) -> Dataset:
     dataset = open_dataset(config.data)
     for name in (config.data.train_split, config.data.eval_split):
         dataset.split(name)
-    missing = [k for k in task_class(config.task).labels if k not in dataset.features]
+    _check_labels(config, dataset.features)
+    return dataset
+
+
+def _check_records(name: str, features: Collection[str]) -> None:
+    missing = [key for key in ("image", "id") if key not in features]
+    if missing:
+        raise InputError(f"records of {name} lack {' and '.join(missing)}")
+
+
+def _check_labels(config: ConfigDict, features: Collection[str]) -> None:
+    missing = [key for key in task_class(config.task).labels if key not in features]
     if missing:
         raise InputError(
-            f"config.task={config.task} needs {' and '.join(missing)}; {dataset.name} has "
-            f"{', '.join(sorted(dataset.features))}; choose another config.data.name"
+            f"config.task={config.task} needs {' and '.join(missing)}; {config.data.name} has "
+            f"{', '.join(sorted(features))}; choose another config.data.name"
         )
-    return dataset
+
+
+def _side(data: ConfigDict, features: Mapping[str, Any]) -> int:
+    shape = features["image"].shape
+    if not shape or not shape[0]:
+        raise InputError(
+            f"data.config={data.config!r} keeps every image at its own size; training needs "
+            "one size, e.g. data.config=512"
+        )
+    return int(shape[0])
 
 
 def open_dataset(config: ConfigDict) -> Dataset:
@@ -60,9 +111,7 @@ def open_dataset(config: ConfigDict) -> Dataset:
             data_dir=config.data_dir,
             **options | dict(config.get("options", {})),
         )
-        missing = [key for key in ("image", "id") if key not in builder.info.features]
-        if missing:
-            raise InputError(f"records of {config.name} lack {' and '.join(missing)}")
+        _check_records(config.name, builder.info.features)
         names = [name for name, split in builder.info.splits.items() if split.num_examples]
         sources = {name: open_split(builder, name, config.uncompressed) for name in names}
     waiting_for("the data", PATIENCE)
@@ -80,18 +129,12 @@ def open_dataset(config: ConfigDict) -> Dataset:
         fraction = config[f"{name}_fraction"]
         if name not in splits and fraction:
             splits |= cut_split(splits["train"], name, fraction, config.split_seed)
-    image_size = builder.info.features["image"].shape[0]
-    if image_size is None:
-        raise InputError(
-            f"data.config={config.config!r} keeps every image at its own size; training needs "
-            "one size, e.g. data.config=512"
-        )
     background = Path(builder.data_path, "background")
     return Dataset(
         config.name,
         builder.builder_config.name if builder.builder_config else "",
         str(builder.version),
-        image_size,
+        _side(config, builder.info.features),
         splits,
         frozenset(builder.info.features),
         background if background.is_dir() else None,

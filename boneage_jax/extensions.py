@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from boneage_jax.errors import InputError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LONGEST = 300  # characters quoted of a message
 _OF_A_TASK = ("name", "metrics_type", "metric", "labels", "reported", "from_config")
 T = TypeVar("T")
 
@@ -212,9 +213,9 @@ def load_extensions(file: str | Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses and TFDS look up a class's module here
     try:
         spec.loader.exec_module(module)
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise error_in(path, error) from error
     _loaded[path] = module
     return module
@@ -229,7 +230,7 @@ def error_in(path: Path, error: BaseException, call: Any = None) -> InputError:
       call: function of the file whose call failed, for its line if no other is known.
     """
     lines = _lines_of(error, path)
-    message = str(error)
+    message = _message(error)
     if isinstance(error, SyntaxError) and error.filename == str(path):
         lines, message = [error.lineno or 0], error.msg
     if not lines and hasattr(call, "__code__"):
@@ -238,9 +239,17 @@ def error_in(path: Path, error: BaseException, call: Any = None) -> InputError:
     return InputError(f"{place}: {type(error).__name__}: {message}")
 
 
+def _message(error: BaseException) -> str:
+    """Returns the message of an error in one line; exceptions of users may have none."""
+    try:
+        return " ".join(str(error).split())[:_LONGEST]
+    except Exception:
+        return ""
+
+
 def words_of(error: BaseException) -> str:
-    """Returns type and first line of an error, after the line of a loaded file that led to it."""
-    message = f"{type(error).__name__}: {(str(error).strip() or repr(error)).splitlines()[0]}"
+    """Returns type and message of an error, after the line of a loaded file that led to it."""
+    message = f"{type(error).__name__}: {_message(error)}"
     for path in _loaded:
         if lines := _lines_of(error, path):
             return f"{path}, line {lines[-1]}: {message}"

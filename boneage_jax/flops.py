@@ -8,6 +8,7 @@ used: it is off by more than 10x for the gradient of a depthwise convolution on 
 
 import math
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,9 @@ _HOME = f"{os.sep}boneage_jax{os.sep}models{os.sep}"  # of the marked functions
 # Run on the host, or as code whose work the jaxpr does not show.
 _OPAQUE = ("pure_callback", "io_callback", "ffi_call", "pallas_call", "tpu_custom_call")
 _ITERATIVE = ("svd", "eig", "eigh", "schur", "hessenberg", "tridiagonal", "geqrf", "geqp3")
+# Names of primitives with products that are not counted: sparse and scaled ones, further
+# factorisations. None is counted as 0.
+_PRODUCT = re.compile(r"dot|matmul|matmat|matvec|product|solve|attention|qr$|cholesky_update")
 
 
 def count_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
@@ -45,7 +49,7 @@ def count_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
 
     Raises:
       InputError: work that the jaxpr does not show: matrix products in a while loop of unknown
-        length, host callbacks, foreign kernels, iterative factorisations.
+        length, host callbacks, foreign kernels, sparse products, iterative factorisations.
     """
     if not callable(fn):
         raise InputError(f"count_flops: {fn!r} must be a function")
@@ -71,9 +75,7 @@ def _count(jaxpr: Any) -> int:
 def _count_equation(eqn: Any) -> int:
     name = eqn.primitive.name
     if name in _OPAQUE or name in _ITERATIVE:
-        raise InputError(
-            f"count_flops: the work of {name} cannot be counted; leave it out of the function"
-        )
+        raise _uncountable(name)
     if name in _COUNTED:
         complex_numbers = jax.numpy.issubdtype(eqn.invars[0].aval.dtype, np.complexfloating)
         return _COUNTED[name](eqn) * (4 if complex_numbers and name != "fft" else 1)
@@ -97,7 +99,16 @@ def _count_equation(eqn: Any) -> int:
         times = math.prod(eqn.params["mesh"].shape.values())
     elif name == "xla_pmap":
         times = eqn.params["global_axis_size"]
-    return times * sum(_count(inner) for inner in _inner(eqn.params))
+    inside = _inner(eqn.params)
+    if not inside and _PRODUCT.search(name):
+        raise _uncountable(name)
+    return times * sum(_count(inner) for inner in inside)
+
+
+def _uncountable(name: str) -> InputError:
+    return InputError(
+        f"count_flops: the work of {name} cannot be counted; leave it out of the function"
+    )
 
 
 def _count_dot(eqn: Any) -> int:

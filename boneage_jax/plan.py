@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from boneage_jax.cli import Parser, parse_config, path_argument, run_door
 from boneage_jax.errors import InputError
 from boneage_jax.ranges import Range
-from boneage_jax.storage.safe_write import writing
+from boneage_jax.storage.safe_write import check_writable, writing
 
 _RANGES = {"train_images": Range(0, 1e12), "price_per_chip_hour": Range(0, 1e6)}
 
@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--output={args.output}: there is no folder {args.output.parent}")
     if args.output and args.output.is_dir():
         raise InputError(f"--output={args.output} is a folder; name a file")
+    if args.output:
+        check_writable(args.output.parent)
 
     import jax
 

@@ -14,6 +14,7 @@ _SEED = 2**32 - 1  # of grain's shuffle
 _FLOPS = 4e18  # `boneage_jax.state.add_flops` counts that far
 _IMAGES = 65_536  # per batch
 _SECONDS = 1e8  # three years
+_LONGEST = 200  # characters quoted of a value
 
 
 class Range(NamedTuple):
@@ -139,6 +140,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+def shown(value: Any) -> str:
+    """Returns a value as messages quote it, shortened to 200 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "a number of thousands of digits"
+    text = text.replace("\n", " ")  # of a ConfigDict
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
 def check_value(key: str, value: Any) -> None:
     """Checks one value of a config against the tables; a key in neither is free.
 
@@ -150,10 +161,10 @@ def check_value(key: str, value: Any) -> None:
       InputError: the value is out of range, not a number, or not one of the choices.
     """
     if key in RANGES and value not in RANGES[key]:
-        raise InputError(f"config.{key}={value!r} must be {RANGES[key]}")
+        raise InputError(f"config.{key}={shown(value)} must be {RANGES[key]}")
     if key in CHOICES and value not in CHOICES[key]:
         names = ", ".join(choice or "empty" for choice in CHOICES[key])
-        raise InputError(f"config.{key}={value!r} must be one of {names}")
+        raise InputError(f"config.{key}={shown(value)} must be one of {names}")
 
 
 def _text(end: float) -> str:

@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
 
     from boneage_jax.experiments.sweep_tables import read_table, write_summary
     from boneage_jax.experiments.sweeps import (
+        check_free,
         choose_arms,
         command,
         load_arms,
@@ -46,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if not args.arms:
         raise InputError("--arms=FILE.py is needed; see --help")
-    recipe, _, _ = parse_config(rest)
+    recipe, _, changed = parse_config(rest)
+    check_free(rest, changed)
     rest += [f"--extensions={file}" for file in args.extensions or ()]
     arms = load_arms(find_arms(args.arms))
     points = make_points(

@@ -85,6 +85,12 @@ def test_what_is_no_file_is_refused_in_words(file):
         ("def get_config():\n    raise SystemExit(3)\n", ", line 2: SystemExit: 3"),
         ("import sys\nsys.exit(4)\n", ", line 2: SystemExit: 4"),
         ("def get_config():\n    return get_config()\n", ", line 2: RecursionError"),
+        ("def get_config():\n    raise GeneratorExit\n", ", line 2: GeneratorExit"),
+        (
+            "class E(Exception):\n    def __str__(self):\n        return 1 / 0\nraise E\n",
+            ", line 4: E: $",
+        ),
+        ("raise ValueError('a\\nb' * 999)\n", r", line 1: ValueError: a ba.{296}$"),
         ("get_config = 3\n", "has no function get_config"),
         ("x = '\xff'\n".encode("latin-1"), "SyntaxError"),
         (b"x = 1\0\n", "null bytes"),

@@ -47,6 +47,7 @@ def test_unknown_preset_lists_the_known_ones():
         ("test_views", -1, "test_views"),
         ("bias_correction", "curve", "bias_correction"),
         ("data.eval_split", "test", "the test split is locked"),
+        ("data.eval_split", "train", "is data.train_split too"),
         ("data.train_split", "test", "the test split is locked"),
         ("optimizer.reference_batch", -8, "reference_batch"),
         ("optimizer.learning_rate", "fast", "learning_rate"),
@@ -57,6 +58,8 @@ def test_unknown_preset_lists_the_known_ones():
         ("batch_size", 99_999_999_999, "batch_size"),
         ("seed", True, "seed"),
         ("seed", 10**500, "seed"),
+        pytest.param("seed", 10**5000, "a number of thousands of digits must be in", id="digits"),
+        pytest.param("parallel", "x" * 10**6, r"^.{,300}$", id="long"),
         ("data.raw_dir", "a\0b", "NUL"),
         ("data.train_split", "", "data.train_split"),
         ("model.name", str, "register_model gives it a name"),
@@ -139,6 +142,14 @@ def test_ensembles_that_no_run_finishes(changes, says):
     config = base_config()
     config.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=says):
+        check_config(config)
+
+
+def test_a_config_that_holds_itself_is_refused():
+    config = base_config()
+    with config.unlocked(), config.ignore_type():
+        config.loss = config
+    with pytest.raises(InputError, match="config cannot be read: maximum recursion"):
         check_config(config)
 
 

@@ -7,12 +7,14 @@ import shlex
 from pathlib import Path
 
 import cv2
+import flax.linen as nn
 import numpy as np
 import pytest
 from tensorflow_datasets.core import registered
 
 from boneage_jax import evaluate, extensions, main, predict
 from boneage_jax.cli import exit_status
+from boneage_jax.errors import InputError
 from boneage_jax.extensions import load_extensions, register_config, register_model
 from boneage_jax.inference.load_trained import load_trained
 from tests.support.tiny_backbone import TinyBackbone
@@ -178,6 +180,48 @@ def test_a_wrong_file_is_one_line(tmp_path, forgotten, capsys, text, says):
     assert exit_status(predict.main, argv) == 2
     line = capsys.readouterr().err.strip()
     assert line.startswith("error: ") and says in line and "\n" not in line
+
+
+def emptied(batch, keys, config):
+    return {}
+
+
+def halved(batch, keys, config):
+    return batch | {"image": batch["image"][:, ::2]}
+
+
+class Flat(nn.Module):
+    """A network that forgets to pool: the losses would broadcast."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False, image_keys=None):
+        return nn.Dense(3)(images)
+
+
+def fails(**options):
+    raise OSError("no disk")
+
+
+@pytest.mark.parametrize(
+    ("register", "value", "key", "says"),
+    [
+        ("augmentation", emptied, "augment.extra", "must return its batch, with images of shape"),
+        ("augmentation", halved, "augment.extra", r"shape \[8, 64, 64, 1\]"),
+        ("model", Flat, "model.name", r"return features \[B, F\].*, not \[1, 64, 64, 3\]"),
+        ("model", fails, "model.name", "model 'own' fails: .*OSError: no disk"),
+        ("dataset", fails, "data.name", "must be registered as a class of a TFDS builder"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_data_are_prepared(
+    register, value, key, says, forgotten, tiny_train, monkeypatch
+):
+    def never(config):
+        raise AssertionError("too late")
+
+    monkeypatch.setattr("boneage_jax.training.train.open_training_data", never)
+    getattr(extensions, f"register_{register}")("own")(value)
+    with pytest.raises(InputError, match=says):
+        tiny_train(**{key.replace(".", "__"): "own"})
 
 
 def test_the_same_name_again_takes_the_place_of_the_first(forgotten):

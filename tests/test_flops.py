@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.experimental import sparse
 
 from boneage_jax.errors import InputError
 from boneage_jax.flops import MARKED_CONVOLUTIONS, MARKED_DEPTHWISE, count_flops
@@ -85,6 +86,11 @@ def test_other_products_and_transforms_count(fn, shapes, flops):
     [
         (lambda a: jax.pure_callback(lambda a: a, a, a), "pure_callback"),
         (lambda a: jnp.linalg.svd(a)[0], "svd"),
+        (jnp.linalg.qr, "qr"),
+        (lambda a: jax.lax.linalg.symmetric_product(a, a), "symmetric_product"),
+        (lambda a: jax.lax.linalg.tridiagonal_solve(a[0], a[1], a[2], a), "tridiagonal_solve"),
+        (lambda a: sparse.BCOO.fromdense(a, nse=9) @ a, "bcoo_dot_general"),
+        (lambda a: sparse.CSR.fromdense(a, nse=9) @ a, "csr_matmat"),
     ],
 )
 def test_work_that_no_jaxpr_shows_is_refused(fn, name):

@@ -18,8 +18,10 @@ from absl import logging
 
 from boneage_jax.data.file_lock import locked
 from boneage_jax.errors import InputError
-from boneage_jax.extensions import DATASETS
+from boneage_jax.extensions import DATASETS, words_of
+from boneage_jax.ranges import shown
 from boneage_jax.runtime.interruption import cleans_up
+from boneage_jax.storage.layout import checked_path
 from boneage_jax.storage.safe_write import is_refused_write
 from tfds_rsna.fingerprint import (
     Fingerprint,
@@ -105,7 +107,7 @@ def prepare(
     root = default_root(data_dir)
     settings = _check_options(cls, options)
     if masks:
-        settings["masks"] = str(Path(masks).expanduser().resolve())
+        settings["masks"] = str(checked_path(masks, "masks").resolve())
     if "skip_unreadable" in inspect.signature(cls.__init__).parameters:
         settings["skip_unreadable"] = bool(skip_unreadable)
     raw = _check_raw_dir(cls, raw_dir, root)
@@ -156,6 +158,8 @@ def prepare(
         reason = f"{getattr(error, 'strerror', '') or error}"
         file = f" ({name})" if (name := getattr(error, "filename", "")) else ""
         remedy = "; make room there, or name a writable data_dir" if refused else ""
+        if raw and name and Path(name).is_relative_to(raw):
+            remedy = "; make it readable, or move it out of raw_dir"
         raise InputError(f"{label} cannot be prepared in {root}: {reason}{file}{remedy}") from error
 
 
@@ -164,7 +168,7 @@ def _check_raw_dir(cls: BuilderClass, raw_dir: str | os.PathLike[str], root: Pat
         return None
     if not needs_raw_data(cls):
         raise InputError(f"{cls.name} makes its own images; leave raw_dir out")
-    raw = Path(raw_dir).expanduser()
+    raw = checked_path(raw_dir, "raw_dir")
     if not raw.is_dir():
         raise InputError(f"raw_dir={raw}: no such folder")
     if next(raw.iterdir(), None) is None:
@@ -244,9 +248,13 @@ def find_builder(name: str) -> tuple[BuilderClass, str]:
     Raises:
       InputError: unknown name or config.
     """
+    if not isinstance(name, str):
+        raise InputError(f"data set {name!r} must be a text, NAME or NAME/CONFIG")
     base, _, config = name.partition("/")
     if base in DATASETS:
         cls = DATASETS[base]
+        if not (isinstance(cls, type) and issubclass(cls, tfds.core.DatasetBuilder)):
+            raise InputError(f"data set {base!r} must be registered as a class of a TFDS builder")
     elif base in NAMES:
         cls = importlib.import_module(f"tfds_rsna.{base}.{base}_dataset_builder").Builder
     else:
@@ -255,6 +263,21 @@ def find_builder(name: str) -> tuple[BuilderClass, str]:
     if config and config not in configs:
         raise InputError(f"{base} has no config {config!r}; it has {', '.join(configs) or 'none'}")
     return cls, config or (configs[0] if configs else "")
+
+
+def features_of(name: str) -> Mapping[str, Any]:
+    """Returns the features of the records of `name/config`, prepared or not.
+
+    Raises:
+      InputError: unknown name or config, or a registered builder fails.
+    """
+    cls, config = find_builder(name)
+    try:
+        return _make(cls, config, Path(os.devnull, "none"), None, {}).info.features or {}
+    except Exception as error:
+        if cls.name not in DATASETS:
+            raise
+        raise InputError(f"data set {cls.name!r} fails: {words_of(error)}") from error
 
 
 def _check_options(cls: BuilderClass, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,16 +292,26 @@ def _check_options(cls: BuilderClass, options: Mapping[str, Any]) -> dict[str, A
             raise InputError(
                 f"{cls.name} has no option {key!r}; it has {', '.join(known) or 'none'}"
             )
-        default = parameters[key].default if key in parameters else None
-        kind: Any = type(default)
-        if isinstance(value, str) and kind in (int, float):
-            try:
-                value = kind(value)
-            except ValueError:
-                raise InputError(f"{key}={value!r} must be a number like {default}") from None
-        if value != default:
+        if key in parameters:
+            value = _typed(key, value, parameters[key])
+        if key not in parameters or value != parameters[key].default:
             given[key] = value
     return given
+
+
+def _typed(key: str, value: Any, parameter: inspect.Parameter) -> Any:
+    """Returns the value of an option in the type of its default, with numbers parsed."""
+    default = parameter.default
+    kind: Any = type(default)
+    if kind in (int, float):
+        with contextlib.suppress(ValueError):
+            value = kind(value) if isinstance(value, str) else value
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise InputError(f"{key}={shown(value)} must be a number like {default}")
+    mapping = isinstance(value, Mapping) and "Mapping" in str(parameter.annotation)
+    if kind is str and not isinstance(value, str | os.PathLike) and not mapping:
+        raise InputError(f"{key}={shown(value)} must be a text")
+    return value
 
 
 def _why_prepare(

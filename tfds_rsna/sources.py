@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
+from boneage_jax.storage.layout import checked_path
 from boneage_jax.storage.safe_write import check_path, write_text
 from tfds_rsna.fingerprint import Fingerprint, read_fingerprint
 
@@ -31,7 +32,7 @@ class Prepared(NamedTuple):
 def default_root(data_dir: str | os.PathLike[str] | None = "") -> Path:
     """Returns the folder of prepared data: `data_dir`, else TFDS_DATA_DIR, else TFDS's default."""
     root = data_dir or os.environ.get("TFDS_DATA_DIR", "") or tfds.core.constants.DATA_DIR
-    return check_path(Path(root).expanduser(), "data_dir")
+    return check_path(checked_path(root, "data_dir"), "data_dir")
 
 
 def place_of(root: Path, raw_dir: Path, digest: str) -> Path:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,9 +72,11 @@ def read_radiograph(
     Raises:
       UnreadableImage: see `read_grey`.
     """
-    name = name or ("image" if isinstance(source, bytes) else str(source))
+    if not isinstance(source, bytes | str | os.PathLike):
+        raise UnreadableImage(f"a {type(source).__name__}", "give the path of a file")
+    name = name or ("image" if isinstance(source, bytes) else os.fsdecode(source) or "''")
     with as_unreadable(name):
-        data = source if isinstance(source, bytes) else read_bytes(Path(source))
+        data = source if isinstance(source, bytes) else read_bytes(Path(os.fsdecode(source)))
         form = sniff(data)
         if not form and Path(name).suffix.lower() in (".dcm", ".dicom"):
             form = "dicom"
@@ -111,13 +114,15 @@ def read_bytes(path: Path) -> bytes:
     """Returns the content of a file.
 
     Raises:
-      ValueError: it is larger than 1 GiB.
+      ValueError: it is larger than 1 GiB, or a pipe or device, whose reading may never end.
       OSError: it cannot be read.
     """
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size > _MAX_BYTES:
-            raise ValueError("the file is larger than 1 GiB")
-        return file.read()
+    found = path.stat()
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise ValueError("it is a pipe or device, not a file")
+    if found.st_size > _MAX_BYTES:
+        raise ValueError("the file is larger than 1 GiB")
+    return path.read_bytes()
 
 
 def fit_square(image: np.ndarray, size: int) -> np.ndarray:

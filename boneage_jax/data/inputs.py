@@ -44,7 +44,8 @@ def make_inputs(config: ConfigDict, *, mixed: bool = False, size: int = 0) -> In
     settings = AugmentConfig.from_dict(config.augment.to_dict())
     mixing = MixConfig.from_dict(config.mix.to_dict())
     method = config.normalize
-    extra = [_registered(name.strip()) for name in settings.extra.split(",") if name.strip()]
+    names = [name.strip() for name in settings.extra.split(",") if name.strip()]
+    extra = {name: _registered(name) for name in names}
 
     def inputs(batch: Batch, keys: jax.Array | None) -> Batch:
         if size:
@@ -58,9 +59,9 @@ def make_inputs(config: ConfigDict, *, mixed: bool = False, size: int = 0) -> In
         else:
             batch = batch | {"image": augment(batch["image"], keys, settings)}
         if keys is not None:
-            for number, change in enumerate(extra):
+            for number, name in enumerate(names):
                 own = jax.vmap(jax.random.fold_in, (0, None))(keys, _EXTRA_KEYS + number)
-                batch = change(batch, own, config)
+                batch = _kept_shape(batch, extra[name](batch, own, config), name)
         batch = batch | {"image": normalize(batch["image"], method)}
         return mix(batch, keys, mixing) if mixed and keys is not None else batch
 
@@ -68,9 +69,20 @@ def make_inputs(config: ConfigDict, *, mixed: bool = False, size: int = 0) -> In
 
 
 def _registered(name: str) -> Any:
-    if name.strip() not in AUGMENTATIONS:
-        raise AUGMENTATIONS.unknown(name.strip())
-    return AUGMENTATIONS[name.strip()]
+    if name not in AUGMENTATIONS:
+        raise AUGMENTATIONS.unknown(name)
+    return AUGMENTATIONS[name]
+
+
+def _kept_shape(before: Batch, after: Any, name: str) -> Batch:
+    """Returns what an augmentation of the user's own made of a batch, after a check."""
+    found = after.get("image") if isinstance(after, Mapping) else None
+    if getattr(found, "shape", None) != before["image"].shape:
+        raise InputError(
+            f"augmentation {name!r} must return its batch, with images of shape "
+            f"{list(before['image'].shape)}"
+        )
+    return dict(after)
 
 
 def batch_shapes(size: int, side: int, task: Labelled) -> dict[str, jax.ShapeDtypeStruct]:

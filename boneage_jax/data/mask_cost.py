@@ -1,10 +1,10 @@
 """FLOPs of the hand masks of a prepared data set, as recorded beside its records."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 from boneage_jax.errors import InputError
+from boneage_jax.json_file import read_json
 
 NOTE = "background.json"  # in the folder background/ of a data set or workdir
 
@@ -36,10 +36,11 @@ def read_note(folder: Path) -> tuple[str, MaskCost] | None:
       InputError: the record is damaged.
     """
     path = folder / NOTE
-    if not path.exists():
-        return None
     try:
-        note = json.loads(path.read_text())
+        note = read_json(path)
         return str(note["mode"]), MaskCost(**{k: int(v) for k, v in note["cost"].items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error}); prepare the data again") from error
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).removeprefix(f"{path} ")
+        raise InputError(f"{path} is damaged ({reason}); prepare the data again") from error

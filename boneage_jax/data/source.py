@@ -7,6 +7,7 @@ from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
 
+from boneage_jax.data.records import Records
 from boneage_jax.data.splits import stratified_split
 from boneage_jax.data.uncompressed import Uncompressed, open_uncompressed
 from boneage_jax.errors import InputError
@@ -94,7 +95,7 @@ class Dataset:
 def open_split(builder: Any, name: str, uncompressed: bool) -> RecordSource:
     """Opens the records of a split of prepared data, as their uncompressed copy if possible."""
     source: RecordSource | None = open_uncompressed(builder, name) if uncompressed else None
-    return builder.as_data_source(split=name) if source is None else source
+    return Records(builder, name) if source is None else source
 
 
 def standardization(split: Split) -> tuple[float, float]:

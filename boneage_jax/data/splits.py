@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from boneage_jax.errors import InputError
+from boneage_jax.ranges import Range
 
 AGE_BAND_MONTHS = 12.0
 _UNKNOWN = -1
+_SHARE = Range(0, 1, "(]")
 
 
 def stratified_split(
@@ -69,13 +71,18 @@ def parse_fractions(value: str | Mapping[str, float]) -> dict[str, float]:
     """Parses `train=0.8,test=0.2`, the form on the command line; a mapping is returned as a dict.
 
     Raises:
-      InputError: the text has another form, or a part is not train, validation or test.
+      InputError: the text has another form, a part is not train, validation or test, or fractions
+        are out of range.
     """
     try:
         fractions = _parse_pairs(value) if isinstance(value, str) else dict(value)
         if fractions.keys() <= {"train", "validation", "test"}:
+            if fractions:
+                _check_fractions(fractions)
             return fractions
-    except ValueError:
+    except InputError:
+        raise
+    except (TypeError, ValueError):
         pass
     raise InputError(
         f"fractions is {value!r}; write it as train=0.8,validation=0.1,test=0.1 (or some of these)"
@@ -94,8 +101,8 @@ def _check_fractions(fractions: Mapping[str, float]) -> None:
     if not fractions:
         raise InputError("fractions names no part; give e.g. {'train': 0.8, 'validation': 0.2}")
     for name, value in fractions.items():
-        if not (math.isfinite(value) and value > 0):
-            raise InputError(f"fractions[{name!r}] is {value}; each part needs a share above 0")
+        if value not in _SHARE:
+            raise InputError(f"fractions[{name!r}] is {value!r}; each share must be {_SHARE}")
     total = math.fsum(fractions.values())
     if total > 1 + 1e-9:
         given = ", ".join(f"{name} {value:g}" for name, value in fractions.items())

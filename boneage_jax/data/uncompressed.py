@@ -14,13 +14,14 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
 from boneage_jax.data.file_lock import locked
+from boneage_jax.data.records import Records
 from boneage_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ def _write(
     made_from: str,
 ) -> None:
     """Writes to a temporary folder, then renames; labels last, as nothing opens without them."""
-    source = builder.as_data_source(split=split)
+    source = Records(builder, split)
     count = len(source)
     needed = count * sum(int(np.prod(shape)) for shape in images.values())
     if shutil.disk_usage(folder).free < needed + _SPARE:
@@ -218,7 +219,7 @@ def _write(
                 header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
                 np.lib.format.write_array_header_1_0(file, header)
                 files[key] = file
-            for record in _records(source):
+            for record in source:
                 for key, value in record.items():
                     if key in files:
                         files[key].write(np.ascontiguousarray(value).data)
@@ -230,10 +231,6 @@ def _write(
         for key in images:
             Path(beside, f"{split}-{key}.npy").replace(folder / f"{split}-{key}.npy")
         Path(beside, f"{split}.npz").replace(folder / f"{split}.npz")
-
-
-def _records(source: Any) -> Iterator[dict[str, Any]]:
-    return (source[index] for index in range(len(source)))
 
 
 def _aligned(size: int) -> np.ndarray:

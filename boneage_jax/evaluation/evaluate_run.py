@@ -14,10 +14,11 @@ from boneage_jax.evaluation.members import average_beside_labels, predict_split,
 from boneage_jax.evaluation.split_lock import TEST, check_unlocked, note_opening
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import load_members
+from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.report.run_report import read_report, write_report
 from boneage_jax.storage.bucket import open_workdir, push
 from boneage_jax.storage.layout import CALIBRATION, REPORT
-from boneage_jax.storage.safe_write import writing
+from boneage_jax.storage.safe_write import check_writable
 from boneage_jax.storage.workdir import read_run
 
 
@@ -51,10 +52,13 @@ def evaluate(
     data = ConfigDict(config.data.to_dict())
     data.raw_dir = raw_dir or data.raw_dir
     data.data_dir = data_dir or data.data_dir
-    dataset = open_dataset(data)
-    part = dataset.split(split)
+    # Before data are prepared, which may take an hour, and anything is compiled.
     members = load_members(workdir)
     network = members[0].network
+    for folder in {workdir, *(member.folder for member in members)}:
+        read_metrics(folder)
+    dataset = open_dataset(data)
+    part = dataset.split(split)
     trained_on = re.split(r"[\[+]", data.train_split)[0]  # a split may be sliced or summed
     if not raw_dir and trained_on in dataset.splits:
         info = DataInfo.of(dataset, dataset.split(data.train_split))
@@ -63,6 +67,8 @@ def evaluate(
                 f"{dataset.name}/{dataset.config} is not the data of the run in {workdir} ({info} "
                 f"now, {network.info} then); name its folder: --raw_dir=DIR or --data_dir=DIR"
             )
+    folder = workdir / "evaluation" / split
+    check_writable(folder)  # before anything is compiled
     rows = average_beside_labels(predict_split(members, part), part, network.task)
     if config.bias_correction != "none":
         own = split == config.data.eval_split
@@ -73,9 +79,6 @@ def evaluate(
         found = {"mae": float(abs(rows["predicted_age"] - rows["true_age"]).mean())} if ages else {}
         note_opening(workdir, members[0].step, found)
     report = report_members(members, dataset, split, rows, workdir)
-    folder = workdir / "evaluation" / split
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     title = f"{config.model.name} on {dataset.name}, {split} split"
     write_report(folder, report, rows, title, part)
     push(workdir)

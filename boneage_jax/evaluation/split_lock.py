@@ -19,7 +19,9 @@ _NOTE = "test_unlocked.json"
 
 
 def check_unlocked(split: str, unlock: bool) -> None:
-    """Raises InputError if the test split is requested without unlocking it."""
+    """Raises InputError for no name of a split, or the test split without unlocking it."""
+    if not isinstance(split, str) or not split:
+        raise InputError(f"split={split!r} must be the name of a split, e.g. 'validation'")
     if split == TEST and not unlock:
         raise InputError(
             "--split=test is locked: choose everything on the validation split first, then add "

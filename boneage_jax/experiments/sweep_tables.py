@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ RUN_COLUMNS = (
     *("baseline_mae", "sex_accuracy", "train_flops", "mask_flops", "eval_flops"),
     *("flops_per_prediction", "steps", "seconds", "images_per_second", "error"),
 )
+_IDENTITY = ("budget", "seed")  # of a run, beside its arm
 SUMMARY_COLUMNS = (
     *("arm", "budget", "runs", "mae", "sd", "low", "high", "train_flops", "baseline_mae"),
     *("difference", "difference_low", "difference_high", "p"),
@@ -116,13 +118,22 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """Reads a table written by `write_table`.
 
     Raises:
-      InputError: the file does not exist or cannot be read.
+      InputError: the file does not exist, cannot be read, or is not the table of a sweep.
     """
     try:
         with path.open(newline="") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+            rows = list(csv.DictReader(file))
+        if not rows:
+            raise ValueError("no run")
+        for row in rows:
+            needed = _IDENTITY if row["error"] else (*_IDENTITY, "mae", "train_flops")
+            if not all(math.isfinite(float(row[key])) for key in needed) or not row["arm"]:
+                raise ValueError("a cell is no number")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (csv.Error, KeyError, TypeError, ValueError) as error:  # includes text not of UTF-8
+        raise InputError(f"{path} is not of a sweep, or damaged ({error}); remove it") from error
+    return rows
 
 
 def best_recipes(summary: Sequence[Mapping[str, Any]]) -> str:

@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +63,24 @@ def load_arms(path: Path) -> Arms:
     try:
         spec.loader.exec_module(module)
         arms = module.get_arms()
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise error_in(path, error) from error
     if not isinstance(arms, dict) or not arms:
         raise InputError(f"--arms={path}: get_arms() must return a dict of arms")
     for name, overrides in arms.items():
-        if not isinstance(overrides, dict) or not re.fullmatch(r"[\w.+-]+", str(name)):
+        named = re.fullmatch(r"[\w.+-]{1,100}", str(name))
+        if not named or not isinstance(overrides, dict) or not all(map(_is_text, overrides)):
             raise InputError(
-                f"--arms={path}: arm {name!r} needs a name of letters, digits, _ . + and a dict"
+                f"--arms={path}: arm {name!r} needs a name of up to 100 letters, digits, _ . + and "
+                "a dict of config keys"
             )
     return arms
+
+
+def _is_text(key: Any) -> bool:
+    return isinstance(key, str)
 
 
 def make_points(
@@ -197,6 +203,22 @@ def choose_arms(arms: Arms, only: str, file: str | Path) -> Arms:
         if name not in arms:
             raise InputError(f"--only={name}: {file} has the arms {', '.join(arms)}")
     return {name: arms[name] for name in chosen}
+
+
+def check_free(argv: Sequence[str], changed: Collection[str]) -> None:
+    """Checks that arguments of main leave to the sweep what it sets for each run.
+
+    Args:
+      argv: the arguments.
+      changed: config keys that they change.
+
+    Raises:
+      InputError: they name a seed or a workdir.
+    """
+    workdir = any(argument.startswith("--workdir") for argument in argv)
+    for flag, given in (("--config.seed", "seed" in changed), ("--workdir", workdir)):
+        if given:
+            raise InputError(f"{flag}: a sweep sets it for each run; see --seeds and --output")
 
 
 def parse_numbers(text: str, name: str, kind: type, found: Range | None = None) -> list:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from boneage_jax.errors import InputError
-from boneage_jax.runtime.parallel import round_up
+from boneage_jax.runtime.parallel import checked_devices, round_up
 
 Image = str | os.PathLike[str] | np.ndarray
 
@@ -47,7 +47,7 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     if not os.path.isfile(path):
         kind = "a folder; name its files" if os.path.isdir(path) else "no such file"
         raise InputError(f"{os.fspath(path)!r}: {kind}")
-    return Path(path)
+    return Path(os.fsdecode(path))
 
 
 def checked_sexes(male: Sequence[int] | np.ndarray | None, count: int) -> np.ndarray:
@@ -65,6 +65,20 @@ def checked_sexes(male: Sequence[int] | np.ndarray | None, count: int) -> np.nda
     if sexes.shape != (count,) or not np.isin(sexes, (-1, 0, 1)).all():
         raise InputError(f"male must hold 1, 0 or -1 for each of the {count} images")
     return sexes.astype(np.int64)
+
+
+def checked_stems(stems: Sequence[str] | None, count: int) -> list[str] | None:
+    """Returns the names of `count` images as a list; None stands for those of their files.
+
+    Raises:
+      InputError: not a list of texts, or another number of them.
+    """
+    if stems is None:
+        return None
+    listed = isinstance(stems, list | tuple | np.ndarray) and len(stems) == count
+    if not listed or not all(isinstance(stem, str) for stem in stems):
+        raise InputError(f"stems must name each of the {count} images, as a list of texts")
+    return list(stems)
 
 
 def check_image(image: np.ndarray, number: int) -> np.ndarray:
@@ -92,7 +106,7 @@ def rounded_batch_size(batch_size: int, devices: Sequence[jax.Device] | None = N
     """Checks a batch size and rounds it up to a multiple of the number of devices.
 
     Raises:
-      InputError: not a whole number above 0.
+      InputError: not a whole number above 0, or no devices.
     """
     if (
         isinstance(batch_size, bool)
@@ -100,7 +114,7 @@ def rounded_batch_size(batch_size: int, devices: Sequence[jax.Device] | None = N
         or batch_size < 1
     ):
         raise InputError(f"batch_size={batch_size!r} must be a whole number above 0")
-    return round_up(int(batch_size), jax.device_count() if devices is None else len(devices))
+    return round_up(int(batch_size), len(checked_devices(devices)))
 
 
 def checked_workdir(workdir: str | os.PathLike[str]) -> str | os.PathLike[str]:

@@ -13,7 +13,7 @@ import io
 import math
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import cv2
@@ -21,6 +21,8 @@ import numpy as np
 
 from boneage_jax.errors import InputError
 from boneage_jax.inference.bias_correction import Correction, cross_fitted
+from boneage_jax.json_file import read_bytes
+from boneage_jax.ranges import Range
 from boneage_jax.storage.safe_write import in_one_piece
 
 _COVERAGE = 0.95
@@ -33,6 +35,13 @@ _SIDE = 128  # side in pixels for statistics, whatever size the network reads
 _COARSEST = 8
 _COUNT = 10  # of statistics
 _UNKNOWN = ("max_distance", "youngest", "oldest")  # may be infinite or NaN
+_RANGES = {
+    "half_width": Range(0, 1e9),
+    "max_distance": Range(0, 1e9, or_also=math.inf),
+    "images": Range(0, 1e12),
+    "youngest": Range(-1e4, 1e4),
+    "oldest": Range(-1e4, 1e4),
+}
 _SHAPES: dict[str, tuple[int, ...]] = {
     **{name: () for name in ("half_width", "slope", "intercept", "images", *_UNKNOWN)},
     "mean": (_COUNT,),
@@ -187,8 +196,9 @@ class Calibration:
         try:
             stored = _read_arrays(path)
             numbers = {key: float(values) for key, values in stored.items() if not values.shape}
-            if not all(numbers[key] >= 0 for key in ("half_width", "max_distance", "images")):
-                raise ValueError("a width, distance or number is below 0")
+            _check_numbers(numbers)
+            if np.linalg.eigvalsh(stored["precision"]).min() <= 0:
+                raise ValueError("precision is not positive definite")
             correction = Correction(numbers.pop("slope"), numbers.pop("intercept"))
             images = int(numbers.pop("images"))
             return cls(
@@ -203,9 +213,21 @@ class Calibration:
                 f"{path} is missing: the training in this workdir has not ended; start it again"
             ) from None
         except _UNREADABLE as error:
+            reason = str(error).removeprefix(f"{path} ")
             raise InputError(
-                f"{path} is damaged ({error}); remove it and report.json and run main again"
+                f"{path} is damaged ({reason}); remove it and report.json and run main again"
             ) from error
+
+
+def _check_numbers(numbers: Mapping[str, float]) -> None:
+    for key, found in _RANGES.items():
+        unknown = key in ("youngest", "oldest") and math.isnan(numbers[key])
+        if numbers[key] not in found and not unknown:
+            raise ValueError(f"{key}={numbers[key]:g} must be {found}")
+    if not numbers["images"].is_integer():
+        raise ValueError(f"images={numbers['images']:g} must be a whole number")
+    if numbers["youngest"] > numbers["oldest"]:
+        raise ValueError("youngest is above oldest")
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -215,10 +237,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
       ValueError: a file that is too large, or an array that is missing, of another shape, or not
         finite. Damaged archives raise other errors, see `_UNREADABLE`.
     """
-    if path.stat().st_size > _LARGEST:
-        raise ValueError(f"it has {path.stat().st_size:,} bytes")
     found: dict[str, np.ndarray] = {}
-    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+    with zipfile.ZipFile(io.BytesIO(read_bytes(path, _LARGEST))) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist()}
         for name in _SHAPES:
             if name in _OLDER and name not in names:

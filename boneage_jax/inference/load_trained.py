@@ -59,6 +59,39 @@ def load_trained(
       InputError: no run in the folder, another task, an ensemble, no checkpoint, or a damaged one.
     """
     folder = open_workdir(folder)
+    network = described_network(folder, task, eval_batch_size, devices)
+    alone = network.parallel.processes == 1
+    checkpoints = Checkpoints(
+        folder,
+        network.task.metric,
+        info=network.info,
+        config=network.config,
+        read_only=True,
+        alone=alone,
+    )
+    try:
+        step = checkpoints.step_to_use(network.config.select)
+        variables, spent = checkpoints.restore_network(step, network.variable_shapes())
+    finally:
+        checkpoints.close()
+    return Trained(network, variables, flops_of(jax.device_get(spent)), step, folder)
+
+
+def described_network(
+    folder: Path,
+    task: str = "",
+    eval_batch_size: int = 0,
+    devices: Sequence[jax.Device] | None = None,
+) -> Network:
+    """Builds the network of a run from its files, and reads none of its checkpoints.
+
+    Args:
+      folder: local folder of the run.
+      task, eval_batch_size, devices: see `load_trained`.
+
+    Raises:
+      InputError: no run in the folder, another task, an ensemble, or no checkpoints.
+    """
     config, info = read_run(folder)
     if task and config.task != task:
         raise InputError(f"{folder} holds a run of task {config.task!r}, not {task!r}")
@@ -68,15 +101,7 @@ def load_trained(
         raise InputError(f"{folder} holds an ensemble; name one of it: {folder}/{MEMBERS}/0")
     if not checkpoint_folder(folder).is_dir():
         raise InputError(f"{folder} holds no checkpoints; train first or name its workdir")
-    network = build_network(config, info, devices)
-    alone = network.parallel.processes == 1
-    checkpoints = Checkpoints(folder, network.task.metric, info=info, read_only=True, alone=alone)
-    try:
-        step = checkpoints.step_to_use(config.select)
-        variables, spent = checkpoints.restore_network(step, network.variable_shapes())
-    finally:
-        checkpoints.close()
-    return Trained(network, variables, flops_of(jax.device_get(spent)), step, folder)
+    return build_network(config, info, devices)
 
 
 def load_members(folder: str | os.PathLike[str], **options: Any) -> list[Trained]:

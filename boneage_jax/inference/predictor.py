@@ -13,6 +13,7 @@ from boneage_jax.errors import InputError
 from boneage_jax.inference.arguments import (
     Image,
     checked_sexes,
+    checked_stems,
     checked_workdir,
     listed_images,
     rounded_batch_size,
@@ -101,8 +102,7 @@ class Predictor:
             another length.
         """
         items = listed_images(images)
-        if stems is not None and len(stems) != len(items):
-            raise InputError(f"stems must name each of the {len(items)} images")
+        stems = checked_stems(stems, len(items))
         results: list[InputError | str] = []
         parts: list[Rows] = []
         for of_batch, rows in self.batches(items, checked_sexes(male, len(items)), stems):

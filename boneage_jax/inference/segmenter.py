@@ -1,15 +1,21 @@
 """Segments hands in radiographs with a trained U-Net, at the size of each radiograph."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from boneage_jax.data.files import fit_square
+from boneage_jax.data.files import fit_square, read_grey
 from boneage_jax.data.masks import MaskCheck, check_mask, clean_mask, cut_padding, unfit
-from boneage_jax.inference.arguments import check_image, checked_workdir, rounded_batch_size
+from boneage_jax.inference.arguments import (
+    Image,
+    checked_workdir,
+    listed_images,
+    rounded_batch_size,
+)
 from boneage_jax.inference.load_trained import Trained, load_trained
 
 _BATCH = 16
@@ -46,20 +52,27 @@ class Segmenter:
         self.flops_per_mask = self._network.eval_flops // self.batch_size
         self.train_flops = trained.flops_spent
 
-    def __call__(self, images: Sequence[np.ndarray]) -> list[HandMaskFound]:
-        """Segments the hand in radiographs, uint8 [H, W] each, of any size.
+    def __call__(self, images: Image | Iterable[Image]) -> list[HandMaskFound]:
+        """Segments the hand in radiographs.
+
+        Args:
+          images: paths of image files, or uint8 arrays, each [H, W] or [H, W, 1] of any size; an
+            iterable of them, or a single one.
 
         Raises:
-          InputError: an image that is not uint8 [H, W].
+          InputError: an array that is not uint8 [H, W], or a file that cannot be read.
         """
-        images = [check_image(image, number) for number, image in enumerate(images)]
-        squares = [fit_square(image, self.image_size) for image in images]
+        pixels = [
+            read_grey(image) if isinstance(image, Path) else image
+            for image in listed_images(images)
+        ]
+        squares = [fit_square(image, self.image_size) for image in pixels]
         found = []
-        for at in range(0, len(images), self.batch_size):
+        for at in range(0, len(pixels), self.batch_size):
             maps = self.probabilities(squares[at : at + self.batch_size])
             found += [
                 self.finish(p_hand, *image.shape)
-                for p_hand, image in zip(maps, images[at : at + self.batch_size], strict=True)
+                for p_hand, image in zip(maps, pixels[at : at + self.batch_size], strict=True)
             ]
         return found
 

@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from boneage_jax.errors import InputError
-from boneage_jax.extensions import MODELS
+from boneage_jax.extensions import MODELS, words_of
 from boneage_jax.models import efficientnet, unet
-from boneage_jax.ranges import CHOICES, RANGES, Range
+from boneage_jax.ranges import CHOICES, RANGES, Range, shown
 
 _FAMILIES: dict[type[nn.Module], tuple[str, ...]] = {
     efficientnet.EfficientNet: tuple(efficientnet.VARIANTS),
@@ -43,7 +43,12 @@ def create_model(name: str, **options: Any) -> nn.Module:
                 f"unknown option {option!r} of {name}; known are {', '.join(sorted(known))}"
             )
     if name in MODELS:
-        return MODELS[name](**options)
+        try:
+            return MODELS[name](**options)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"model {name!r} fails: {words_of(error)}") from error
     for option, value in options.items():
         _check_option(name, option, value)
     return _family(name)(variant=name, **options)
@@ -91,7 +96,7 @@ def _check_option(name: str, option: str, value: Any) -> None:
         if not isinstance(value, frozenset) or not value <= layers:
             problem = "a frozenset of layers, see boneage_jax.models.efficientnet.layer_names"
     if problem:
-        raise InputError(f"{option}={value!r} of {name} must be {problem}")
+        raise InputError(f"{option}={shown(value)} of {name} must be {problem}")
 
 
 def _is_float(dtype: Any) -> bool:

@@ -30,9 +30,14 @@ def as_named(source: str | os.PathLike[str]) -> str:
     """Returns a source as text, a path with `~` expanded.
 
     Raises:
-      InputError: see `boneage_jax.storage.layout.checked_path`.
+      InputError: see `boneage_jax.storage.layout.checked_path`; or hf: without OWNER/REPO.
     """
-    if isinstance(source, str) and (source in _PACKAGES or source.startswith(("package:", "hf:"))):
+    if isinstance(source, str) and source.startswith("hf:"):
+        parts = source.removeprefix("hf:").split("/")
+        if len(parts) < 2 or not all(part.strip(".") for part in parts):
+            raise InputError(f"{source} must read hf:OWNER/REPO or hf:OWNER/REPO/FILE")
+        return source
+    if isinstance(source, str) and (source in _PACKAGES or source.startswith("package:")):
         return source
     return str(checked_path(source, "source"))
 
@@ -115,8 +120,6 @@ def _from_hub(source: str) -> Path:
     Without a connection only the cache is asked: the client would retry for a minute.
     """
     parts = source.removeprefix("hf:").split("/")
-    if len(parts) < 2 or not all(parts):
-        raise InputError(f"{source} must read hf:OWNER/REPO or hf:OWNER/REPO/FILE")
     try:
         import huggingface_hub
         from huggingface_hub.errors import EntryNotFoundError

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from boneage_jax.errors import InputError
+from boneage_jax.json_file import read_bytes
 from boneage_jax.storage.safe_write import write_text, writing
 
 # tensorboardX imports PyTorch where that is installed, 4 s and 400 MB for nothing: records need
@@ -136,11 +137,9 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """
     path = workdir / _FILE
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_bytes(path).splitlines()
     except FileNotFoundError:
         return []
-    except OSError as error:  # e.g. a folder
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     rows = []
     for number, line in enumerate(lines, start=1):
         try:

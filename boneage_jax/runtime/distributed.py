@@ -18,7 +18,12 @@ from typing import Any
 import jax
 
 from boneage_jax.errors import InputError, PeerLost
-from boneage_jax.runtime.launcher import Announcement, announcement, task_of_launcher
+from boneage_jax.runtime.launcher import (
+    Announcement,
+    announcement,
+    check_address,
+    task_of_launcher,
+)
 
 # Seconds without a heartbeat after which the coordinator declares a process dead and ends the job:
 # the upper bound if the network does not report a dead peer earlier.
@@ -67,6 +72,11 @@ def join(
       PeerLost: the other processes are gone. If they do not join in time, this process exits with
         the same message and status instead, since JAX would abort it with a stack trace.
     """
+    if processes < 0 or process < -1:
+        raise InputError(
+            f"--processes={processes} and --process={process} must not be negative; processes "
+            "count from 0"
+        )
     given = (bool(coordinator), processes > 0, process >= 0)
     if any(given) != all(given):
         raise InputError(
@@ -75,6 +85,8 @@ def join(
         )
     if all(given) and process >= processes:
         raise InputError(f"--process={process} must be below --processes={processes}")
+    if all(given):
+        check_address(coordinator, "--coordinator")
     if alone and any(given):
         raise InputError("--alone and --coordinator contradict each other; leave one out")
     if alone:

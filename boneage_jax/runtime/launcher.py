@@ -4,12 +4,15 @@ Importing this file does not load JAX.
 """
 
 import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from boneage_jax.errors import InputError
+from boneage_jax.ranges import Range
 
+_PORTS = Range(1, 65_535)
 # What JAX reads of a SLURM step; the batch script itself has less.
 _SLURM = (
     *("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS"),
@@ -49,7 +52,8 @@ def announcement(environ: Mapping[str, str], devices: Path = Path("/dev")) -> An
       devices: folder of device files, where a TPU VM lists its chips.
 
     Raises:
-      InputError: there are several processes, and no way for them to find each other.
+      InputError: there are several processes, and no way for them to find each other; or the
+        address of the first one has another form than HOST:PORT.
     """
     announced = task_of_launcher(environ)
     if announced is not None:
@@ -63,6 +67,8 @@ def announcement(environ: Mapping[str, str], devices: Path = Path("/dev")) -> An
             )
     for name in ("JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS"):
         if environ.get(name):
+            if name.startswith("JAX_"):
+                check_address(environ[name], name)
             return Announcement("the coordinator's address", f"{name}={environ[name]}")
     # One chip of a larger slice is useless alone, so a TPU VM always queries its metadata.
     chips = [*devices.glob("accel[0-9]*"), *devices.glob("vfio/[0-9]*")]
@@ -70,6 +76,21 @@ def announcement(environ: Mapping[str, str], devices: Path = Path("/dev")) -> An
     if chips and importlib.util.find_spec("libtpu") and not on_cpu:
         return Announcement("Cloud TPU", str(chips[0]))
     return None
+
+
+def check_address(address: str, name: str) -> None:
+    """Checks the address of a coordinator, which JAX would wait for or fail at in its own words.
+
+    Args:
+      address: HOST:PORT.
+      name: what holds it, for the message.
+
+    Raises:
+      InputError: it has another form.
+    """
+    match = re.fullmatch(r"[^\s/]+:(\d{1,5})", address)
+    if match is None or int(match[1]) not in _PORTS:
+        raise InputError(f"{name}={address} must be HOST:PORT, with a port {_PORTS}")
 
 
 def task_of_launcher(environ: Mapping[str, str]) -> Announcement | None:

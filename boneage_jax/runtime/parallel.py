@@ -33,14 +33,14 @@ class Parallel:
       devices: devices to use; all devices of the job by default.
 
     Raises:
-      InputError: an unknown mode.
+      InputError: an unknown mode, or no devices.
     """
 
     def __init__(self, mode: str, devices: Sequence[jax.Device] | None = None):
         if mode not in ("jit", "pmap"):
             raise InputError(f"parallel={mode!r} is unknown; choose 'jit' or 'pmap'")
         self.mode = mode
-        self.devices = list(devices if devices is not None else jax.devices())
+        self.devices = checked_devices(devices)
         self.mesh = Mesh(np.array(self.devices), (AXIS,))
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self.batch_sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
@@ -218,6 +218,20 @@ def mean_over_devices(tree: Any, axis_name: str | None) -> Any:
 def sum_over_devices(metrics: Metrics, axis_name: str | None) -> Metrics:
     """Merges the metrics of all devices; returns `metrics` if there is no device axis."""
     return jax.lax.all_gather(metrics, axis_name).reduce() if axis_name else metrics
+
+
+def checked_devices(devices: Sequence[jax.Device] | None) -> list[jax.Device]:
+    """Returns devices as a list; all of the job for None.
+
+    Raises:
+      InputError: not a list of devices, or an empty one.
+    """
+    if devices is None:
+        return jax.devices()
+    listed = list(devices) if isinstance(devices, list | tuple | np.ndarray) else []
+    if not listed or not all(isinstance(device, jax.Device) for device in listed):
+        raise InputError(f"devices={devices!r} must be a list of devices, e.g. jax.devices()[:1]")
+    return listed
 
 
 def round_up(batch_size: int, devices: int) -> int:

@@ -51,6 +51,8 @@ def open_workdir(workdir: str | os.PathLike[str]) -> Path:
     folder = checked_path(workdir)
     address = address_of(workdir)
     scheme, separator, place = address.partition("://")
+    if address in ("gs:", "s3:"):  # what pathlib leaves of gs://
+        raise InputError(f"workdir {address}// must be a folder or gs://BUCKET/PATH")
     if not separator:
         return check_path(folder, "workdir")
     if scheme == "s3":

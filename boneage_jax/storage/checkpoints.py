@@ -9,6 +9,7 @@ import dataclasses
 import gc
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from boneage_jax.data.info import DataInfo
@@ -26,7 +28,7 @@ from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
 from boneage_jax.state import TrainState, Tree, merge, select
 from boneage_jax.storage.bucket import checkpoint_folder, push
 from boneage_jax.storage.checksums import as_field, checksums, first_damaged
-from boneage_jax.storage.layout import INFO
+from boneage_jax.storage.layout import CONFIG, INFO
 from boneage_jax.storage.quiet_orbax import clear_frames, without_late_errors, without_orbax
 from boneage_jax.storage.safe_write import cannot_write, is_passing, is_refused_write
 
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
     import grain
 
 # Keys in the metadata of a checkpoint.
-_CHECKSUMS, _POSITION, _INFO = "checksums", "position", "info"
+_CHECKSUMS, _POSITION, _INFO, _CONFIG = "checksums", "position", "info", "config"
+_STEP = "step"
 _METADATA = "_CHECKPOINT_METADATA"  # the file of orbax that holds them
 
 
@@ -47,6 +50,8 @@ class Checkpoints:
       metric: the validation metric that ranks checkpoints, lower is better.
       info: properties of the training data, kept in each checkpoint; one saved with others is not
         restored.
+      config: config of the run. What it says of the network, as far as the shapes of the arrays do
+        not tell, is kept and compared likewise.
       read_only: for evaluation and prediction; creates nothing.
       alone: this process reads for itself, while the others of its job do something else.
     """
@@ -57,6 +62,7 @@ class Checkpoints:
         metric: str,
         *,
         info: DataInfo | None = None,
+        config: ConfigDict | None = None,
         read_only: bool = False,
         alone: bool = False,
     ):
@@ -66,7 +72,11 @@ class Checkpoints:
         if not read_only:
             self._quiet.enter_context(without_late_errors)  # of writes in the background
         self._workdir, self._folder = workdir, checkpoint_folder(workdir)
-        self._metric, self._info = metric, dataclasses.asdict(info) if info else {}
+        self._metric = metric
+        self._described = {
+            _INFO: dataclasses.asdict(info) if info else {},
+            _CONFIG: _network_of(config) if config else {},
+        }
         self._notes: dict[int, dict[str, Any]] = {}
         best = BestN(
             get_metric_fn=lambda metrics: -metrics[metric],
@@ -120,6 +130,8 @@ class Checkpoints:
         except InputError as error:
             print(f"{error}; trying again at the next checkpoint", file=sys.stderr)
         with self._disk_errors():
+            if isinstance(self._folder, Path) and jax.process_index() == 0:
+                _check_room(self._workdir)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -132,7 +144,8 @@ class Checkpoints:
                 custom_metadata={
                     _CHECKSUMS: checksums(state),
                     _POSITION: iterator.get_state(),
-                    _INFO: self._info,
+                    _STEP: step,
+                    **self._described,
                 },
             )
 
@@ -254,13 +267,18 @@ class Checkpoints:
         return state
 
     def _check_info(self, step: int, saved: dict[str, Any]) -> None:
-        before = saved.get(_INFO, {})  # older checkpoints have none
-        for key in before.keys() & self._info.keys():
-            if before[key] != self._info[key]:
-                raise InputError(
-                    f"{self._workdir / INFO} has {key}={self._info[key]!r}, but the checkpoint of "
-                    f"step {step} was trained with {before[key]!r}; put the file back"
-                )
+        if saved.get(_STEP, step) != step:
+            raise InputError(
+                f"{self._folder}/{step} is the checkpoint of step {saved[_STEP]}; rename it back"
+            )
+        for part, file in ((_INFO, INFO), (_CONFIG, CONFIG)):
+            before, now = saved.get(part, {}), self._described[part]  # older checkpoints have none
+            for key in sorted(before.keys() & now.keys()):
+                if before[key] != now[key]:
+                    raise InputError(
+                        f"{self._workdir / file} has {key}={now[key]!r}, but the checkpoint of "
+                        f"step {step} was trained with {before[key]!r}; put the file back"
+                    )
 
     @contextlib.contextmanager
     def _restore_errors(self, step: int) -> Iterator[None]:
@@ -294,7 +312,11 @@ class Checkpoints:
             # Orbax takes a damaged file for one without checksums.
             if path.exists() and not isinstance(json.loads(path.read_text()), dict):
                 raise ValueError(f"{_METADATA} is no JSON object")
-            self._notes[step] = self._manager.metadata(step).custom_metadata or {}
+            notes = self._manager.metadata(step).custom_metadata or {}
+            for key in (_CHECKSUMS, _INFO, _CONFIG):
+                if not isinstance(notes.get(key, {}), dict):
+                    raise ValueError(f"{key} in its {_METADATA} is no JSON object")
+            self._notes[step] = notes
         return self._notes[step]
 
     def _kept_paths(self, step: int) -> set[str]:
@@ -378,6 +400,36 @@ class Checkpoints:
                 "last checkpoint",
                 alone=True,
             ) from error
+
+
+def _network_of(config: ConfigDict) -> dict[str, Any]:
+    """Returns the keys of a config on which predictions depend, but not the shapes of arrays."""
+    model, loss = config.model, config.loss
+    return {
+        "model.name": model.name,
+        "model.options": model.options.to_dict(),
+        "model.padding": model.padding,
+        "model.bn_epsilon": float(model.bn_epsilon),
+        "normalize": config.normalize,
+        "loss.age": loss.age,
+        "loss.standardize": loss.standardize,
+    }
+
+
+def _check_room(folder: Path) -> None:
+    """Creates and removes as many folders and files as a checkpoint has at least.
+
+    Where orbax cannot create one of its folders, on a full disk or one without inodes, it waits
+    minutes for it.
+
+    Raises:
+      OSError: one of them cannot be created.
+    """
+    with tempfile.TemporaryDirectory(prefix=".room-", dir=folder) as room:
+        for name in ("state", "data", "metrics", "d"):
+            Path(room, name).mkdir()
+            for number in range(4):
+                Path(room, name, f"{number}").touch()
 
 
 def _check_steps(folder: Any) -> None:

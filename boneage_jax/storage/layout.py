@@ -35,6 +35,10 @@ def checked_path(path: str | os.PathLike[str], what: str = "workdir") -> Path:
     if not text or "\0" in text:
         raise InputError(f"{what}={text!r} must not be empty; e.g. runs/mine")
     try:
+        os.fsencode(text)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        raise InputError(f"{what}={text!r} holds a character that no file name can have") from None
+    try:
         found = Path(text).expanduser()
     except RuntimeError as error:  # ~NAME of an unknown user
         raise InputError(f"{what}={text}: {error}; give the whole path") from error

@@ -29,7 +29,7 @@ def without_orbax() -> Iterator[None]:
     """
 
     def is_another(record: logging.LogRecord) -> bool:
-        return f"{os.sep}orbax{os.sep}" not in record.pathname
+        return not _of_orbax(record)
 
     logger = logging.getLogger("absl")
     logger.addFilter(is_another)
@@ -39,12 +39,16 @@ def without_orbax() -> Iterator[None]:
         logger.removeFilter(is_another)
 
 
+def _of_orbax(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" in record.pathname
+
+
 class LateErrors:
     """Context manager that drops the tracebacks of reads and writes that fail after another one.
 
     Arrays are read and written concurrently. If one is damaged or the disk is full, orbax closes
     the event loop, and each further one that fails reports itself or the closed loop, from threads
-    of TensorStore or when it is garbage-collected, which is noise beside the actual error. Reports
+    of orbax or TensorStore or when it is garbage-collected, noise beside the actual error. Reports
     are dropped while the context manager, which threads share, is open, and for `_LATE` seconds
     after a failed restore or save.
     """
@@ -61,6 +65,7 @@ class LateErrors:
                 self._before, sys.unraisablehook = sys.unraisablehook, self._unraisable
                 self._before_print, sys.excepthook = sys.excepthook, self._printed
                 logging.getLogger("asyncio").addFilter(self._is_another)
+                logging.getLogger("absl").addFilter(self._is_not_orbax)
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
@@ -69,6 +74,7 @@ class LateErrors:
                 sys.unraisablehook = self._before
                 sys.excepthook = self._before_print
                 logging.getLogger("asyncio").removeFilter(self._is_another)
+                logging.getLogger("absl").removeFilter(self._is_not_orbax)
 
     def linger(self) -> None:
         """Stays open for `_LATE` more seconds: other threads fail after the first."""
@@ -89,6 +95,9 @@ class LateErrors:
     def _printed(self, kind: Any, error: BaseException, trace: Any) -> None:
         if _CLOSED not in str(error):  # printed by TensorStore, in a thread of its own
             self._before_print(kind, error, trace)
+
+    def _is_not_orbax(self, record: logging.LogRecord) -> bool:
+        return not _of_orbax(record)
 
     def _is_another(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,11 @@ _PASSING = re.compile(
     r"|temporar|try again|internal error|\b(429|500|502|503|504)\b"
 )
 _FULL_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LIMITS = {
+    errno.EFBIG: "raise ulimit -f",
+    errno.EMFILE: "raise ulimit -n",
+    errno.ENFILE: "close some programs: the machine has too many open files",
+}
 _CODES = (*_FULL_CODES, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
@@ -32,12 +38,27 @@ def writing(path: Path) -> Iterator[None]:
         raise cannot_write(path, error) from error
 
 
+def check_writable(folder: Path) -> None:
+    """Creates a folder, and checks that a file can be created in it.
+
+    Raises:
+      InputError: it cannot, e.g. on a file system that is read-only.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
 @contextlib.contextmanager
 def in_one_piece(path: Path) -> Iterator[Path]:
     """Context manager that yields `path` + '.part'; it replaces `path` if the block succeeds.
 
-    A kill leaves the old file or the new one, never a partial one.
+    A kill leaves the old file or the new one, never a partial one. Pipes and devices such as
+    /dev/null, which a file must not replace, are yielded themselves.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
     part = path.with_name(path.name + ".part")
     yield part
     part.replace(path)
@@ -75,14 +96,16 @@ def check_path(path: Path, option: str) -> Path:
 
 def cannot_write(path: Path, error: BaseException) -> InputError:
     """Returns the one-line error for `error`, which was raised while writing `path`."""
-    if isinstance(error, OSError) and error.errno is not None:
-        reason, full = os.strerror(error.errno), error.errno in _FULL_CODES
+    code = error.errno if isinstance(error, OSError) else None
+    if code is not None:
+        reason, full = os.strerror(code), code in _FULL_CODES
     else:
         text = str(error).lower()
         full = any(word in text for word in _FULL)
         found = [word for word in _REFUSALS if word in text]
         reason = found[0] if found else (str(error).strip() or repr(error)).splitlines()[0][:200]
     remedy = "free some space on that disk" if full else "make it writable"
+    remedy = _LIMITS.get(code or 0, remedy)
     return InputError(
         f"{path} cannot be written ({reason}); {remedy}, then the same command goes on from the "
         "last checkpoint"

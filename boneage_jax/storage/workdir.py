@@ -81,6 +81,7 @@ def check_config_of(folder: Path, config: ConfigDict) -> bool:
                 f"{folder} holds checkpoints without {name}; put that file back, or choose another "
                 "--workdir"
             )
+    load_info(folder)  # compared with the data once they are open
     changed = differences(load_config(folder / CONFIG), config)
     if changed:
         raise InputError(

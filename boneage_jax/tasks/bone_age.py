@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from boneage_jax.errors import InputError
 from boneage_jax.metrics import age_summary, sex_summary
 from boneage_jax.models.initializers import init_variables
 from boneage_jax.tasks.task import AgeScale, Arrays, Task, Tree
@@ -72,6 +73,11 @@ class BoneAgeNet(nn.Module):
           `age_logits` [B, bins].
         """
         features = self.backbone(images, train=train, image_keys=image_keys)
+        if features.ndim != 2:  # the losses would broadcast
+            raise InputError(
+                "config.model.name: the network must return features [B, F] of images "
+                f"{list(images.shape)}, not {list(features.shape)}"
+            )
         features = features.astype(jnp.float32)
         x = features
         if train and self.dropout:

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from boneage_jax.config import check_config, load_config
+from boneage_jax.config import check_config
 from boneage_jax.data.info import DataInfo
+from boneage_jax.data.inputs import make_inputs
+from boneage_jax.datasets import check_training_data
 from boneage_jax.errors import InputError
-from boneage_jax.extensions import DATASETS, MODELS, TASKS, words_of
+from boneage_jax.extensions import MODELS, TASKS, words_of
+from boneage_jax.inference.load_trained import described_network
 from boneage_jax.pretrained.load_pretrained import pretrained_options
-from boneage_jax.ranges import RANGES
+from boneage_jax.pretrained.source import as_named
 from boneage_jax.storage.bucket import open_workdir
-from boneage_jax.storage.layout import CONFIG
+from boneage_jax.training.initialize import check_same_shapes
 from boneage_jax.training.run import Run, build_run
-from tfds_rsna.builders import find_builder
+from tfds_rsna.builders import find_builder, is_prepared, needs_raw_data
 
 
 def check_before_data(
@@ -28,48 +31,62 @@ def check_before_data(
       begun: the run has a checkpoint, so it starts from no other weights.
 
     Raises:
-      InputError: see `build_run`; an unknown data set; the weights to start from are not there or
-        do not fit; or a network or task of the user's own fails.
+      InputError: see `build_run` and `check_training_data`; the weights to start from are not there
+        or do not fit; or a network, task or augmentation of the user's own fails.
     """
-    find_builder(f"{config.data.name}/{config.data.config}")
+    size = check_training_data(config)
     if config.pretrain.data:
-        find_builder(config.pretrain.data)
+        cls, _ = find_builder(config.pretrain.data)
+        if needs_raw_data(cls) and not is_prepared(config.pretrain.data, config.data.data_dir):
+            raise InputError(
+                f"config.pretrain.data={config.pretrain.data} is not prepared: "
+                f"python -m tfds_rsna.prepare {config.pretrain.data} --raw_dir=DIR"
+            )
     rough = ConfigDict(config.to_dict())
     # FLOPs per step need the real image size.
     rough.budget_flops, rough.steps, rough.member_flops = 0.0, config.steps or 100, 0.0
-    size = config.data.config.partition("-")[0]
-    known = size.isdecimal() and config.data.name not in DATASETS  # whose names may say anything
-    if not known:
-        size = config.progressive.sizes.rpartition(",")[2].strip()
-    stored = int(size) if size.isdecimal() and int(size) in RANGES["bench.image_size"] else 64
-    run = build_run(check_config(rough), DataInfo(stored, 1000, 120.0, 40.0), devices)
-    if known and (config.model.name in MODELS or config.task in TASKS):
+    run = build_run(check_config(rough), DataInfo(size, 1000, 120.0, 40.0), devices)
+    if config.model.name in MODELS or config.task in TASKS or config.augment.extra:
         _check_own(run)
     if not begun:
-        _check_start(config)
+        _check_start(run)
 
 
 def _check_own(run: Run) -> None:
-    """Traces the train step of a network or task that the user has registered."""
+    """Traces what the user has registered: the train step, or its augmentations alone."""
+    config = run.config
     try:
-        _ = run.train_flops
+        if config.model.name in MODELS or config.task in TASKS:
+            _ = run.train_flops
+        else:
+            jax.eval_shape(
+                lambda batch, root: make_inputs(config)(
+                    batch, jax.random.split(root, config.batch_size)
+                ),
+                run.batch_shapes(),
+                jax.random.key(0),
+            )
     except InputError:
         raise
     except Exception as error:  # of the user's code, or of JAX for what it returns
-        name = f"config.model.name={run.config.model.name} with config.task={run.config.task}"
+        name = f"config.model.name={config.model.name} with config.task={config.task}"
+        if config.augment.extra:
+            name += f" and config.augment.extra={config.augment.extra}"
         raise InputError(f"{name} fails: {words_of(error)}") from error
 
 
-def _check_start(config: ConfigDict) -> None:
+def _check_start(run: Run) -> None:
+    config = run.config
     if config.init_from:
-        other = load_config(open_workdir(config.init_from) / CONFIG)
-        if other.task != config.task:
-            raise InputError(
-                f"config.init_from={config.init_from} holds a run of task {other.task!r}, not "
-                f"{config.task!r}"
-            )
+        try:
+            folder = open_workdir(config.init_from)
+            other = described_network(folder, config.task, devices=run.parallel.devices)
+        except InputError as error:
+            raise InputError(f"config.init_from: {error}") from error
+        found, wanted = other.variable_shapes(), run.network.variable_shapes()
+        check_same_shapes(found, wanted, config.init_from)
     # What the hub holds is fetched after the data are known to be there.
-    if not config.model.pretrained.startswith("hf:"):
+    if config.model.pretrained and not as_named(config.model.pretrained).startswith("hf:"):
         check_pretrained(config)
 
 

@@ -145,6 +145,21 @@ def _averages(state: TrainState, params: Any) -> Any:
 
 def _same_shapes(found: Any, wanted: Any, folder: str | os.PathLike[str]) -> Any:
     """Returns `found` on the default device after checking its structure against `wanted`."""
+    check_same_shapes(found, wanted, folder)
+    return jax.tree.map(lambda leaf: jnp.asarray(jax.device_get(leaf)), found)
+
+
+def check_same_shapes(found: Any, wanted: Any, folder: str | os.PathLike[str]) -> None:
+    """Checks that two networks have arrays of the same names and shapes.
+
+    Args:
+      found: tree of arrays or of their shapes, of the network in `folder`.
+      wanted: the same of the network that is to be trained.
+      folder: workdir or file, for the message.
+
+    Raises:
+      InputError: an array is missing, or of another shape.
+    """
     have, need = flatten_dict(found, sep="/"), flatten_dict(wanted, sep="/")
     for name in sorted(have.keys() | need.keys()):
         shapes = [list(tree[name].shape) if name in tree else "nothing" for tree in (have, need)]
@@ -153,4 +168,3 @@ def _same_shapes(found: Any, wanted: Any, folder: str | os.PathLike[str]) -> Any
                 f"{os.fspath(folder)} holds another network: {name} is {shapes[0]}, this "
                 f"run needs {shapes[1]}; give both runs the same config.model"
             )
-    return jax.tree.map(lambda leaf: jnp.asarray(jax.device_get(leaf)), found)

@@ -183,7 +183,7 @@ def load_run(
     folder = open_workdir(folder)
     config, info = read_run(folder)
     run = build_run(config, info, devices)
-    checkpoints = Checkpoints(folder, run.task.metric, info=info, read_only=True)
+    checkpoints = Checkpoints(folder, run.task.metric, info=info, config=config, read_only=True)
     try:
         step = checkpoints.step_to_use(config.select)
         return run, checkpoints.restore(step, run.state_shapes()), step

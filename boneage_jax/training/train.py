@@ -94,7 +94,7 @@ def _train_network(
 
     waiting_for("the model", PATIENCE)
     run = build_run(config, info, devices)
-    with Checkpoints(workdir, run.task.metric, info=info) as checkpoints:
+    with Checkpoints(workdir, run.task.metric, info=info, config=config) as checkpoints:
         start = check_same_step(checkpoints.newest_step)
         if start is not None and start > run.total_steps:
             raise InputError(

@@ -1,6 +1,7 @@
 """Reading radiographs: against Pillow and pydicom, and against damaged files."""
 
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -217,6 +218,19 @@ def test_what_is_no_radiograph_is_refused(data, reason):
 def test_missing_file_and_folder_are_refused(tmp_path):
     for path in (tmp_path / "no.png", tmp_path):
         with pytest.raises(UnreadableImage, match=str(path)):
+            read_grey(path)
+
+
+@pytest.mark.parametrize("source", [None, 3, ["a.png"], np.zeros((9, 9), np.uint8)])
+def test_what_is_no_path_is_refused_in_words(source):
+    with pytest.raises(UnreadableImage, match=r"^a \w+: give the path of a file$"):
+        read_grey(source)
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "hand.png")
+    for path in (tmp_path / "hand.png", "/dev/zero"):
+        with pytest.raises(UnreadableImage, match="pipe or device"):
             read_grey(path)
 
 

@@ -135,6 +135,8 @@ def test_unknown_ages_are_a_stratum_of_their_own():
         ({"train": 0.8, "test": 0.3}, "add up to 1.1"),
         ({"train": 1.0, "test": 0.0}, "'test'"),
         ({"train": float("nan")}, "'train'"),
+        ({"train": "half"}, r"'train'.* must be in \(0, 1\]"),
+        ({"train": True}, "'train'"),
         ({"train": 0.99, "test": 0.01}, "'test' would be empty"),
     ],
 )

@@ -169,6 +169,18 @@ def test_without_a_place_to_write_the_records_are_read(builder, hindrance, monke
     assert "cannot be written" in error and "slower" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("uncompressed", [True, False])
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: data[:-9], lambda data: data[9:]]
+)
+def test_damaged_records_are_refused_in_one_line(builder, damage, uncompressed):
+    (path,) = Path(builder.data_path).glob("*train*array_record*")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=r"of split train are damaged .*remove that") as e:
+        list(open_split(builder, "train", uncompressed))
+    assert "\n" not in str(e.value)
+
+
 def test_an_interrupted_write_leaves_nothing_that_is_read(builder, monkeypatch):
     class Broken(list):
         def __getitem__(self, index):

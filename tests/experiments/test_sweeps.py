@@ -48,6 +48,8 @@ def arms_file(tmp_path, text):
         ("def get_arms():\n    return {}", "must return a dict"),
         ("def get_arms():\n    return {'a/b': {}}", "arm 'a/b' needs a name"),
         ("def get_arms():\n    return {'a': 3}", "arm 'a' needs a name"),
+        ("def get_arms():\n    return {'a': {5: 3}}", "arm 'a' needs .* a dict of config keys"),
+        ("def get_arms():\n    return {'a' * 101: {}}", "needs a name of up to 100 letters"),
         ("x = 1 / 0", "ZeroDivisionError"),
         ("y = 2", "get_arms"),
     ],
@@ -236,6 +238,24 @@ def test_without_the_first_arm_there_is_no_difference(monkeypatch, tmp_path):
 def test_a_sweep_of_nothing_is_refused(tmp_path, seeds, capsys):
     assert run_door(tmp_path, f"--seeds={seeds}") == 2
     assert f"--seeds={seeds} runs nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a,b\n1,2\n", "arm,budget,seed,error\nx\n", "arm,budget,seed,mae,error\nx,0,0,few,\n"],
+)
+def test_a_damaged_table_of_runs_is_named(tmp_path, text, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "runs.csv").write_text(text)
+    assert run_door(tmp_path, "--redraw") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "runs.csv" in line
+
+
+@pytest.mark.parametrize("flag", ["--config.seed=3", "--workdir=x"])
+def test_what_a_sweep_sets_itself_is_refused(tmp_path, flag, capsys):
+    assert run_door(tmp_path, "--dry_run", flag) == 2
+    assert f"error: {flag[:-2]}: a sweep sets it" in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_commands_and_touches_nothing(monkeypatch, tmp_path, capsys):

@@ -105,6 +105,9 @@ def test_an_error_that_nobody_expects_is_that_of_one_file(predictor, files, monk
         ({"images": IMAGES, "male": ["M", "F", "M"]}, "male must hold 1, 0 or -1"),
         ({"images": IMAGES, "male": [[1], [0, 1], 1]}, "male must hold 1, 0 or -1"),
         ({"images": IMAGES, "stems": ["a"]}, "stems must name each of the 3"),
+        ({"images": IMAGES, "stems": "abc"}, "as a list of texts"),
+        ({"images": IMAGES, "stems": 3}, "as a list of texts"),
+        ({"images": IMAGES, "stems": [1, 2, 3]}, "as a list of texts"),
     ],
 )
 def test_wrong_arguments_are_refused_in_words(predictor, arguments, message):
@@ -117,6 +120,8 @@ def test_a_batch_size_is_a_whole_number(size):
     for load in (boneage_jax.load_predictor, boneage_jax.load_segmenter):
         with pytest.raises(InputError, match=r"batch_size=.* must be a whole number above 0"):
             load(WORKDIR, batch_size=size)
+        with pytest.raises(InputError, match="must be a list of devices"):
+            boneage_jax.load_segmenter(WORKDIR, devices=[size] if size else [])
         with pytest.raises(
             InputError, match=r"workdir=.* must be the path of a training's workdir"
         ):

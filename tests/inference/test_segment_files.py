@@ -12,6 +12,7 @@ import pytest
 
 from boneage_jax import segment
 from boneage_jax.data.files import read_grey
+from boneage_jax.errors import InputError
 from boneage_jax.evaluation.evaluate_run import evaluate
 from boneage_jax.inference.segmenter import load_segmenter
 from tests.support.unet_run import call
@@ -74,7 +75,12 @@ def test_segment_writes_each_mask_at_the_size_of_its_image(here, radiographs, ma
     images = {path.stem: read_grey(path) for path in (radiographs / "images").iterdir()}
     written = {path.stem: read_grey(path) for path in masks.glob("*.png")}
     assert written.keys() == images.keys()
-    found = load_segmenter(here / "unet", batch_size=4)(list(images.values()))
+    segmenter = load_segmenter(here / "unet", batch_size=4)
+    found = segmenter(list(images.values()))
+    by_path = segmenter((radiographs / "images").iterdir())  # in the same order
+    assert [one.check for one in by_path] == [one.check for one in found]
+    with pytest.raises(InputError, match="images is None"):
+        segmenter(None)
     for (stem, image), one in zip(images.items(), found, strict=True):
         assert written[stem].shape == image.shape
         assert set(np.unique(written[stem])) <= {0, 255}

@@ -23,6 +23,12 @@ from tests.runtime.test_launcher import TASK
         (["--coordinator=h:1"], "go together"),
         (["--processes=2", "--process=0"], "go together"),
         (["--coordinator=h:1", "--processes=2", "--process=2"], "must be below"),
+        (["--processes=-2"], "must not be negative"),
+        *(
+            ([f"--coordinator={address}", "--processes=2", "--process=0"], "must be HOST:PORT")
+            for address in ("host", "host:", ":1", "host:abc", "host:99999", "host:0", "a b:1")
+        ),
+        (["--process=-2"], "must not be negative"),
         (["--coordinator=h:1", "--processes=2", "--process=0", "--alone"], "contradict"),
         (["--coordinator=h:1", "--processes=two", "--process=0"], "invalid int value: 'two'"),
     ],

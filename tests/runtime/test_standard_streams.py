@@ -36,6 +36,15 @@ file.write("checkpoint")
     assert (tmp_path / "file").read_bytes() == b"checkpoint"
 
 
+@pytest.mark.parametrize(
+    ("argument", "redirect", "status"), [("--version", ">&-", 0), ("nothing", "2>&-", 2)]
+)
+def test_a_command_without_a_stream_ends_as_with_it(argument, redirect, status):
+    command = [sys.executable, "-m", "boneage_jax.compare", argument]
+    done = subprocess.run(["bash", "-c", f'"$@" {redirect}', "bash", *command], cwd=ROOT)
+    assert done.returncode == status
+
+
 def test_every_text_can_be_printed():
     code = "import sys; print(sys.argv[1], '±'); print(sys.argv[1], file=sys.stderr)"
     said = run(code, "2>&1", b"a\xff.png", PYTHONIOENCODING="ascii")

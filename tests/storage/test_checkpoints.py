@@ -1,7 +1,10 @@
 """What evaluation restores of a checkpoint: the network, with averages where they were kept."""
 
+import contextlib
+import errno
 import logging
 import sys
+import tempfile
 import time
 
 import jax
@@ -36,11 +39,18 @@ def saved(folder, averages):
         flops_spent=split_flops(12_345_678_901),
     )
     batches = train_batches(memory_split(8), ("bone_age",), 4, seed=0, put=lambda batch: batch)
-    checkpoints = Checkpoints(folder, "mae")
-    checkpoints.save(3, state, batches, None)
-    checkpoints.close()
-    batches.close()
+    with contextlib.closing(batches), Checkpoints(folder, "mae") as checkpoints:
+        checkpoints.save(3, state, batches, None)
     return state
+
+
+def test_a_folder_that_cannot_be_created_is_found_before_orbax_waits_for_it(tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with pytest.raises(InputError, match=r"checkpoints cannot be written .*free some space"):
+        saved(tmp_path, {})
 
 
 def like(one_device, shapes):
@@ -82,7 +92,15 @@ def test_another_network_is_refused_by_name(tmp_path, one_device, change):
     checkpoints.close()
 
 
+def wait_for_late_errors():
+    """Waits until restores that failed in earlier tests are forgotten."""
+    deadline = time.monotonic() + 30
+    while without_late_errors._depth and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def test_absl_logging_of_others_is_left_alone(tmp_path, caplog):
+    wait_for_late_errors()
     logger = logging.getLogger("absl")
     checkpoints = Checkpoints(tmp_path, "mae")
     logger.warning("of another library")
@@ -92,9 +110,7 @@ def test_absl_logging_of_others_is_left_alone(tmp_path, caplog):
 
 
 def test_restores_side_by_side_leave_the_hook_as_it_was():
-    deadline = time.monotonic() + 30  # restores that failed in earlier tests
-    while without_late_errors._depth and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for_late_errors()
     hook = sys.unraisablehook
     with without_late_errors:
         with without_late_errors:

@@ -3,21 +3,26 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import boneage_jax
+from boneage_jax.data.mask_cost import read_note
 from boneage_jax.errors import InputError
 from boneage_jax.evaluation.evaluate_run import evaluate
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import load_members
+from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.storage.layout import LOCK
 
 NAN = float("nan")
+OLD = Path(__file__).parents[1] / "inference" / "old_workdirs"
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +138,22 @@ def test_a_prediction_refuses_a_damaged_folder(name, content, train, tmp_path):
     assert files(workdir) == before
 
 
-def test_a_pipe_in_place_of_a_file_is_not_waited_for(train, tmp_path):
-    path = tmp_path / "run" / "config.json"
-    path.unlink()
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("config.json", load_members),
+        ("facts.json", load_members),
+        ("metrics.jsonl", read_metrics),
+        ("calibration.npz", lambda run: Calibration.load(run / "calibration.npz")),
+        ("background.json", read_note),
+    ],
+)
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(name, read, train, tmp_path):
+    path = tmp_path / "run" / name
+    path.unlink(missing_ok=True)
     os.mkfifo(path)
-    with pytest.raises(InputError, match=r"config\.json is not a file"):
-        load_members(tmp_path / "run")
+    with pytest.raises(InputError, match=rf"{re.escape(name)} is (not a file|damaged \(is not)"):
+        read(tmp_path / "run")
 
 
 def test_a_checkpoint_beyond_the_end_is_refused(train, tmp_path):
@@ -148,7 +163,45 @@ def test_a_checkpoint_beyond_the_end_is_refused(train, tmp_path):
         train()
 
 
-def test_an_evaluation_that_cannot_be_written_is_one_line(train, tmp_path, phantoms):
+def test_a_checkpoint_under_another_step_is_refused(train, tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "2").rename(folder / "1")
+    for read in (train, lambda: load_members(tmp_path / "run")):
+        with pytest.raises(InputError, match="checkpoints/1 is the checkpoint of step 2; rename"):
+            read()
+
+
+@pytest.mark.parametrize("key", ["normalize", "loss.standardize", "model.padding"])
+def test_a_config_that_no_shape_contradicts_is_that_of_the_checkpoint(key, train, tmp_path):
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    section, _, name = key.rpartition(".")
+    target = config[section] if section else config
+    target[name] = {"zscore": "none", "same": "symmetric", True: False}[target[name]]
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match=rf"config\.json has {key}=.*was trained with"):
+        load_members(tmp_path / "run")
+
+
+@pytest.mark.parametrize("key", ["checksums", "info", "config"])
+def test_notes_of_a_checkpoint_that_are_no_object_are_refused(key, train, tmp_path):
+    path = tmp_path / "run" / "checkpoints" / "2" / "_CHECKPOINT_METADATA"
+    notes = json.loads(path.read_text())
+    notes["custom_metadata"][key] = [1]
+    path.write_text(json.dumps(notes))
+    with pytest.raises(InputError, match="checkpoints/2 cannot be restored"):
+        load_members(tmp_path / "run")
+
+
+def test_a_log_is_read_before_anything_is_compiled(train, tmp_path, monkeypatch):
+    monkeypatch.setattr("boneage_jax.evaluation.evaluate_run.open_dataset", never)
+    (tmp_path / "run" / "metrics.jsonl").write_text("[]\nnull\n{}\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl, line 1"):
+        evaluate(tmp_path / "run")
+
+
+def test_an_evaluation_that_cannot_be_written_is_one_line(train, tmp_path, phantoms, monkeypatch):
+    monkeypatch.setattr("boneage_jax.evaluation.evaluate_run.predict_split", never)
     (tmp_path / "run" / "evaluation").touch()
     with pytest.raises(InputError, match=r"evaluation.* cannot be written"):
         evaluate(tmp_path / "run", data_dir=phantoms)
@@ -157,7 +210,9 @@ def test_an_evaluation_that_cannot_be_written_is_one_line(train, tmp_path, phant
 def test_an_unknown_split_is_refused_before_anything_is_loaded(train, tmp_path, monkeypatch):
     monkeypatch.setattr("boneage_jax.evaluation.evaluate_run.open_dataset", never)
     monkeypatch.setattr("boneage_jax.evaluation.evaluate_run.load_members", never)
-    for split in ("nope", "", "../train"):
+    with pytest.raises(InputError, match="split='' must be the name of a split"):
+        evaluate(tmp_path / "run", "")
+    for split in ("nope", "../train"):
         with pytest.raises(InputError, match="it has test, train, validation"):
             evaluate(tmp_path / "run", split)
 
@@ -185,7 +240,18 @@ def test_a_changed_recipe_is_refused_before_data_are_prepared(train, tmp_path, m
         ({"pretrain__data": "/", "pretrain__steps": 1}, "unknown data set ''"),
         ({"pretrain__data": "hand_phantom/9", "pretrain__steps": 1}, "has no config '9'"),
         ({"data__name": "nix"}, "unknown data set 'nix'"),
-        ({"init_from": "/no/such/run"}, "holds no run"),
+        ({"init_from": "/no/such/run"}, r"config\.init_from: .*holds no run"),
+        ({"init_from": f"{OLD}/unet"}, "holds a run of task 'hand_mask', not 'bone_age'"),
+        ({"init_from": f"{OLD}/ensemble"}, "ensemble; name one of it"),
+        ({"init_from": f"{OLD}/bone_age", "model__hidden": 3}, "holds another network"),
+        ({"data__eval_split": "validatoin"}, "eval_split='validatoin': .*has the splits train,"),
+        ({"data__name": "rsna_bone_age", "data__config": "original"}, "training needs one size"),
+        ({"pretrain__data": "rsna_bone_age/256", "pretrain__steps": 1}, "is not prepared: python"),
+        ({"model__name": "efficientnet_b0", "model__pretrained": "hf:a"}, "hf:OWNER/REPO"),
+        (
+            {"data__name": "rsna_bone_age", "data__config": "256", "task": "hand_mask"},
+            "task=hand_mask needs mask; rsna_bone_age has bone_age",
+        ),
         ({"model__name": "efficientnet_b0", "model__pretrained": "/no.pth"}, "is not there"),
     ],
 )
@@ -255,6 +321,12 @@ def absurd():
         npz(precision=np.array([["a"] * 10] * 10)),
         npz(slope=np.float64(NAN), intercept=np.float64(0)),
         npz(half_width=np.zeros(3)),
+        npz(youngest=np.float64(200), oldest=np.float64(1)),
+        npz(youngest=np.float64(1), oldest=np.float64(np.inf)),
+        npz(half_width=np.float64(1e300)),
+        npz(images=np.float64(0.5)),
+        npz(precision=np.zeros((10, 10))),
+        npz(precision=-np.eye(10)),
         npz(more=np.zeros(2**17 + 1)),
         absurd(),
     ],

@@ -1,7 +1,9 @@
 """Full disks: one clear line, the last checkpoint whole, and the same command goes on."""
 
 import errno
+import logging
 import os
+import stat
 import subprocess
 
 import jax
@@ -10,7 +12,13 @@ import pytest
 
 from boneage_jax.errors import InputError
 from boneage_jax.report.metric_writer import read_metrics
-from boneage_jax.storage.safe_write import cannot_write, is_passing, is_refused_write
+from boneage_jax.storage.quiet_orbax import without_late_errors
+from boneage_jax.storage.safe_write import (
+    cannot_write,
+    in_one_piece,
+    is_passing,
+    is_refused_write,
+)
 from boneage_jax.training.run import load_run
 
 
@@ -95,6 +103,28 @@ def _class(path):
     return getattr(pytest.importorskip(module), name)
 
 
+def test_what_orbax_logs_after_a_failure_is_dropped_for_a_while():
+    logger = logging.getLogger("absl")
+    late = [
+        logging.LogRecord("absl", logging.ERROR, f"/site/{name}/a.py", 1, "late", (), None)
+        for name in ("orbax", "grain")
+    ]
+    with without_late_errors:
+        assert [bool(logger.filter(record)) for record in late] == [False, True]
+    assert all(logger.filter(record) for record in late)
+
+
+def test_a_file_never_takes_the_place_of_a_pipe_or_device(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with in_one_piece(path) as part:
+        part.write_text("rows")
+    assert stat.S_ISFIFO(path.stat().st_mode) and os.listdir(tmp_path) == ["pipe"]
+    assert os.read(reader, 99) == b"rows"
+    os.close(reader)
+
+
 def test_errors_without_a_number_are_told_apart():
     full = ValueError("RESOURCE_EXHAUSTED: Error writing x [No space left on device]")
     assert is_refused_write(full) and "free some space" in str(cannot_write("x", full))
@@ -103,6 +133,7 @@ def test_errors_without_a_number_are_told_apart():
     assert is_refused_write(wrapped)
     assert "make it writable" in str(cannot_write("x", wrapped.__cause__))
     assert not is_refused_write(ValueError("shapes differ"))
+    assert "raise ulimit -n, then" in str(cannot_write("x", OSError(errno.EMFILE, "")))
 
 
 @pytest.mark.parametrize(

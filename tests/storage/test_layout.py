@@ -12,7 +12,18 @@ from boneage_jax.storage.layout import checked_path
 
 @pytest.mark.parametrize(
     "name",
-    [None, 3, b"runs/a", ["runs"], "", "a\0b", "x" * 256, "ä" * 128, "/".join(["long"] * 1000)],
+    [
+        None,
+        3,
+        b"runs/a",
+        ["runs"],
+        "",
+        "a\0b",
+        "\ud800",
+        "x" * 256,
+        "ä" * 128,
+        "/".join(["long"] * 1000),
+    ],
 )
 def test_what_is_no_name_is_refused_in_one_line(name):
     for check in (checked_path, open_workdir):
@@ -21,7 +32,7 @@ def test_what_is_no_name_is_refused_in_one_line(name):
         assert len(str(error.value)) < 4100 and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["gs://", "s3://b/run", "ftp://host/run"])
+@pytest.mark.parametrize("name", ["gs://", Path("gs://"), "s3://b/run", "ftp://host/run"])
 def test_addresses_that_are_none(name):
     with pytest.raises(InputError, match="gs://"):
         open_workdir(name)

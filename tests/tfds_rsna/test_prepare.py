@@ -150,6 +150,7 @@ def test_data_dir_from_the_environment(raw, tmp_path, monkeypatch):
     ("name", "options", "message"),
     [
         ("mnist", {}, "unknown data set 'mnist': known are .*rsna_bone_age"),
+        (None, {}, "data set None must be a text"),
         ("rsna_bone_age/100", {}, "no config '100'; it has 256"),
         (NAME, {"csv": "a.csv"}, "no option 'csv'; it has base_url"),
         (NAME, {"raw_dir": "/no/such/folder"}, "raw_dir=/no/such/folder: no such folder"),

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from boneage_jax.data.files import fit_square, read_grey
 from boneage_jax.errors import InputError
 from tfds_rsna import decode
+from tfds_rsna.builders import prepare
 from tfds_rsna.radiograph_folder.radiograph_folder_dataset_builder import Builder
 from tfds_rsna.radiograph_folder.table import Columns, find_table, guess_columns, read_table
 
@@ -216,6 +217,8 @@ def test_bad_options_are_refused(tmp_path):
     root = _folder(tmp_path / "raw", "file,age\na.png,5\n")
     with pytest.raises(InputError, match="no column 'years'; it has 'file', 'age'"):
         _read(root, age="years")
+    with pytest.raises(InputError, match="age_column=years reads 'years' in that unit; age_unit"):
+        _read(_folder(tmp_path / "years", "file,years\na.png,5\n"))
     with pytest.raises(InputError, match="age_unit is 'decades'"):
         _read(root, age_unit="decades")
     with pytest.raises(InputError, match="fractions is 'half'"):
@@ -224,6 +227,19 @@ def test_bad_options_are_refused(tmp_path):
         Builder(config="64", data_dir=tmp_path, seed="x")
     with pytest.raises(InputError, match="raw_dir"):
         Builder(config="64", data_dir=tmp_path).download_and_prepare()
+    for wrong in (
+        {"seed": 1.5},
+        {"seed": True},
+        {"csv": 5},
+        {"csv": {"a": 1}},
+        {"fractions": 5},
+        {"fractions": {"train": "half"}},
+    ):
+        with pytest.raises(InputError, match=f"{next(iter(wrong))}.* (must be|is 5; write)"):
+            prepare("radiograph_folder/64", root, tmp_path / "data", **wrong)
+    for place in ({"raw_dir": 5}, {"raw_dir": b"x"}, {"raw_dir": root, "data_dir": 5}):
+        with pytest.raises(InputError, match=r"_dir=.* must be a text or a pathlib\.Path"):
+            prepare("radiograph_folder/64", **place)
     with pytest.raises(InputError, match="does not exist"):
         find_table(root, "other.csv", Columns())
     (root / "more.csv").write_text("file,age\nb.png,60\n")

@@ -160,6 +160,8 @@ def guess_columns(header: Iterable[str], asked: Columns, path: Path) -> Columns:
         problem = f"has no column {wanted!r}" if wanted else f"has no recognisable {kind} column"
         other = next((by_stem[age] for age in _OTHER_AGES if age in by_stem), "")
         hint = f" ({other!r} is no bone age)" if kind == "age" and other and not wanted else ""
+        if kind == "age" and (unit := by_stem.get("")) and not wanted:  # a column called years
+            hint = f" (age_column={unit} reads {unit!r} in that unit; age_unit names another)"
         raise InputError(
             f"{path} {problem}; it has {', '.join(map(repr, names)) or 'no column'}{hint}; "
             f"name one with {kind}_column=NAME"
