@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from boneage_jax.benchmarking.comparing import (
     check_machine,
@@ -12,6 +14,7 @@ from boneage_jax.benchmarking.comparing import (
 )
 from boneage_jax.benchmarking.peaks import Peaks, measure_peaks, position
 from boneage_jax.benchmarking.result import KEY, Result
+from boneage_jax.benchmarking.roofline import _roofline
 from boneage_jax.benchmarking.suite import CASES, choose_cases
 from boneage_jax.benchmarking.table import load_report, report_lines
 from boneage_jax.benchmarking.timing import alternate, measure, paired_ratio, summarize
@@ -234,3 +237,17 @@ def test_an_error_beside_what_it_cost(tmp_path):
         load_report(path)
     with pytest.raises(InputError, match="no such file"):
         load_report(tmp_path / "none.json")
+
+
+def test_the_figure_names_both_ceilings_and_places_each_case_under_them():
+    row = {"case": "train", "name": "jit", "model": "b4", "image_size": 256, "batch_size": 8}
+    row |= {"intensity": 10.0, "flops_per_second": 4e11, "devices": 8, "peak_share": 0.25}
+    peaks = {"flops_per_second": 2e11, "bytes_per_second": 2e10, "dtype": "float32"}
+    axes = Figure().add_subplot()
+    hardware = {"platform": "gpu"}
+    _roofline(axes, {"peaks": peaks, "results": [row], "hardware": hardware})
+    words = [text.get_text() for text in axes.texts]
+    assert "200 GFLOP/s, float32 matrix product" in words and "20 GB/s" in words
+    placed = np.concatenate([line.get_xydata() for line in axes.lines])
+    assert (placed == [10.0, 50.0]).all(1).any()  # of each device, like the ceilings
+    assert axes.get_legend().texts[0].get_text() == "train, 256 px, batch 8: 25.0% of peak"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from boneage_jax.planning.plan_text import _cost, _duration, _flops, _gigabytes
+from boneage_jax.planning.plan_text import _collectives, _cost, _duration, _flops, _gigabytes
 
 
 @pytest.mark.parametrize(("networks", "said"), [(1, "steps, 3 PFLOP"), (2, "steps x 2 networks")])
@@ -32,3 +32,15 @@ def test_the_run_of_one_network_or_several(networks, said):
 )
 def test_units(text, expected):
     assert text == expected
+
+
+def test_what_is_reduced_is_said_of_several_chips_alone():
+    found = {"count": 2, "kind": "all-reduce", "payload_bytes": 3e6, "wire_bytes_per_chip": 5e6}
+    plan = {"machine": {"chips": 8}, "collectives": [found], "all_reduce_on_paper": 4e6}
+    of_them, paper = _collectives(plan)
+    assert "2 x all-reduce, 3 MB per step; a ring sends 5 MB per chip" in of_them
+    assert "gradients and BatchNorm statistics are 4 MB" in paper
+    assert not paper.startswith("collectives")
+    (alone,) = _collectives(plan | {"collectives": []})
+    assert alone.startswith("collectives")
+    assert _collectives({"machine": {"chips": 1}, "all_reduce_on_paper": 4e6}) == []
