@@ -272,7 +272,7 @@ def test_the_builder_knows_every_size():
 
 
 def test_hands_are_those_that_recipes_were_tuned_on():
-    """Six phantoms as drawn by version 0.1, reduced to 96 px: boys and girls of 35 to 206 months."""
+    """Six phantoms as version 0.1 draws them, reduced to 96 px; 35 to 206 months old."""
     drawn = [
         cv2.resize(make_phantom(i, 192, "validation").image, (96, 96), interpolation=cv2.INTER_AREA)
         for i in range(6)
