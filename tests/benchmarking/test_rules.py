@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 
 from boneage_jax.benchmarking.comparing import (
     check_machine,
@@ -15,6 +16,7 @@ from boneage_jax.benchmarking.comparing import (
 from boneage_jax.benchmarking.peaks import Peaks, measure_peaks, position
 from boneage_jax.benchmarking.result import KEY, Result
 from boneage_jax.benchmarking.roofline import _roofline
+from boneage_jax.benchmarking.settings import bench_config, check_bench
 from boneage_jax.benchmarking.suite import CASES, choose_cases
 from boneage_jax.benchmarking.table import load_report, report_lines
 from boneage_jax.benchmarking.timing import alternate, measure, paired_ratio, summarize
@@ -251,3 +253,20 @@ def test_the_figure_names_both_ceilings_and_places_each_case_under_them():
     placed = np.concatenate([line.get_xydata() for line in axes.lines])
     assert (placed == [10.0, 50.0]).all(1).any()  # of each device, like the ceilings
     assert axes.get_legend().texts[0].get_text() == "train, 256 px, batch 8: 25.0% of peak"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("image_size", 64.0, "bench.image_size=64.0 must be int, as 128 is"),
+        ("image_size", True, "bench.image_size=True must be int, as 128 is"),
+        ("min_seconds", "1", "bench.min_seconds='1' must be float, as 1.0 is"),
+        ("warmup", -1, r"bench.warmup=-1 must be in"),
+        ("devices", 4, "unknown config key 'bench.devices'"),
+    ],
+)
+def test_settings_of_another_type_or_out_of_range_are_refused(key, value, words):
+    config = bench_config().to_dict()
+    config["bench"][key] = value
+    with pytest.raises(InputError, match=words):
+        check_bench(ConfigDict(config))
