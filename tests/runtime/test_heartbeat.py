@@ -57,9 +57,11 @@ def test_one_that_never_began_is_missed_where_it_is_expected():
     with Heartbeat(0.4, said.append, store):
         time.sleep(0.8)
     assert not said
+    began = time.monotonic()
     with Heartbeat(0.4, said.append, store, expected=2):
         assert until(lambda: said)
     assert "no sign of life from process 1" in said[0]
+    assert time.monotonic() - began > 0.3  # not before its time
 
 
 def test_a_training_within_another_leaves_with_that():

@@ -7,7 +7,7 @@ import pytest
 
 from boneage_jax.errors import InputError
 from boneage_jax.storage.bucket import open_workdir
-from boneage_jax.storage.layout import checked_path
+from boneage_jax.storage.layout import checked_path, is_workdir
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,23 @@ def test_names_are_taken_as_they_are_but_home_is_expanded(tmp_path, monkeypatch)
         open_workdir(os.fsdecode(b"\xff"))
     with pytest.raises(InputError, match="nobody_of_this_name"):
         checked_path("~nobody_of_this_name/a")
+
+
+def test_a_workdir_holds_a_config_and_checkpoints_or_members(tmp_path):
+    folders = {
+        name: tmp_path / name for name in ("config", "checkpoints", "both", "members", "file")
+    }
+    for folder in folders.values():
+        folder.mkdir()
+    for name in ("config", "both", "members", "file"):
+        (folders[name] / "config.json").write_text("{}")
+    for name, kept in (
+        ("checkpoints", "checkpoints"),
+        ("both", "checkpoints"),
+        ("members", "members"),
+    ):
+        (folders[name] / kept).mkdir()
+    (folders["file"] / "checkpoints").touch()
+    found = {name for name, folder in folders.items() if is_workdir(folder)}
+    assert found == {"both", "members"}
+    assert not is_workdir(tmp_path / "nowhere")
