@@ -53,6 +53,15 @@ def test_a_folder_that_cannot_be_created_is_found_before_orbax_waits_for_it(tmp_
         saved(tmp_path, {})
 
 
+def test_what_another_process_saves_is_seen(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with Checkpoints(tmp_path, "mae", read_only=True) as checkpoints:
+        assert checkpoints.newest_step() is None
+        saved(tmp_path, {})
+        assert checkpoints.latest_step() is None  # it does not look by itself
+        assert checkpoints.newest_step() == 3
+
+
 def like(one_device, shapes):
     return Parallel("jit", one_device).state_shapes(lambda: shapes)
 
