@@ -43,6 +43,7 @@ def fingerprint(
     *,
     exclude: Path | None = None,
     known: dict[str, str] | None = None,
+    silent_seconds: float = _SILENT_SECONDS,
 ) -> Fingerprint:
     """Computes the fingerprint of raw data and of the settings it is read with.
 
@@ -55,6 +56,7 @@ def fingerprint(
       exclude: a folder to skip, since prepared data may be inside `raw_dir`.
       known: digests of contents from earlier calls, by digests of names, sizes, times and
         locations; new ones are added.
+      silent_seconds: how long contents are read before the progress is shown.
     """
     excluded = os.path.realpath(exclude) if exclude else ""
     known = {} if known is None else known
@@ -65,8 +67,8 @@ def fingerprint(
             files = _files(path, excluded)
             outside += [f for f in files if key != "masks" or _MASKS.match(f[0])]
     return Fingerprint(
-        _digest(list(_files(raw_dir, excluded)), known) if raw_dir else "",
-        _digest(outside, known) if outside else "",
+        _digest(list(_files(raw_dir, excluded)), known, silent_seconds) if raw_dir else "",
+        _digest(outside, known, silent_seconds) if outside else "",
         {key: str(value) for key, value in sorted(settings.items())},
         str(raw_dir.absolute()) if raw_dir else "",
     )
@@ -93,16 +95,16 @@ def read_fingerprint(prepared: str | os.PathLike[str]) -> Fingerprint | None:
         return None
 
 
-def _digest(files: list[tuple[str, Path]], known: dict[str, str]) -> str:
+def _digest(files: list[tuple[str, Path]], known: dict[str, str], silent_seconds: float) -> str:
     # The location counts too: exports may give all files the same size and time.
     places = [f"{os.path.realpath(path)} {path.stat().st_ctime_ns}" for _, path in files]
     stat = _of_lines(_stat_lines(files) + places)
     if stat not in known:
-        known[stat] = _of_lines(_content_lines(files))
+        known[stat] = _of_lines(_content_lines(files, silent_seconds))
     return known[stat]
 
 
-def _content_lines(files: list[tuple[str, Path]]) -> list[str]:
+def _content_lines(files: list[tuple[str, Path]], silent_seconds: float) -> list[str]:
     lock = threading.Lock()
     size = sum(path.stat().st_size for _, path in files)
     bar = progress(
@@ -110,8 +112,8 @@ def _content_lines(files: list[tuple[str, Path]]) -> list[str]:
         desc="reading the raw data once",
         unit="B",
         unit_scale=True,
-        delay=_SILENT_SECONDS,
-        log_seconds=_SILENT_SECONDS,
+        delay=silent_seconds,
+        log_seconds=silent_seconds,
     )
 
     def digest(path: Path) -> str:

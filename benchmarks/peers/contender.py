@@ -72,7 +72,7 @@ class Contender:
 
     Args:
       name: for tables.
-      file: of this folder, which calls `serve`.
+      file: of this folder, or an absolute path; it calls `serve`.
       settings: shared by all.
       options: further arguments of the file.
       environment: changes to that of this process; None removes a variable.

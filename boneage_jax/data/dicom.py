@@ -30,11 +30,14 @@ for _syntax in dicom_codecs.DECODER_DEPENDENCIES:
         get_decoder(_syntax).add_plugin("imagecodecs", (dicom_codecs.__name__, "decode_frame"))
 
 
-def read_dicom(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
+def read_dicom(
+    data: bytes, *, max_inflated: int = _MAX_INFLATED
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Reads a file of one frame as it is meant to be displayed.
 
     Args:
       data: content of the file; preamble and meta header may be missing.
+      max_inflated: largest size of a deflated data set, bytes.
 
     Returns:
       (uint8 [H, W], notes of `boneage_jax.data.notes`).
@@ -45,6 +48,7 @@ def read_dicom(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
     """
     with warnings_off():  # radiographs violate the standard in harmless ways
         try:
+            _check_inflated(data, max_inflated)
             dataset = _parse(data)
             _check(dataset)
             pixels, said = _decode(dataset)
@@ -60,7 +64,6 @@ def read_dicom(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
 
 def _parse(data: bytes) -> pydicom.FileDataset:
     """Parses the file, and names its transfer syntax where the file does not."""
-    _check_inflated(data)
     try:
         dataset = pydicom.dcmread(io.BytesIO(data), force=True)
     except Exception as error:
@@ -72,7 +75,7 @@ def _parse(data: bytes) -> pydicom.FileDataset:
     return dataset
 
 
-def _check_inflated(data: bytes) -> None:
+def _check_inflated(data: bytes, most: int) -> None:
     """Checks the size of a deflated data set, which pydicom inflates without limit."""
     file = io.BytesIO(data)
     read_preamble(file, force=True)
@@ -89,8 +92,8 @@ def _check_inflated(data: bytes) -> None:
             inflated += len(engine.decompress(rest, _PIECE))
         except zlib.error as error:
             raise ValueError(f"the deflated DICOM file is damaged: {error}") from error
-        if inflated > _MAX_INFLATED:
-            raise ValueError("the deflated DICOM file inflates to more than 1 GiB")
+        if inflated > most:
+            raise ValueError(f"the deflated DICOM file inflates to more than {most / 2**30:g} GiB")
         rest = engine.unconsumed_tail
 
 

@@ -55,6 +55,7 @@ def join(
     *,
     alone: bool = False,
     timeout: int = 300,
+    silent_seconds: float = _SILENT_SECONDS,
 ) -> None:
     """Makes this process part of its job; call before anything queries the devices.
 
@@ -66,6 +67,7 @@ def join(
       process: index of this process, from 0.
       alone: run alone, whatever the environment announces.
       timeout: seconds to wait for the other processes.
+      silent_seconds: seconds to wait before standard error says what for.
 
     Raises:
       InputError: arguments that do not fit together, or processes that cannot find each other.
@@ -103,7 +105,7 @@ def join(
     waits = f"waiting up to {timeout} s for the other processes of the job {where}{hint}"
     os.environ.setdefault("grpc_proxy", "")  # proxies are not for the machines of a job
     jax.config.update("jax_check_proxy_envs", False)
-    with _ends_after(timeout, f"{missed} within {timeout} s; {remedy}", waits):
+    with _ends_after(timeout, f"{missed} within {timeout} s; {remedy}", waits, silent_seconds):
         try:
             jax.distributed.initialize(
                 coordinator or None,
@@ -120,21 +122,22 @@ def join(
 
 
 @contextlib.contextmanager
-def _ends_after(seconds: float, line: str, waits: str) -> Iterator[None]:
+def _ends_after(seconds: float, line: str, waits: str, silent_seconds: float) -> Iterator[None]:
     """Context manager that ends the process with this line and status 75 unless left in time.
 
     Args:
       seconds: time limit.
       line: last words of the process.
-      waits: printed after `_SILENT_SECONDS`.
+      waits: printed after `silent_seconds`.
+      silent_seconds: see `join`.
     """
     met = threading.Event()
 
     def watch() -> None:
-        if met.wait(min(_SILENT_SECONDS, seconds)):
+        if met.wait(min(silent_seconds, seconds)):
             return
         os.write(2, f"{waits}\n".encode())
-        if not met.wait(max(seconds - _SILENT_SECONDS, 0)):
+        if not met.wait(max(seconds - silent_seconds, 0)):
             os.write(2, f"{line}\n".encode())
             os._exit(os.EX_TEMPFAIL)
 

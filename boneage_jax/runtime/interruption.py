@@ -28,10 +28,14 @@ _unwinding = threading.Event()  # KeyboardInterrupt was raised
 _ending = threading.Lock()
 
 
-def end_on_interrupt() -> None:
-    """Lets SIGINT end the process from now on; for commands, called once in the main thread.
+def end_on_interrupt(clean_up_seconds: float = _CLEAN_UP) -> None:
+    """Lets SIGINT end the process from now on; for commands, called in the main thread.
 
-    Does nothing where SIGINT is ignored, as it is for commands after a shell's `&`.
+    Does nothing where SIGINT is ignored, as it is for commands after a shell's `&`, or after an
+    earlier call.
+
+    Args:
+      clean_up_seconds: how long `cleans_up` may take to unwind.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
@@ -39,7 +43,9 @@ def end_on_interrupt() -> None:
     os.set_blocking(writer, False)
     signal.signal(signal.SIGINT, _on_signal)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # written to at once, by C code
-    threading.Thread(target=_watch, args=(reader,), name="interruption", daemon=True).start()
+    threading.Thread(
+        target=_watch, args=(reader, clean_up_seconds), name="interruption", daemon=True
+    ).start()
 
 
 def leave_interrupts() -> None:
@@ -52,7 +58,7 @@ def leave_interrupts() -> None:
 def cleans_up() -> Iterator[None]:
     """Context manager for work that must not end without clean-up: SIGINT raises KeyboardInterrupt.
 
-    For the main thread. A clean-up that takes longer than 10 s is cut off.
+    For the main thread. A clean-up that takes longer than 10 s is cut off, see `end_on_interrupt`.
     """
     global _depth
     _depth += 1
@@ -70,11 +76,11 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
 
-def _watch(reader: int) -> None:
+def _watch(reader: int, clean_up_seconds: float) -> None:
     while os.read(reader, 1)[0] != signal.SIGINT:
         pass  # another signal
     if _depth and _unwinding.wait(_REACTION):
-        select.select([reader], [], [], _CLEAN_UP)  # or until the next signal
+        select.select([reader], [], [], clean_up_seconds)  # or until the next signal
     end_interrupted()
 
 

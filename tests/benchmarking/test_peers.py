@@ -119,17 +119,17 @@ def test_synthetic_radiographs_compress_like_radiographs():
     assert 0.2 < size / image.size < 0.6  # 0.36 to 0.46 of 14 RSNA radiographs
 
 
-def test_a_contender_answers_with_seconds(tmp_path, monkeypatch):
+def test_a_contender_answers_with_seconds(tmp_path):
     from benchmarks.peers import contender
 
-    (tmp_path / "sleeper.py").write_text(
+    sleeper = tmp_path / "sleeper.py"
+    sleeper.write_text(
         "import time\n"
         "from benchmarks.peers.contender import Ready, serve\n"
         "print('noise on the standard output')\n"
         "serve(lambda settings: Ready(lambda: time.sleep(0.01), {'size': settings.size}))\n"
     )
-    monkeypatch.setattr(contender, "HERE", tmp_path)
-    one = contender.Contender("sleeper", "sleeper.py", contender.Settings("b4", 64, 2, "f", "t"))
+    one = contender.Contender("sleeper", str(sleeper), contender.Settings("b4", 64, 2, "f", "t"))
     try:
         assert one.facts["size"] == 64
         assert one.time(5) >= 0.05

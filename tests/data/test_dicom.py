@@ -1,8 +1,12 @@
 """Reading DICOM: against pydicom's own tables, GDCM, and what the standard says."""
 
+import contextlib
 import io
 import struct
+import sys
+import tracemalloc
 import warnings
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +17,10 @@ import pydicom.data
 import pytest
 from pydicom import uid
 from pydicom.encaps import encapsulate
-from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
+from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing, get_decoder
 
-from boneage_jax.data import dicom, notes
+from boneage_jax.data import dicom_codecs, notes
+from boneage_jax.data.dicom import read_dicom
 from boneage_jax.data.files import UnreadableImage, read_grey, read_radiograph
 from tests.support.dicom_files import dicom_file, table
 
@@ -319,13 +324,21 @@ def test_encodings_with_and_without_their_headers(syntax, start):
     np.testing.assert_allclose(read_grey(data[cut:]), FULL, atol=0.51)
 
 
-def test_a_deflated_file_and_one_that_inflates_without_end(monkeypatch):
+def test_a_deflated_file_and_one_that_inflates_without_end():
     data = dicom_file(RAMP, uid.DeflatedExplicitVRLittleEndian, **DEEP)
     np.testing.assert_allclose(read_grey(data), FULL, atol=0.51)
-    monkeypatch.setattr(dicom, "_MAX_INFLATED", 5000)
-    monkeypatch.setattr(dicom, "_PIECE", 1000)
-    with pytest.raises(UnreadableImage, match="inflates to more than 1 GiB"):
-        read_grey(data)
+    (meta,) = struct.unpack_from("<I", data, 140)
+    engine = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    # A full flush forgets what came before, so that the same bytes give the next mebibyte as well.
+    mebibyte = engine.compress(bytes(1 << 20)) + engine.flush(zlib.Z_FULL_FLUSH)
+    bomb = data[: 144 + meta] + 1024 * mebibyte
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"inflates to more than 0\.125 GiB"):
+            read_dicom(bomb, max_inflated=1 << 27)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 28  # counted piece by piece, not kept
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_tiff_header_in_the_preamble_decides_nothing():
@@ -424,13 +437,36 @@ def test_signed_values_of_jpeg_that_knows_no_sign():
         np.testing.assert_allclose(read_grey(dicom_file(signed, syntax, **tags)), FULL, atol=0.51)
 
 
-def test_a_missing_decoder_is_named(monkeypatch):
-    monkeypatch.setattr(dicom, "_DECODERS", ("pydicom", "pillow"))
-    for kind in ("SV1", "LS", "HT", "extended 12"):
-        with pytest.raises(UnreadableImage, match=r"pip install 'boneage_jax\[dicom\]'$"):
-            read_grey(compressed(kind))
-    assert read_grey(compressed("2000")).shape == RAMP.shape
-    assert read_grey(compressed("baseline")).shape == RAMP.shape
+@contextlib.contextmanager
+def without_imagecodecs():
+    """pydicom as it finds its decoders where imagecodecs is not installed."""
+
+    def find_again():
+        for syntax in dicom_codecs.DECODER_DEPENDENCIES:
+            decoder = get_decoder(syntax)
+            decoder.remove_plugin("imagecodecs")
+            decoder.add_plugin("imagecodecs", (dicom_codecs.__name__, "decode_frame"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "imagecodecs", None)
+        find_again()
+        try:
+            yield
+        finally:
+            patch.undo()
+            find_again()
+
+
+def test_a_missing_decoder_is_named():
+    needed = [compressed(kind) for kind in ("SV1", "LS", "HT", "extended 12")]
+    others = [compressed(kind) for kind in ("2000", "baseline")]
+    with without_imagecodecs():
+        for data in needed:
+            with pytest.raises(UnreadableImage, match=r"pip install 'boneage_jax\[dicom\]'$"):
+                read_grey(data)
+        for data in others:
+            assert read_grey(data).shape == RAMP.shape
+    assert read_grey(needed[0]).shape == RAMP.shape
 
 
 @pytest.mark.parametrize("kind", ["baseline", "extended 12", "SV1", "LS", "2000", "HT"])

@@ -45,6 +45,18 @@ def builder(prepared, tmp_path):
     return prepare(NAME, data_dir=tmp_path / "out")
 
 
+class OtherRecords:
+    """A builder of the same data whose records come from `source`; notes the splits asked for."""
+
+    def __init__(self, builder, source):
+        self.data_path, self.info, self._source = builder.data_path, builder.info, source
+        self.asked = []
+
+    def as_data_source(self, split):
+        self.asked.append(split)
+        return self._source
+
+
 def files(builder) -> Path:
     return Path(builder.data_path, "uncompressed")
 
@@ -181,36 +193,32 @@ def test_damaged_records_are_refused_in_one_line(builder, damage, uncompressed):
     assert "\n" not in str(e.value)
 
 
-def test_an_interrupted_write_leaves_nothing_that_is_read(builder, monkeypatch):
+def test_an_interrupted_write_leaves_nothing_that_is_read(builder):
     class Broken(list):
         def __getitem__(self, index):
             if index:
                 raise KeyboardInterrupt
             return super().__getitem__(index)
 
-    records = builder.as_data_source("train")
-    with monkeypatch.context() as patched:
-        patched.setattr(builder, "as_data_source", lambda split: Broken(records))
-        with pytest.raises(KeyboardInterrupt):
-            open_uncompressed(builder, "train")
+    records = OtherRecords(builder, Broken(builder.as_data_source("train")))
+    with pytest.raises(KeyboardInterrupt):
+        open_uncompressed(records, "train")
     assert [path.name for path in files(builder).iterdir()] == [".lock"]
     assert_like_records(open_uncompressed(builder, "train"), builder)
 
 
-def test_many_openers_write_once(builder, monkeypatch):
-    read = []
-    records = builder.as_data_source("train")
-    monkeypatch.setattr(builder, "as_data_source", lambda split: (read.append(split), records)[1])
+def test_many_openers_write_once(builder):
+    records = OtherRecords(builder, builder.as_data_source("train"))
     found = []
     threads = [
-        threading.Thread(target=lambda: found.append(open_uncompressed(builder, "train")))
+        threading.Thread(target=lambda: found.append(open_uncompressed(records, "train")))
         for _ in range(4)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert read == ["train"] and [len(copy) for copy in found] == [12] * 4
+    assert records.asked == ["train"] and [len(copy) for copy in found] == [12] * 4
 
 
 def test_images_of_different_sizes_stay_in_their_records(prepared, tmp_path):

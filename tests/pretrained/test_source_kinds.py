@@ -1,6 +1,7 @@
 """Which source a weight file is of, whether it fits, and what is said where it does not."""
 
 import json
+import socket
 import sys
 import time
 import types
@@ -180,8 +181,15 @@ def hub(monkeypatch, tmp_path):
     errors.EntryNotFoundError = EntryNotFoundError
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
-    monkeypatch.setattr("boneage_jax.pretrained.source._is_offline", lambda: False)
-    return folder
+    without_proxies(monkeypatch)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # the network that is asked for
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        yield folder
+
+
+def without_proxies(monkeypatch):
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_the_hub_is_asked_for_the_usual_files(hub, arrays):
@@ -199,8 +207,7 @@ def test_the_hub_is_asked_for_the_usual_files(hub, arrays):
 
 def test_without_a_connection_only_the_cache_is_asked(monkeypatch, tmp_path):
     pytest.importorskip("huggingface_hub")
-    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+    without_proxies(monkeypatch)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")  # nothing listens there
     began = time.monotonic()
     refused(load, f"hf:nobody/{tmp_path.name}", match="no connection to http://127.0.0.1:1, and")

@@ -10,7 +10,6 @@ import jax
 import pytest
 from jax._src import distributed  # which holds what JAX knows of its job
 
-import boneage_jax.runtime.distributed
 from boneage_jax import main
 from boneage_jax.errors import InputError, PeerLost
 from boneage_jax.runtime.distributed import is_lost_peer, join, peers, place
@@ -92,11 +91,10 @@ def test_a_launcher_whose_other_processes_do_not_exist(monkeypatch, capfd):
         raise KeyError("SLURM_LOCALID")
 
     monkeypatch.setattr(jax.distributed, "initialize", fails)
-    monkeypatch.setattr(boneage_jax.runtime.distributed, "_SILENT_SECONDS", 0.1)
     for name, value in TASK.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="did not meet: 'SLURM_LOCALID'; --alone trains"):
-        join()
+        join(silent_seconds=0.1)
     assert capfd.readouterr().err == (
         "waiting up to 300 s for the other processes of the job announced by SLURM "
         "(SLURM_STEP_NUM_TASKS=4); --alone trains without them\n"

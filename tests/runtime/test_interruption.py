@@ -12,8 +12,7 @@ import pytest
 _COMMAND = """
 import contextlib, ctypes, signal, sys, time
 from boneage_jax.cli import run_door
-from boneage_jax.runtime import interruption
-from boneage_jax.runtime.interruption import cleans_up
+from boneage_jax.runtime.interruption import cleans_up, end_on_interrupt
 
 def main(argv):
     cleaned = argv[0] in ("cleans", "stuck in clean-up", "twice")
@@ -30,7 +29,6 @@ def stage(name):
         if name == "cleans":
             print("cleaned", flush=True)
         elif name == "stuck in clean-up":
-            interruption._CLEAN_UP = 0.2
             ctypes.CDLL(None).sleep(60)
         elif name == "twice":
             print("ready", flush=True)
@@ -39,6 +37,8 @@ def stage(name):
 # The shell that runs the tests may have been started in the background, which ignores SIGINT.
 ignored = sys.argv[1] == "ignored"
 signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+if sys.argv[1] == "stuck in clean-up":
+    end_on_interrupt(clean_up_seconds=0.2)
 run_door(main, computes=False)
 """
 

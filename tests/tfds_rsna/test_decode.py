@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from boneage_jax.errors import InputError
-from tfds_rsna import decode
 from tfds_rsna.decode import Item, ZipMember, decode_all
 
 
@@ -107,14 +106,12 @@ def test_no_items():
     assert run([]) == []
 
 
-def test_notes_on_reading_are_gathered_by_file(tmp_path, monkeypatch):
-    read = decode.read_radiograph
-
-    def notes_one(source, name):
-        return read(source, name)[0], ("padding is black",) if "1.png" in name else ()
-
-    monkeypatch.setattr(decode, "read_radiograph", notes_one)
-    noted = {}
+def test_notes_on_reading_are_gathered_by_file(tmp_path):
     items = write(tmp_path, 3)
+    for number in (0, 2):  # large, and not of one grey level
+        cv2.imwrite(str(items[number].source), np.eye(200, dtype=np.uint8))
+    noted = {}
     list(decode_all(items, 8, skip_unreadable=False, description="images", noted=noted))
-    assert noted == {str(items[1].source): ("padding is black",)}
+    assert noted == {
+        str(items[1].source): ("all pixels have one value", "under 200 px on its short side")
+    }

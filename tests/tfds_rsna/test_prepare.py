@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,8 +15,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from boneage_jax.errors import InputError
+from boneage_jax.extensions import register_dataset
 from tests.support.rsna_folder import write
 from tfds_rsna.builders import NAMES, find_builder, prepare
 from tfds_rsna.fingerprint import fingerprint, read_fingerprint
@@ -172,19 +175,44 @@ def test_a_place_that_cannot_be_written(raw, tmp_path):
         prepare(NAME, raw, tmp_path / "a\udcff")
 
 
-def test_a_full_disk(raw, tmp_path, monkeypatch):
+@pytest.fixture
+def small_files():
+    """Lets this process write no more than 20 kB to a file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_records_that_cannot_be_written(raw, tmp_path, small_files):
     """array_record raises no OSError."""
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128), np.uint8)
+    cv2.imwrite(str(raw / "train/2.png"), noise)
+    with pytest.raises(InputError, match=r"File too large.*; make room there, or name a") as caught:
+        prepare(NAME, raw, tmp_path / "out")
+    assert isinstance(caught.value.__cause__, RuntimeError) and "\n" not in str(caught.value)
+    assert not list((tmp_path / "out").glob("incomplete*"))
 
-    def fails(*args):
-        raise RuntimeError(message)
 
-    monkeypatch.setattr("tfds_rsna.builders._build", fails)
-    message = "Failed to finalize writing: write() failed: No space left on device; writing a/b"
-    with pytest.raises(InputError, match=r"No space left on device.*; make room there, or name a"):
-        prepare(NAME, raw, tmp_path)
-    message = "generator raised StopIteration"
-    with pytest.raises(RuntimeError):
-        prepare(NAME, raw, tmp_path)
+def test_an_error_of_a_builder_is_no_full_disk(tmp_path):
+    @register_dataset("unfinished")
+    class Unfinished(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {"id": tfds.features.Text()}
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield next(iter(()))  # as a generator with a mistake does
+
+    with pytest.raises(RuntimeError, match="generator raised StopIteration"):
+        prepare("unfinished", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)

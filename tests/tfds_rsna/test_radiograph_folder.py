@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from boneage_jax.data.files import fit_square, read_grey
+from boneage_jax.data.files import fit_square
+from boneage_jax.data.notes import FLAT, SMALL
 from boneage_jax.errors import InputError
-from tfds_rsna import decode
 from tfds_rsna.builders import prepare
 from tfds_rsna.radiograph_folder.radiograph_folder_dataset_builder import Builder
 from tfds_rsna.radiograph_folder.table import Columns, find_table, guess_columns, read_table
@@ -113,18 +113,15 @@ def test_skip_unreadable(tmp_path):
     assert sorted(r["id"] for r in parts["train"]) == [b"a", b"c"]
 
 
-def test_notes_on_reading_are_kept_beside_the_records(tmp_path, monkeypatch, capsys):
+def test_notes_on_reading_are_kept_beside_the_records(tmp_path, capsys):
     root = _folder(tmp_path / "raw", "id,boneage\na,50\nb,60\nc,70\n")
-
-    def noted(source, name):
-        return read_grey(source), () if "b.png" in name else ("padding is black", "two pages")
-
-    monkeypatch.setattr(decode, "read_radiograph", noted)
+    for stem, image in (("a", np.zeros((9, 9))), ("b", np.eye(200)), ("c", np.ones((9, 9)))):
+        cv2.imwrite(str(root / "images" / f"{stem}.png"), image)
     _, builder = _prepare(root, tmp_path / "data", fractions={"train": 1.0})
     lines = (Path(builder.data_path) / "notes.csv").read_text().splitlines()
     assert lines[0] == "file,note" and len(lines) == 3
-    assert lines[1] == f"{root / 'images' / 'a.png'},padding is black; two pages"
-    assert "padding is black (2 files); two pages (2 files); see" in capsys.readouterr().err
+    assert lines[1] == f"{root / 'images' / 'a.png'},{FLAT}; {SMALL}"
+    assert f"{FLAT} (2 files); {SMALL} (2 files); see" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

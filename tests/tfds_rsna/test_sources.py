@@ -53,20 +53,27 @@ def test_a_copied_or_touched_folder_is_not_prepared_again(tmp_path, out, capsys)
     assert "preparing" not in capsys.readouterr().err
 
 
-def test_contents_are_read_once_for_each_state_of_the_folder(tmp_path, out, monkeypatch):
-    raw = write(tmp_path / "raw")
+def test_contents_are_read_once_for_each_state_of_the_folder(tmp_path, out):
+    raw, other = write(tmp_path / "raw"), write(tmp_path / "other", ids=(7, 8))
     prepare(NAME, raw)
-    monkeypatch.setattr("tfds_rsna.fingerprint._content_lines", None)  # reading again would fail
+    seen = out / "sources" / "seen.json"
+    ((state, content),) = json.loads(seen.read_text()).items()
+    prepare(NAME, other)
+    ((_, foreign),) = (item for item in json.loads(seen.read_text()).items() if item[0] != state)
+    # What is noted is believed, so the contents were not read again.
+    seen.write_text(json.dumps({state: foreign}))
+    assert ids(prepare(NAME, raw)) == [7, 8]
+    os.utime(raw / "train.csv", ns=(1, 1))
     assert ids(prepare(NAME, raw)) == [1, 2, 3]
+    assert list(json.loads(seen.read_text()).values()) == [foreign, content]
 
 
-def test_a_long_reading_of_the_raw_folder_is_shown(tmp_path, monkeypatch, capsys):
+def test_a_long_reading_of_the_raw_folder_is_shown(tmp_path, capsys):
     (tmp_path / "set.zip").write_bytes(bytes(3000))
     (tmp_path / "test.zip").write_bytes(bytes(1000))
     quick = fingerprint(tmp_path, {})
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("tfds_rsna.fingerprint._SILENT_SECONDS", 0.0)
-    assert fingerprint(tmp_path, {}) == quick
+    assert fingerprint(tmp_path, {}, silent_seconds=0.0) == quick
     assert "reading the raw data once: 100%" in capsys.readouterr().err
     lines = [f"{name}.zip {hashlib.sha256(bytes(n)).hexdigest()}\n" for name, n in
              (("set", 3000), ("test", 1000))]  # fmt: skip
@@ -205,8 +212,8 @@ def test_each_manual_dir_is_read_from_its_own_place(tmp_path, out):
 
 @pytest.mark.parametrize("name", [NAME, "radiograph_folder/256", "hand_mask/256"])
 def test_a_manual_dir_that_is_not_there_is_refused_before_any_download(name, tmp_path, out):
-    builder = tfds.builder(name, data_dir=out)
-    builder._download = None  # would fetch 11 GB
+    options = {"base_url": "http://127.0.0.1:1/"} if name == NAME else {}  # nothing listens there
+    builder = tfds.builder(name, data_dir=out, **options)
     config = tfds.download.DownloadConfig(manual_dir=tmp_path / "missing")
     with pytest.raises(InputError, match=r"missing: no such folder, or it is empty"):
         builder.download_and_prepare(download_config=config)
