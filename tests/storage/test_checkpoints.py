@@ -16,6 +16,7 @@ from boneage_jax.data.loader import train_batches
 from boneage_jax.errors import InputError
 from boneage_jax.runtime.parallel import Parallel
 from boneage_jax.state import TrainState, flops_of, split_flops
+from boneage_jax.storage.bucket import push
 from boneage_jax.storage.checkpoints import Checkpoints
 from boneage_jax.storage.quiet_orbax import without_late_errors
 from tests.support.tiny_task import memory_split
@@ -51,6 +52,20 @@ def test_a_folder_that_cannot_be_created_is_found_before_orbax_waits_for_it(tmp_
     monkeypatch.setattr(tempfile, "mkdtemp", full)
     with pytest.raises(InputError, match=r"checkpoints cannot be written .*free some space"):
         saved(tmp_path, {})
+
+
+def test_a_log_that_cannot_be_sent_costs_no_checkpoint(tmp_path, capsys):
+    mirror, bucket = tmp_path / "mirror", tmp_path / "bucket"
+    mirror.mkdir()
+    (mirror / ".bucket").write_text(str(bucket))
+    (mirror / "metrics.jsonl").write_text("1\n")
+    (bucket / "metrics.jsonl").mkdir(parents=True)  # in the way of the log
+    saved(mirror, {})
+    assert "trying again at the next checkpoint" in capsys.readouterr().err
+    assert (bucket / "checkpoints" / "3").is_dir()
+    (bucket / "metrics.jsonl").rmdir()
+    push(mirror)
+    assert (bucket / "metrics.jsonl").read_text() == "1\n"
 
 
 def like(one_device, shapes):
