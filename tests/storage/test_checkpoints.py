@@ -10,7 +10,9 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from jax.errors import JaxRuntimeError
 
 from boneage_jax.data.loader import train_batches
 from boneage_jax.errors import InputError
@@ -66,6 +68,28 @@ def test_a_log_that_cannot_be_sent_costs_no_checkpoint(tmp_path, capsys):
     (bucket / "metrics.jsonl").rmdir()
     push(mirror)
     assert (bucket / "metrics.jsonl").read_text() == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "raised", "says"),
+    [
+        ("DEADLINE_EXCEEDED: Barrier timed out. Id: restore.1", JaxRuntimeError, "^DEADLINE"),
+        ("INVALID_ARGUMENT: shapes", InputError, "cannot be restored: it is damaged"),
+    ],
+)
+def test_a_process_lost_while_restoring_is_no_damaged_checkpoint(
+    text, raised, says, tmp_path, monkeypatch
+):
+    state = saved(tmp_path, {})
+
+    def restore(*_, **__):
+        raise JaxRuntimeError(text)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", restore)
+    checkpoints = Checkpoints(tmp_path, "mae", read_only=True)
+    with pytest.raises(raised, match=says):
+        checkpoints.restore(3, state)
+    checkpoints.close()
 
 
 def like(one_device, shapes):
