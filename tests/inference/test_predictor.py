@@ -10,10 +10,12 @@ import pytest
 import boneage_jax
 import tests.support.tiny_backbone  # noqa: F401  (registers the network)
 from boneage_jax import predict
+from boneage_jax.data.notes import SMALL
 from boneage_jax.errors import InputError
-from boneage_jax.inference import predictor as module
 from boneage_jax.inference.calibration import Calibration
+from boneage_jax.inference.load_trained import load_members
 from boneage_jax.inference.predict_files import check_arguments, describe, write_predictions
+from boneage_jax.inference.predictor import Predictor
 from tests.support.unet_run import call
 from tfds_rsna.hand_phantom.render import make_phantom
 
@@ -23,7 +25,14 @@ IMAGES = [make_phantom(index, 200, "test").image for index in range(3)]
 
 @pytest.fixture(scope="module")
 def predictor():
+    """One whose network has the sex as an input."""
     return boneage_jax.load_predictor(WORKDIR, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def without_sex():
+    """The members of an ensemble whose networks do not have it."""
+    return load_members(WORKDIR.parent / "ensemble", eval_batch_size=4)
 
 
 @pytest.fixture
@@ -34,13 +43,17 @@ def files(tmp_path):
     return paths
 
 
-def calibrated(predictor, monkeypatch, **changed):
-    """Gives the predictor another calibration."""
-    fields = {"half_width": 10.0, "mean": np.zeros(10), "precision": np.eye(10), "images": 100}
-    fitted = Calibration(**fields | {"max_distance": 1e9} | changed)
-    monkeypatch.setattr(predictor, "_calibration", fitted)
-    monkeypatch.setattr(predictor, "judges_images", fitted.judges_images)
-    monkeypatch.setattr(predictor, "takes_sex", False)
+@pytest.fixture
+def calibrated(without_sex, tmp_path):
+    """Makes a predictor with another calibration, whose fields are given."""
+
+    def make(**changed):
+        fields = {"half_width": 10.0, "mean": np.zeros(10), "precision": np.eye(10), "images": 100}
+        fitted = Calibration(**fields | {"max_distance": 1e9} | changed)
+        fitted.save(tmp_path / "calibration.npz")
+        return Predictor(without_sex, tmp_path)
+
+    return make
 
 
 def test_paths_and_arrays_give_the_same(predictor, files):
@@ -69,26 +82,18 @@ def test_an_unreadable_file_costs_only_its_own_row(predictor, files, tmp_path):
     )
 
 
-def test_an_error_that_nobody_expects_is_that_of_one_file(predictor, files, monkeypatch):
-    read = module.read_radiograph
-
-    def fails(path):
-        if path == files[1]:
-            raise RuntimeError("decoder: out of luck")
-        return read(path)[0], ("padding is black",)
-
-    monkeypatch.setattr(module, "read_radiograph", fails)
-    found = predictor(files)
-    assert found["error"].tolist() == [
-        "",
-        "it cannot be read: RuntimeError: decoder: out of luck",
-        "",
+def test_an_error_that_nobody_expects_is_that_of_one_image(predictor, files):
+    cv2.imwrite(str(files[0]), IMAGES[0][:60])
+    wrong = IMAGES[1] / 255  # a call would have refused it
+    said = [
+        result
+        for results, _ in predictor.batches([files[0], wrong, files[2]], [-1, -1, 1])
+        for result in results
     ]
-    assert [note.split("; ")[0] for note in found["note"]] == [
-        "padding is black",
-        "",
-        "padding is black",
-    ]
+    assert said[0] == f"{SMALL}; sex unknown: the network's own estimate is used"
+    assert isinstance(said[1], InputError)
+    assert "it cannot be read: ValueError: need uint8 [H, W]" in str(said[1])
+    assert said[2] == ""
 
 
 @pytest.mark.parametrize(
@@ -128,10 +133,9 @@ def test_a_batch_size_is_a_whole_number(size):
             load(size if size is None else "")
 
 
-def test_ages_that_cannot_be_are_moved_and_noted(predictor, monkeypatch):
-    plain = predictor(IMAGES)["bone_age_months"]
-    calibrated(predictor, monkeypatch, youngest=20.0, oldest=float(plain.min()) - 20)
-    found = predictor(IMAGES)
+def test_ages_that_cannot_be_are_moved_and_noted(calibrated):
+    plain = calibrated()(IMAGES)["bone_age_months"]
+    found = calibrated(youngest=20.0, oldest=float(plain.min()) - 20)(IMAGES)
     assert (found["bone_age_months"] == np.float32(plain.min() - 10)).all()
     assert not found["accepted"].any()
     assert set(found["note"]) == {"age beyond those of training: the nearest is given"}
@@ -140,16 +144,16 @@ def test_ages_that_cannot_be_are_moved_and_noted(predictor, monkeypatch):
 
 
 @pytest.mark.parametrize("half_width", [0.0, 5.0, 500.0])
-def test_the_interval_holds_the_age(predictor, monkeypatch, half_width):
-    calibrated(predictor, monkeypatch, half_width=half_width, youngest=10.0, oldest=30.0)
+def test_the_interval_holds_the_age(calibrated, half_width):
+    predictor = calibrated(half_width=half_width, youngest=10.0, oldest=30.0)
     found = predictor([*IMAGES, np.zeros((9, 9), np.uint8)])
     assert (found["low_months"] >= 0).all()
     assert (found["low_months"] <= found["bone_age_months"]).all()
     assert (found["bone_age_months"] <= found["high_months"]).all()
 
 
-def test_few_images_of_training_do_not_judge(predictor, files, monkeypatch, tmp_path):
-    calibrated(predictor, monkeypatch, max_distance=np.inf, images=2)
+def test_few_images_of_training_do_not_judge(calibrated, files, tmp_path):
+    predictor = calibrated(max_distance=np.inf, images=2)
     found = predictor([*files, tmp_path / "a.png"])
     assert np.isnan(found["accepted"]).all()
     note = "interval holds 67% instead of 95%: 2 validation images; accepted is unknown: too few"
@@ -165,14 +169,13 @@ def test_few_images_of_training_do_not_judge(predictor, files, monkeypatch, tmp_
     assert "accepted is unknown: too few images in training (3 files)" in lines[1]
 
 
-def test_sexes_that_are_missing_or_of_no_use_are_said(predictor, files, monkeypatch, tmp_path):
-    monkeypatch.setattr(predictor, "takes_sex", True)
+def test_sexes_that_are_missing_or_of_no_use_are_said(predictor, calibrated, files, tmp_path):
     found = predictor(files, male=[1, -1, 0])
     assert found["note"].tolist() == ["", "sex unknown: the network's own estimate is used", ""]
-    monkeypatch.setattr(predictor, "takes_sex", False)
-    assert set(predictor(files, male=[1, -1, 0])["note"]) == {""}
-    written = write_predictions(predictor, files, {"a": 1}, tmp_path / "x.csv")
-    assert "--sex_csv is of no effect" in describe(predictor, written, {"a": 1})[1]
+    other = calibrated()
+    assert set(other(files, male=[1, -1, 0])["note"]) == {""}
+    written = write_predictions(other, files, {"a": 1}, tmp_path / "x.csv")
+    assert "--sex_csv is of no effect" in describe(other, written, {"a": 1})[1]
 
 
 def test_sexes_are_matched_as_images_are(files, tmp_path):
@@ -208,8 +211,7 @@ def test_a_wrong_table_of_sexes_is_named(files, tmp_path, text, message):
         check_arguments([str(tmp_path)], tmp_path / "x.csv", tmp_path / "sexes.csv")
 
 
-def test_the_command(files, tmp_path, monkeypatch, capsys, predictor):
-    monkeypatch.setattr(module, "load_predictor", lambda *_, **__: predictor)
+def test_the_command(files, tmp_path, capsys):
     output = tmp_path / "ages.csv"
     assert call(predict, f"--workdir={WORKDIR}", f"--output={output}", tmp_path) == 0
     assert output.read_text().splitlines()[0] == (

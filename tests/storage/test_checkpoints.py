@@ -10,12 +10,15 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from jax.errors import JaxRuntimeError
 
 from boneage_jax.data.loader import train_batches
 from boneage_jax.errors import InputError
 from boneage_jax.runtime.parallel import Parallel
 from boneage_jax.state import TrainState, flops_of, split_flops
+from boneage_jax.storage.bucket import push
 from boneage_jax.storage.checkpoints import Checkpoints
 from boneage_jax.storage.quiet_orbax import without_late_errors
 from tests.support.tiny_task import memory_split
@@ -60,6 +63,42 @@ def test_what_another_process_saves_is_seen(tmp_path):
         saved(tmp_path, {})
         assert checkpoints.latest_step() is None  # it does not look by itself
         assert checkpoints.newest_step() == 3
+
+
+def test_a_log_that_cannot_be_sent_costs_no_checkpoint(tmp_path, capsys):
+    mirror, bucket = tmp_path / "mirror", tmp_path / "bucket"
+    mirror.mkdir()
+    (mirror / ".bucket").write_text(str(bucket))
+    (mirror / "metrics.jsonl").write_text("1\n")
+    (bucket / "metrics.jsonl").mkdir(parents=True)  # in the way of the log
+    saved(mirror, {})
+    assert "trying again at the next checkpoint" in capsys.readouterr().err
+    assert (bucket / "checkpoints" / "3").is_dir()
+    (bucket / "metrics.jsonl").rmdir()
+    push(mirror)
+    assert (bucket / "metrics.jsonl").read_text() == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "raised", "says"),
+    [
+        ("DEADLINE_EXCEEDED: Barrier timed out. Id: restore.1", JaxRuntimeError, "^DEADLINE"),
+        ("INVALID_ARGUMENT: shapes", InputError, "cannot be restored: it is damaged"),
+    ],
+)
+def test_a_process_lost_while_restoring_is_no_damaged_checkpoint(
+    text, raised, says, tmp_path, monkeypatch
+):
+    state = saved(tmp_path, {})
+
+    def restore(*_, **__):
+        raise JaxRuntimeError(text)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", restore)
+    checkpoints = Checkpoints(tmp_path, "mae", read_only=True)
+    with pytest.raises(raised, match=says):
+        checkpoints.restore(3, state)
+    checkpoints.close()
 
 
 def like(one_device, shapes):

@@ -9,6 +9,7 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -22,6 +23,7 @@ from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.storage.layout import LOCK
 
 NAN = float("nan")
+NOWHERE = "/dev/null/data"  # no data can be opened or prepared there
 OLD = Path(__file__).parents[1] / "inference" / "old_workdirs"
 
 
@@ -64,10 +66,6 @@ def put(path, content):
 def facts(**changed):
     before = {"image_size": 64, "train_images": 96, "age_mean": 107.1, "age_std": 63.5}
     return json.dumps(before | changed)
-
-
-def never(*args):
-    raise AssertionError("too late")
 
 
 CUT = '{"age": {"mae": 12.3, "mae_l'
@@ -193,36 +191,36 @@ def test_notes_of_a_checkpoint_that_are_no_object_are_refused(key, train, tmp_pa
         load_members(tmp_path / "run")
 
 
-def test_a_log_is_read_before_anything_is_compiled(train, tmp_path, monkeypatch):
-    monkeypatch.setattr("boneage_jax.evaluation.evaluate_run.open_dataset", never)
+def test_a_log_is_read_before_data_are_opened(train, tmp_path):
     (tmp_path / "run" / "metrics.jsonl").write_text("[]\nnull\n{}\n")
     with pytest.raises(InputError, match=r"metrics\.jsonl, line 1"):
-        evaluate(tmp_path / "run")
+        evaluate(tmp_path / "run", data_dir=NOWHERE)
 
 
-def test_an_evaluation_that_cannot_be_written_is_one_line(train, tmp_path, phantoms, monkeypatch):
-    monkeypatch.setattr("boneage_jax.evaluation.evaluate_run.predict_split", never)
+def test_an_evaluation_that_cannot_be_written_compiles_nothing(train, tmp_path, phantoms, caplog):
     (tmp_path / "run" / "evaluation").touch()
-    with pytest.raises(InputError, match=r"evaluation.* cannot be written"):
+    with jax.log_compiles(), pytest.raises(InputError, match=r"evaluation.* cannot be written"):
         evaluate(tmp_path / "run", data_dir=phantoms)
+    assert not [line for line in caplog.messages if "ompil" in line]
 
 
-def test_an_unknown_split_is_refused_before_anything_is_loaded(train, tmp_path, monkeypatch):
-    monkeypatch.setattr("boneage_jax.evaluation.evaluate_run.open_dataset", never)
-    monkeypatch.setattr("boneage_jax.evaluation.evaluate_run.load_members", never)
+def test_an_unknown_split_is_refused_before_anything_is_loaded(train, tmp_path):
+    put(tmp_path / "run" / "checkpoints", "gone")
     with pytest.raises(InputError, match="split='' must be the name of a split"):
-        evaluate(tmp_path / "run", "")
+        evaluate(tmp_path / "run", "", data_dir=NOWHERE)
     for split in ("nope", "../train"):
         with pytest.raises(InputError, match="it has test, train, validation"):
-            evaluate(tmp_path / "run", split)
+            evaluate(tmp_path / "run", split, data_dir=NOWHERE)
 
 
-def test_a_changed_recipe_is_refused_before_data_are_prepared(train, tmp_path, monkeypatch):
-    monkeypatch.setattr("boneage_jax.training.train.open_training_data", never)
+def test_a_changed_recipe_is_refused_before_data_are_prepared(train, tmp_path):
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["data"]["data_dir"], config["seed"] = NOWHERE, 5
     with pytest.raises(InputError, match="another config"):
-        train(seed=5)
+        boneage_jax.train(config, tmp_path / "run")
 
 
+@pytest.mark.parametrize("phantoms", [NOWHERE])  # the data_dir of tiny_train
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
@@ -255,10 +253,7 @@ def test_a_changed_recipe_is_refused_before_data_are_prepared(train, tmp_path, m
         ({"model__name": "efficientnet_b0", "model__pretrained": "/no.pth"}, "is not there"),
     ],
 )
-def test_wrong_values_are_refused_before_data_are_prepared(
-    changed, says, tiny_train, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("boneage_jax.training.train.open_training_data", never)
+def test_wrong_values_are_refused_before_data_are_prepared(changed, says, tiny_train, tmp_path):
     with pytest.raises(InputError, match=says):
         tiny_train(**changed)
 

@@ -7,6 +7,8 @@ import pytest
 
 from boneage_jax.errors import InputError
 from boneage_jax.storage import shared_workdir
+from boneage_jax.storage.layout import LOCK
+from boneage_jax.storage.workdir_lock import locked_workdir
 
 
 class Client:
@@ -37,11 +39,11 @@ class Job(threading.local):
 @pytest.fixture
 def job(monkeypatch):
     """Runs a function of the process' index as each process of a job, returns what each raised."""
-    here, values = Job(), {}
+    here = Job()
     monkeypatch.setattr(jax._src.distributed, "global_state", here)
 
     def run(function):
-        raised = [None, None]
+        raised, values = [None, None], {}
 
         def as_process(index):
             here.process_id, here.client = index, Client(values)
@@ -94,6 +96,23 @@ def test_an_old_answer_of_a_disk_is_asked_again(job):
         lambda index: shared_workdir.check_same_step(lambda: next(answers[index], last[index]), 0.3)
     )
     assert raised == [None, None]
+
+
+def test_process_0_locks_and_all_are_refused(job, tmp_path):
+    """The others neither lock nor write, and raise what process 0 found."""
+
+    def enter(index):
+        with locked_workdir(tmp_path / str(index)):
+            pass
+
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for folder in folders:
+        folder.mkdir()
+    with locked_workdir(folders[0]):  # as a training of its own
+        one, other = job(enter)
+    assert one == other and f"{folders[0]} is in use" in one
+    assert job(enter) == [None, None]
+    assert {*tmp_path.rglob("*")} == {*folders, folders[0] / LOCK}
 
 
 def test_alone_there_is_nobody_to_ask(tmp_path):

@@ -9,7 +9,6 @@ import pytest
 
 from boneage_jax.errors import InputError, Stopped
 from boneage_jax.report.metric_writer import read_metrics
-from boneage_jax.storage.checkpoints import Checkpoints
 from boneage_jax.training.run import load_run
 
 
@@ -58,23 +57,6 @@ def test_a_preemption_notice_saves_and_ends(tiny_train, monkeypatch, tmp_path):
     assert stopped.value.code == 75 and sorted({*asked}) == [1, 2, 3]
     assert "preemption notice: saved at step 3 of 8" in stopped.value.message
     assert (tmp_path / "run" / "checkpoints" / "3").exists()
-
-
-def test_a_process_lost_while_restoring_is_no_damaged_checkpoint(tmp_path):
-    text = "DEADLINE_EXCEEDED: Barrier timed out. Id: restore.1"
-
-    def restore(*_, **__):
-        raise jax.errors.JaxRuntimeError(text)
-
-    checkpoints = Checkpoints(tmp_path, "mae")
-    checkpoints._manager.restore = restore
-    checkpoints._notes[1] = {}  # as if such a step had been saved
-    with pytest.raises(jax.errors.JaxRuntimeError, match="Barrier timed out"):
-        checkpoints.restore(1, {"a": np.zeros(3)})
-    text = "INVALID_ARGUMENT: shapes"
-    with pytest.raises(InputError, match="cannot be restored: it is damaged"):
-        checkpoints.restore(1, {"a": np.zeros(3)})
-    checkpoints.close()
 
 
 def test_a_checkpoint_of_another_network_is_one_clear_line(tiny_train, monkeypatch, tmp_path):

@@ -2,14 +2,15 @@
 
 import pytest
 
+from boneage_jax import register_model
 from boneage_jax.benchmarking.steps import Stepper, synthetic_batch
 from boneage_jax.config import check_config
 from boneage_jax.data.info import DataInfo
 from boneage_jax.errors import InputError
-from boneage_jax.tasks.hand_mask import HandMask
 from boneage_jax.tasks.registry import make_task
 from boneage_jax.training.run import build_run
 from configs import cls, seg
+from tests.support.tiny_backbone import TinyUNet
 
 INFO = DataInfo(image_size=64, train_images=96, age_mean=0.0, age_std=1.0)
 
@@ -45,21 +46,21 @@ def test_a_budget_too_small_for_one_step_says_where_it_goes():
     assert "\n" not in str(caught.value)
 
 
-def test_counting_flops_and_compiling_share_one_trace(monkeypatch):
-    trained = []
-    apply = HandMask.apply
+def test_counting_flops_and_compiling_share_one_trace():
+    traced = []
 
-    def noted(self, *args, train, keys):
-        trained.append(train)
-        return apply(self, *args, train=train, keys=keys)
+    @register_model("traced_unet")
+    class Traced(TinyUNet):
+        def __call__(self, images, *, train=False):
+            traced.extend(["train"] * train)
+            return super().__call__(images, train=train)
 
-    monkeypatch.setattr(HandMask, "apply", noted)
-    run = _run(steps=1)
-    assert run.train_flops > 0 and trained == [True]
+    run = _run(steps=1, model__name="traced_unet")
+    assert run.train_flops > 0 and traced == ["train"]
     stepper = Stepper(run)
     batch = run.parallel.put_batch(synthetic_batch(8, INFO, run.task))
     stepper.step.lower(stepper.state, stepper.empty, batch)
-    assert trained == [True]
+    assert traced == ["train"]
 
 
 def test_a_budget_needs_pretraining_at_the_same_size():
