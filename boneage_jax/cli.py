@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import boneage_jax
 from boneage_jax.errors import InputError, Stopped
 from boneage_jax.extensions import error_in, load_extensions
+from boneage_jax.runtime.cpu_memory import COLLECTIONS
 from boneage_jax.runtime.interruption import (
     STATUS,
     end_interrupted,
@@ -51,7 +52,7 @@ def run_door(main: Main, *, computes: bool = True, in_a_job: bool = False) -> No
     end_on_interrupt()
     use_utf8()
     os.environ["MPLBACKEND"] = "agg"  # figures are files; that of a notebook may not be installed
-    gc.set_threshold(50_000, 20, 50)  # importing and tracing create many objects and few cycles
+    gc.set_threshold(*COLLECTIONS)
     if computes:
         choose_for_cpu()
     with contextlib.ExitStack() as stack:

@@ -22,9 +22,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax
 import pytest
 
+from boneage_jax.runtime.cpu_memory import COLLECTIONS
+
 # As commands do, see `boneage_jax.cli.run_door`: tracing allocates much and leaves few cycles, and
 # the collector took a quarter of the time of tests that trace whole networks.
-gc.set_threshold(50_000, 20, 50)
+gc.set_threshold(*COLLECTIONS)
 
 # Fixtures that several files of tests share.
 pytest_plugins = [

@@ -7,12 +7,8 @@ from collections.abc import Iterator
 
 import jax
 
-from boneage_jax.runtime.cpu_memory import held_memory
+from boneage_jax.runtime.cpu_memory import COLLECTIONS, held_memory
 from boneage_jax.runtime.xla_flags import choose_for_cpu
-
-# Importing and tracing create many objects and few cycles: with Python's own thresholds the
-# collector takes a quarter of the time of tracing a network.
-COLLECTIONS = (50_000, 20, 50)
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from boneage_jax.runtime.cpu_memory import _glibc
-from boneage_jax.runtime.process_setup import COLLECTIONS, prepared_process
+from boneage_jax.runtime.cpu_memory import COLLECTIONS, _glibc
+from boneage_jax.runtime.process_setup import prepared_process
 
 
 def test_garbage_is_collected_as_before_at_the_end() -> None:
