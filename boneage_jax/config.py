@@ -78,12 +78,15 @@ def base_config() -> ConfigDict:
     config.finetune.backbone_weight_decay = -1.0  # -1: same as optimizer.weight_decay
 
     config.progressive = ConfigDict()  # progressive resizing: smaller images first
-    config.progressive.sizes = ""  # pixels, e.g. 128,192; the last is the size of the data
+    config.progressive.sizes = ""  # heights in pixels, e.g. 128,192; the last is the network's
     config.progressive.fractions = ""  # fraction of the steps at each size, e.g. 0.5,0.5
 
     config.data = ConfigDict()
     config.data.name = "hand_phantom"  # a builder of tfds_rsna
     config.data.config = "96"  # the builder's config: the stored size in pixels
+    config.data.fit = "pad"  # pad | stretch: how a radiograph fills its stored square
+    config.data.height = 0  # pixels that the network reads, made from the stored ones; 0: all
+    config.data.width = 0  # likewise
     config.data.raw_dir = ""  # folder of the raw data; prepared from it if needed
     config.data.data_dir = ""  # folder of prepared data; TFDS_DATA_DIR or TFDS's default if empty
     config.data.options = ConfigDict()  # options of the builder, e.g. age_column
@@ -277,9 +280,16 @@ def _check_together(given: dict[str, Any]) -> None:
             "errors on images of training are no measure of intervals; name another"
         )
     if given["task"] != "bone_age":
-        for key in ("test_views", "mix.mixup", "mix.cutmix", "model.remat", "member_flops"):
+        for key in (
+            *("data.height", "test_views", "mix.mixup", "mix.cutmix"),
+            *("model.remat", "member_flops"),
+        ):
             _require(not given[key], key, given[key], f"off for config.task={given['task']}")
         _require(given["members"] == 1, "members", given["members"], "1 for hand masks")
+    _require(
+        bool(given["data.height"]) == bool(given["data.width"]),
+        *("data.height", given["data.height"], "given together with data.width"),
+    )
     if given["model.pretrained"] and given["task"] != "bone_age":
         raise InputError("config.model.pretrained is for bone_age; start a U-Net from init_from")
 

@@ -12,7 +12,7 @@ from boneage_jax.errors import InputError
 from boneage_jax.extensions import DATASETS
 from boneage_jax.runtime.watchdog import PATIENCE, waiting_for, waiting_without_limit
 from boneage_jax.tasks.registry import task_class
-from tfds_rsna.builders import features_of, prepare
+from tfds_rsna.builders import features_of, fitted_name, prepare
 
 _SPLITS = ("train", "validation", "test")  # of all builders of tfds_rsna
 
@@ -31,7 +31,7 @@ def check_training_data(config: ConfigDict) -> int:
         a split is missing.
     """
     data = config.data
-    features = features_of(f"{data.name}/{data.config}")
+    features = features_of(fitted_name(f"{data.name}/{data.config}", data.fit))
     _check_records(data.name, features)
     _check_labels(config, features)
     for key in ("train_split", "eval_split"):
@@ -88,7 +88,7 @@ def open_dataset(config: ConfigDict) -> Dataset:
     """Opens the data set of a config, preparing it first if needed.
 
     Args:
-      config: the `data` section: `name`, `config` (the TFDS builder config), `raw_dir`,
+      config: the `data` section: `name`, `config` (the TFDS builder config), `fit`, `raw_dir`,
         `data_dir`, `options` (of the builder), `uncompressed`, `masks`, `mask_mode`,
         `official_splits`, `test_fraction`, `validation_fraction`, `split_seed`.
 
@@ -102,13 +102,22 @@ def open_dataset(config: ConfigDict) -> Dataset:
     """
     options = {"masks": config.masks, "mask_mode": config.mask_mode}
     for key in config.get("options", {}):
-        if key in ("name", "raw_dir", "data_dir", "overwrite", "download", "skip_unreadable"):
+        if key in (
+            "name",
+            "raw_dir",
+            "data_dir",
+            "overwrite",
+            "download",
+            "skip_unreadable",
+            "fit",
+        ):
             raise InputError(f"config.data.options.{key} is no option of {config.name}")
     with waiting_without_limit("the preparation of the data"):
         builder = prepare(
             f"{config.name}/{config.config}",
             raw_dir=config.raw_dir,
             data_dir=config.data_dir,
+            fit=config.fit,
             **options | dict(config.get("options", {})),
         )
         _check_records(config.name, builder.info.features)

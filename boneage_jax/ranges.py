@@ -49,6 +49,7 @@ class Range(NamedTuple):
 _FRACTION, _BELOW_ONE = Range(0, 1), Range(0, 1, "[)")
 _BATCH, _STEPS, _WEIGHT = Range(1, _IMAGES), Range(0, MOST_STEPS), Range(0, 1000)
 _TIMES = Range(1, 1_000_000)
+_SIDE = Range(32, 16_384, or_also=0)
 
 RANGES: dict[str, Range] = {
     "seed": Range(0, _SEED),
@@ -74,6 +75,8 @@ RANGES: dict[str, Range] = {
     "finetune.head_first": _BELOW_ONE,
     "finetune.layer_decay": Range(0, 1, "(]"),
     "finetune.backbone_weight_decay": Range(0, 100, or_also=-1),
+    "data.height": _SIDE,
+    "data.width": _SIDE,
     "data.validation_fraction": _BELOW_ONE,
     "data.test_fraction": _BELOW_ONE,
     "data.split_seed": Range(0, _SEED),
@@ -126,6 +129,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "nonfinite": ("skip", "rollback", "stop"),
     "bias_correction": ("none", "shift", "line"),
     "select": ("latest", "best"),
+    "data.fit": ("pad", "stretch"),
     "data.mask_mode": ("", "crop", "upright", "multiply"),
     "augment.fill": ("border", "0"),
     "augment.resample": ("auto", "matmul", "gather"),

@@ -66,6 +66,7 @@ def prepare(
     download: bool = False,
     masks: str | os.PathLike[str] = "",
     mask_mode: str = "",
+    fit: str = "",
     **options: Any,
 ) -> tfds.core.DatasetBuilder:
     """Prepares a data set unless it is already prepared; progress goes to standard error.
@@ -84,6 +85,8 @@ def prepare(
         background, under the config SIZE-MODE.
       mask_mode: crop (the default), upright or multiply, see
         `boneage_jax.data.masks.remove_background`.
+      fit: stretch stores squares under the config SIZE-stretch, pad under SIZE, see
+        `boneage_jax.data.files.fit_square`; "" for what the config says.
       **options: options of the builder, see its `OPTIONS`; empty strings and None are ignored.
 
     Returns:
@@ -93,6 +96,8 @@ def prepare(
       InputError: unknown name, config or option, raw data missing or damaged (see the builder), or
         the data folder cannot be written to.
     """
+    if fit:
+        name = fitted_name(name, fit)
     cls, config = find_builder(name)
     if "masks" in getattr(cls, "OPTIONS", {}):  # in such a data set the masks are labels
         options, masks = options | {"masks": masks}, ""
@@ -102,7 +107,7 @@ def prepare(
     if masks and not takes_masks:
         raise InputError(f"{cls.name} takes no masks; leave --masks out")
     if masks:
-        config = name_config(config, mask_mode or parse_config(config)[1] or "crop")
+        config = name_config(config, mode=mask_mode or parse_config(config).mode or "crop")
         name = f"{cls.name}/{config}"
     root = default_root(data_dir)
     settings = _check_options(cls, options)
@@ -263,6 +268,24 @@ def find_builder(name: str) -> tuple[BuilderClass, str]:
     if config and config not in configs:
         raise InputError(f"{base} has no config {config!r}; it has {', '.join(configs) or 'none'}")
     return cls, config or (configs[0] if configs else "")
+
+
+def fitted_name(name: str, fit: str) -> str:
+    """Returns the `name/config` whose images are fitted into their squares by `fit`.
+
+    Args:
+      name: name of the builder, or `name/config`.
+      fit: pad | stretch.
+
+    Raises:
+      InputError: unknown name or config, or one that does not go with `fit`.
+    """
+    cls, config = find_builder(name)
+    if cls.name in DATASETS or not needs_raw_data(cls):
+        if fit == "stretch" and cls.name not in DATASETS:
+            raise InputError(f"{cls.name} draws square images; fit=stretch is for raw radiographs")
+        return name
+    return f"{cls.name}/{name_config(config, fit=fit)}"
 
 
 def features_of(name: str) -> Mapping[str, Any]:

@@ -64,6 +64,7 @@ def decode_all(
     description: str,
     background: Background | None = None,
     noted: dict[str, tuple[str, ...]] | None = None,
+    fit: str = "pad",
 ) -> Iterator[Decoded]:
     """Decodes images to grey squares, in the order of `items`.
 
@@ -78,6 +79,7 @@ def decode_all(
       description: of the progress bar, on standard error.
       background: removes the background of each image with the mask of its file's stem.
       noted: notes by the names of the files that have any; added to.
+      fit: pad | stretch, see `fit_square`.
 
     Yields:
       One `Decoded` per readable image.
@@ -88,7 +90,7 @@ def decode_all(
     workers = _cores()
     bar = progress(total=len(items), desc=description, unit="image")
     unreadable: list[UnreadableImage] = []
-    with _Decoder(size, background) as decode, bar, ThreadPoolExecutor(workers) as pool:
+    with _Decoder(size, background, fit) as decode, bar, ThreadPoolExecutor(workers) as pool:
         sources = iter(items)
         flying: deque[tuple[Item, Future[Decoded | UnreadableImage]]] = deque(
             (item, pool.submit(decode, item))
@@ -118,8 +120,8 @@ def decode_all(
 class _Decoder:
     """Decodes one item; each thread keeps its own handle of every archive."""
 
-    def __init__(self, size: int | None, background: Background | None):
-        self._size, self._background = size, background
+    def __init__(self, size: int | None, background: Background | None, fit: str):
+        self._size, self._background, self._how = size, background, fit
         self._open, self._local = ExitStack(), threading.local()
 
     def __enter__(self) -> "_Decoder":
@@ -142,7 +144,7 @@ class _Decoder:
         if self._size is None:
             return image
         if self._background is None:
-            return fit_square(image, self._size)
+            return fit_square(image, self._size, self._how)
         source = item.source
         path = Path(source.member if isinstance(source, ZipMember) else source)
         return self._background(image, image_stem(path), self._size)

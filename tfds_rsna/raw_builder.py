@@ -15,7 +15,7 @@ from boneage_jax.data.counts import describe_notes
 from boneage_jax.errors import InputError
 from boneage_jax.inference.background_removal import Background
 from tfds_rsna.fingerprint import fingerprint, read_fingerprint, write_fingerprint
-from tfds_rsna.sizes import open_background, parse_config
+from tfds_rsna.sizes import Stored, open_background, parse_config
 from tfds_rsna.sources import (
     default_root,
     load_digests,
@@ -92,9 +92,13 @@ class RawDataBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         return found[0].root if found else None
 
     @property
-    def _size(self) -> int | None:
+    def _stored(self) -> Stored:
         assert self.builder_config is not None
-        return parse_config(self.builder_config.name)[0]
+        return parse_config(self.builder_config.name)
+
+    @property
+    def _size(self) -> int | None:
+        return self._stored.size
 
     def download_and_prepare(
         self,

@@ -13,7 +13,7 @@ import dm_pix as pix
 import jax
 import jax.numpy as jnp
 
-from boneage_jax.data.resample import STEEPEST, Geometry, Reach, resample
+from boneage_jax.data.resample import STEEPEST, Geometry, Reach, resample, resize
 from boneage_jax.errors import InputError
 from boneage_jax.ranges import check_value
 
@@ -113,13 +113,29 @@ class AugmentConfig:
 
 
 @overload
-def augment(images: jax.Array, keys: jax.Array, config: AugmentConfig) -> jax.Array: ...
+def augment(
+    images: jax.Array,
+    keys: jax.Array,
+    config: AugmentConfig,
+    *,
+    shape: tuple[int, int] | None = ...,
+) -> jax.Array: ...
 @overload
 def augment(
-    images: jax.Array, keys: jax.Array, config: AugmentConfig, mask: jax.Array
+    images: jax.Array,
+    keys: jax.Array,
+    config: AugmentConfig,
+    mask: jax.Array,
+    *,
+    shape: tuple[int, int] | None = ...,
 ) -> tuple[jax.Array, jax.Array]: ...
 def augment(
-    images: jax.Array, keys: jax.Array, config: AugmentConfig, mask: jax.Array | None = None
+    images: jax.Array,
+    keys: jax.Array,
+    config: AugmentConfig,
+    mask: jax.Array | None = None,
+    *,
+    shape: tuple[int, int] | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Augments each image with its own random draws.
 
@@ -128,26 +144,31 @@ def augment(
       keys: typed random keys [B], one per image.
       config: ranges of the draws.
       mask: bool or 0/1 [B, H, W, 1]; transformed together with its image.
+      shape: height and width of the result, at most H and W; those of `images` if None.
 
     Returns:
-      Images float32 [B, H, W, 1] in [0, 1]; with `mask`, the pair (images, mask as bool).
+      Images float32 [B, height, width, 1] in [0, 1]; with `mask`, the pair (images, mask as bool).
     """
     draws = jax.vmap(lambda key: jax.random.uniform(key, (len(_DRAWS),)))(keys)
     draw = dict(zip(_DRAWS, draws.T, strict=True))  # each [B], in [0, 1)
     flip = draw["flip"] < config.flip
-    if config.flip and not config._resamples:
+    stored = images.shape[1], images.shape[2]
+    shape = shape or stored
+    moves = config._resamples or shape != stored
+    if config.flip and not moves:
         images = _mirror(images, flip)
         mask = None if mask is None else _mirror(mask, flip)
     x = images.astype(jnp.float32) / 255.0
     if mask is not None:
         mask = mask.astype(jnp.float32)
-    if config._resamples:
+    if moves:
         fill = _border(images) / 255.0 if config.fill == "border" else jnp.zeros(len(images))
         # Relative to its fill value an image is zero outside, like a mask, so both are resampled
         # as channels of one array.
         x = x - fill[:, None, None, None]
         layers = x if mask is None else jnp.concatenate([x, mask], axis=-1)
-        layers = resample(layers, _geometry(draw, flip, config), config.reach, config.resample)
+        geometry = _geometry(draw, flip, config)
+        layers = resample(layers, geometry, config.reach, config.resample, shape)
         x = layers[..., :1] + fill[:, None, None, None]
         mask = None if mask is None else layers[..., 1:]
     if config.shading:
@@ -160,21 +181,27 @@ def augment(
     return x if mask is None else (x, mask > 0.5)
 
 
-def unaugmented(images: jax.Array, config: AugmentConfig) -> jax.Array:
+def unaugmented(
+    images: jax.Array, config: AugmentConfig, shape: tuple[int, int] | None = None
+) -> jax.Array:
     """Prepares images for evaluation: unmoved, but as sharp as `augment` leaves them on average.
 
     Bilinear interpolation at a random fraction f of a pixel damps a wave of 4 pixels by
     sqrt((1 - f)^2 + f^2), on average 0.81 along each axis; so does the kernel [1, 8, 1] / 10.
-    Without it a network sees sharper images than it was trained on (docs/augmentation.md).
+    Without it a network sees sharper images than it was trained on (docs/augmentation.md). Images
+    that are made smaller are read at as many points as in training, at all fractions of a pixel.
 
     Args:
       images: uint8 [B, H, W, 1].
       config: config of the training.
+      shape: height and width of the result, at most H and W; those of `images` if None.
 
     Returns:
-      float32 [B, H, W, 1] in [0, 1].
+      float32 [B, height, width, 1] in [0, 1].
     """
     x = images.astype(jnp.float32) / 255.0
+    if shape is not None and shape != x.shape[1:3]:
+        return resize(x, shape)
     if not config._resamples:
         return x
     for axis in (1, 2):

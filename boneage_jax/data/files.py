@@ -125,16 +125,17 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def fit_square(image: np.ndarray, size: int) -> np.ndarray:
-    """Fits an image into a square: aspect ratio kept, centred, padded.
+def fit_square(image: np.ndarray, size: int, fit: str = "pad") -> np.ndarray:
+    """Fits an image into a square.
 
-    Shrinking averages areas, enlarging is bilinear. The padding is the median of the image's border
-    on the two padded sides: radiographs have black or white backgrounds, and black bars beside a
-    bright one would look like the edges of a collimator.
+    Shrinking averages areas, enlarging is bilinear.
 
     Args:
       image: uint8 [H, W].
       size: side of the square, pixels.
+      fit: 'pad' keeps the aspect ratio and pads both sides with the median of the image's border
+        there: radiographs have black or white backgrounds, and black bars beside a bright one would
+        look like the edges of a collimator. 'stretch' resizes height and width to `size` each.
 
     Returns:
       uint8 [size, size].
@@ -147,10 +148,8 @@ def fit_square(image: np.ndarray, size: int) -> np.ndarray:
             f"need uint8 [H, W] and size >= 1, got {image.dtype} {image.shape}, {size}"
         )
     height, width = image.shape
-    top, left, new_height, new_width = placement(height, width, size)
-    if (new_height, new_width) != (height, width):
-        method = cv2.INTER_AREA if size < max(height, width) else cv2.INTER_LINEAR
-        image = cv2.resize(image, (new_width, new_height), interpolation=method)
+    top, left, new_height, new_width = placement(height, width, size, fit)
+    image = resize(image, new_height, new_width)
     if new_height == new_width:
         return np.ascontiguousarray(image)
     edges = image[[0, -1], :] if new_height < size else image[:, [0, -1]]
@@ -159,8 +158,20 @@ def fit_square(image: np.ndarray, size: int) -> np.ndarray:
     return square
 
 
-def placement(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes [H, W]: an axis that shrinks averages areas, one that grows is bilinear."""
+    smaller = min(height, image.shape[0]), min(width, image.shape[1])
+    # One axis may grow while the other shrinks; OpenCV averages areas only if none grows.
+    for shape, method in ((smaller, cv2.INTER_AREA), ((height, width), cv2.INTER_LINEAR)):
+        if image.shape != shape:
+            image = cv2.resize(image, shape[::-1], interpolation=method)
+    return image
+
+
+def placement(height: int, width: int, size: int, fit: str = "pad") -> tuple[int, int, int, int]:
     """Returns where `fit_square` puts an image: (top, left, height, width), pixels."""
+    if fit == "stretch":
+        return 0, 0, size, size
     scale = size / max(height, width)
     new_height = min(size, max(1, round(height * scale)))
     new_width = min(size, max(1, round(width * scale)))

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from boneage_jax.data.augment import AugmentConfig, augment, unaugmented
 from boneage_jax.data.mix import MixConfig, mix
 from boneage_jax.data.normalize import normalize
-from boneage_jax.data.resample import shrink
 from boneage_jax.errors import InputError
 from boneage_jax.extensions import AUGMENTATIONS
 
@@ -30,13 +29,41 @@ class Labelled(Protocol):
     def label_dtypes(self) -> Mapping[str, Any]: ...
 
 
-def make_inputs(config: ConfigDict, *, mixed: bool = False, size: int = 0) -> Inputs:
+def input_shape(data: ConfigDict, stored: int) -> tuple[int, int]:
+    """Returns height and width in pixels of what the network reads.
+
+    Args:
+      data: the `data` section of a config: `height` and `width`, 0 for all stored pixels.
+      stored: height and width of the stored images.
+
+    Raises:
+      InputError: the stored images are smaller.
+    """
+    for key in ("height", "width"):
+        if data[key] > stored:
+            raise InputError(
+                f"config.data.{key}={data[key]}: the stored images have {stored} pixels; choose a "
+                "data.config of that size or larger"
+            )
+    return data.height or stored, data.width or stored
+
+
+def describe_shape(shape: tuple[int, int]) -> str:
+    """Returns height and width as text: '192 px', or '224 x 178 px' if they differ."""
+    height, width = shape
+    return f"{height} px" if height == width else f"{height} x {width} px"
+
+
+def make_inputs(
+    config: ConfigDict, *, mixed: bool = False, shape: tuple[int, int] | None = None
+) -> Inputs:
     """Builds the function that converts a stored batch (uint8) to network inputs.
 
     Args:
       config: a checked config.
       mixed: mix images according to `config.mix` if keys are given; for training only.
-      size: pixels to which images are shrunk before augmentation, 0 to keep their size.
+      shape: height and width of the inputs, at most those of the stored images; None for those of
+        `config.data`.
 
     Raises:
       InputError: an invalid value of `config.augment`, `config.mix` or `config.normalize`.
@@ -48,16 +75,15 @@ def make_inputs(config: ConfigDict, *, mixed: bool = False, size: int = 0) -> In
     extra = {name: _registered(name) for name in names}
 
     def inputs(batch: Batch, keys: jax.Array | None) -> Batch:
-        if size:
-            small = {key: shrink(batch[key], size) for key in ("image", "mask") if key in batch}
-            batch = batch | small
+        images, mask = batch["image"], batch.get("mask")
+        size = shape or input_shape(config.data, images.shape[1])
         if keys is None:
-            batch = batch | {"image": unaugmented(batch["image"], settings)}
-        elif "mask" in batch:
-            images, mask = augment(batch["image"], keys, settings, batch["mask"])
+            batch = batch | {"image": unaugmented(images, settings, size)}
+        elif mask is not None:
+            images, mask = augment(images, keys, settings, mask, shape=size)
             batch = batch | {"image": images, "mask": mask}
         else:
-            batch = batch | {"image": augment(batch["image"], keys, settings)}
+            batch = batch | {"image": augment(images, keys, settings, shape=size)}
         if keys is not None:
             for number, name in enumerate(names):
                 own = jax.vmap(jax.random.fold_in, (0, None))(keys, _EXTRA_KEYS + number)

@@ -101,21 +101,22 @@ def check_mask(p_hand: np.ndarray) -> MaskCheck:
     return MaskCheck(area, parts, sides, confidence, tuple(reasons))
 
 
-def cut_padding(square: np.ndarray, height: int, width: int) -> np.ndarray:
+def cut_padding(square: np.ndarray, height: int, width: int, fit: str = "pad") -> np.ndarray:
     """Returns the part of a square [S, S] that `fit_square` filled with an image.
 
     Args:
       square: the square.
       height: height of the image before `fit_square`.
       width: width of the image before `fit_square`.
+      fit: how `fit_square` did it.
     """
-    top, left, inner_height, inner_width = placement(height, width, square.shape[0])
+    top, left, inner_height, inner_width = placement(height, width, square.shape[0], fit)
     return square[top : top + inner_height, left : left + inner_width]
 
 
-def unfit(square: np.ndarray, height: int, width: int) -> np.ndarray:
+def unfit(square: np.ndarray, height: int, width: int, fit: str = "pad") -> np.ndarray:
     """Undoes `fit_square`: removes the padding and resizes to [height, width], bilinear."""
-    inner = cut_padding(square, height, width)
+    inner = cut_padding(square, height, width, fit)
     return cv2.resize(inner, (width, height), interpolation=cv2.INTER_LINEAR)
 
 

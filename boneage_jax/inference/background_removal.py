@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from boneage_jax.data.file_names import image_stem, is_hidden, normal_name
-from boneage_jax.data.files import fit_square
 from boneage_jax.data.mask_cost import NOTE, MaskCost, read_note
 from boneage_jax.data.mask_file import read_mask
 from boneage_jax.data.masks import MODES, NO_HAND, remove_background
@@ -80,8 +79,7 @@ class Background:
           InputError: the mask of that name is missing, damaged or of another size.
         """
         if self._segmenter is not None:
-            square = fit_square(image, self._segmenter.image_size)
-            p_hand = self._segmenter.probabilities([square])[0]
+            p_hand = self._segmenter.probabilities([self._segmenter.fit(image)])[0]
             mask, check = self._segmenter.finish(p_hand, *image.shape)
             reasons = "; ".join(check.reasons)
             if check.area < NO_HAND:

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from boneage_jax.data.info import DataInfo
-from boneage_jax.data.inputs import batch_shapes, make_inputs, padded_batch
+from boneage_jax.data.inputs import batch_shapes, input_shape, make_inputs, padded_batch
 from boneage_jax.flops import count_flops
 from boneage_jax.inference.eval_step import make_eval_step
 from boneage_jax.runtime.parallel import Parallel
@@ -42,15 +42,19 @@ class Network:
         """Images per eval step."""
         return int(self.config.eval_batch_size)
 
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """Height and width in pixels of what the network reads, made from the stored images."""
+        return input_shape(self.config.data, self.info.image_size)
+
     @functools.cached_property
     def eval_flops(self) -> int:
         """FLOPs of one eval step on all devices, counted from its jaxpr."""
         task = make_task(self.config, self.info, None)
-        side = self.info.image_size
         return count_flops(
             make_eval_step(task, make_inputs(self.config), **_options(self.config)),
-            jax.eval_shape(lambda: task.init(jax.random.key(0), (side, side, 1))),
-            batch_shapes(self.batch_size, side, task),
+            jax.eval_shape(lambda: task.init(jax.random.key(0), (*self.input_shape, 1))),
+            batch_shapes(self.batch_size, self.info.image_size, task),
         )
 
     @functools.cached_property
@@ -67,9 +71,8 @@ class Network:
 
     def variable_shapes(self) -> Tree:
         """Returns shapes, dtypes and shardings of {'params', 'batch_stats'}."""
-        side = self.info.image_size
         return self.parallel.state_shapes(
-            lambda: self.task.init(jax.random.key(0), (side, side, 1))
+            lambda: self.task.init(jax.random.key(0), (*self.input_shape, 1))
         )
 
     def read(
@@ -117,6 +120,7 @@ def build_network(
     parallel = Parallel(config.parallel, devices)
     parallel.check_batch("eval_batch_size", config.eval_batch_size)
     make_inputs(config)  # raises on a wrong value
+    input_shape(config.data, info.image_size)  # likewise
     return Network(config, info, parallel, make_task(config, info, parallel.axis_name))
 
 

@@ -73,6 +73,7 @@ class Predictor:
         self._variables = [member.variables for member in members]
         self.batch_size: int = self._network.batch_size
         self.image_size: int = info.image_size
+        self._fit = str(self._network.config.data.fit)
 
     def __call__(
         self,
@@ -183,7 +184,7 @@ class Predictor:
           InputError: the folder of masks has no fitting mask.
         """
         if self._background is None:
-            return fit_square(image, self.image_size)
+            return fit_square(image, self.image_size, self._fit)
         return self._background(image, stem, self.image_size)
 
     def _batch(self, squares: Sequence[np.ndarray], sexes: np.ndarray) -> Rows:

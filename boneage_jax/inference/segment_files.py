@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from boneage_jax.data.counts import describe_counts, describe_notes
 from boneage_jax.data.file_names import bare_name, image_stem
-from boneage_jax.data.files import fit_square, read_radiograph
+from boneage_jax.data.files import read_radiograph
 from boneage_jax.data.find_files import find_images
 from boneage_jax.errors import InputError
 from boneage_jax.inference.read_ahead import decoding_threads, read_ahead
@@ -46,7 +46,7 @@ def segment_files(
 
     def decode(file: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         image, notes = read_radiograph(file)
-        return image, fit_square(image, segmenter.image_size), notes
+        return image, segmenter.fit(image), notes
 
     def finish(
         file: Path, image: np.ndarray, p_hand: np.ndarray, notes: Sequence[str]

@@ -49,6 +49,7 @@ class Segmenter:
         self._largest, self._fill = largest, fill
         self.batch_size = self._network.batch_size
         self.image_size = self._network.info.image_size
+        self._fit = str(self._network.config.data.fit)
         self.flops_per_mask = self._network.eval_flops // self.batch_size
         self.train_flops = trained.flops_spent
 
@@ -66,7 +67,7 @@ class Segmenter:
             read_grey(image) if isinstance(image, Path) else image
             for image in listed_images(images)
         ]
-        squares = [fit_square(image, self.image_size) for image in pixels]
+        squares = [self.fit(image) for image in pixels]
         found = []
         for at in range(0, len(pixels), self.batch_size):
             maps = self.probabilities(squares[at : at + self.batch_size])
@@ -76,11 +77,15 @@ class Segmenter:
             ]
         return found
 
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """Returns the network's input for a radiograph, uint8 [H, W] to [S, S]; thread-safe."""
+        return fit_square(image, self.image_size, self._fit)
+
     def probabilities(self, squares: Sequence[np.ndarray]) -> np.ndarray:
         """Returns hand probabilities, uint8 [n, S, S] (times 255).
 
         Args:
-          squares: 1 to `batch_size` images from `fit_square`, uint8 [S, S] each.
+          squares: 1 to `batch_size` images from `fit`, uint8 [S, S] each.
         """
         return self._network.read([self._variables], squares, keys=("p_hand",))[0]["p_hand"]
 
@@ -91,8 +96,8 @@ class Segmenter:
     def finish(self, p_hand: np.ndarray, height: int, width: int) -> HandMaskFound:
         """Turns probabilities of the square, uint8 [S, S], into a mask of the image's size."""
         # Checked at the network's size: at many megapixels that would take seconds.
-        check = check_mask(cut_padding(p_hand, height, width))
-        mask = unfit(p_hand, height, width) > 127
+        check = check_mask(cut_padding(p_hand, height, width, self._fit))
+        mask = unfit(p_hand, height, width, self._fit) > 127
         return HandMaskFound(clean_mask(mask, largest=self._largest, fill=self._fill), check)
 
 

@@ -82,6 +82,7 @@ def plan_run(
             "name": f"{config.data.name}/{config.data.config}",
             "train_images": info.train_images,
             "image_size": info.image_size,
+            "input_shape": run.network.input_shape,
             "source": source,
         },
         **_counted(run),

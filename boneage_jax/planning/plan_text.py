@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from boneage_jax.data.inputs import describe_shape
+
 _SOURCES = {
     "ours": "our count",
     "compiler": "compiler's count",
@@ -14,8 +16,9 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
     """Returns the lines that `python -m boneage_jax.plan` prints for a plan of `plan_run`."""
     machine, batch, data = plan["machine"], plan["batch"], plan["data"]
     config = plan["config"]
+    shape = describe_shape(data["input_shape"])
     lines = [
-        f"{config['model']['name']} at {data['image_size']} px, {config['model']['dtype']}, "
+        f"{config['model']['name']} at {shape}, {config['model']['dtype']}, "
         f"{config['parallel']}, on {machine['topology']}: {_what(machine)}",
         _line("fits", *_fits(plan)),
         _line(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from clu import parameter_overview
 
+from boneage_jax.data.inputs import describe_shape
 from boneage_jax.runtime.parallel import is_first_process
 from boneage_jax.storage.safe_write import write_text, writing
 from boneage_jax.training.run import Run
@@ -33,7 +34,8 @@ def describe_run(run: Run, workdir: Path) -> None:
     say(
         short,
         f"{config.model.name}: all parameters in {workdir / 'parameters.txt'}",
-        f"{run.total_steps} steps of {config.batch_size} images on {parallel.device_count} "
+        f"{run.total_steps} steps of {config.batch_size} images at "
+        f"{describe_shape(run.network.input_shape)} on {parallel.device_count} "
         f"{parallel.devices[0].platform} device(s) by {config.parallel}; "
         f"{run.train_flops / config.batch_size / 1e9:.3g} GFLOP per image trained, "
         f"{run.flops_until(run.total_steps) / 1e12:.3g} TFLOP in all",
@@ -42,4 +44,4 @@ def describe_run(run: Run, workdir: Path) -> None:
         say(f"{len(run.trainable.frozen)} layers of the backbone are frozen")
     for phase in run.phases if len(run.phases) > 1 else ():
         what = "the heads" if phase.stretch.heads_only else "all that trains"
-        say(f"  steps {phase.start}-{phase.stop}: {what} at {phase.stretch.size} px")
+        say(f"  steps {phase.start}-{phase.stop}: {what} at {describe_shape(phase.stretch.shape)}")

@@ -17,9 +17,9 @@ from boneage_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Stretch:
-    """What a phase trains: images of `size` pixels; only the heads, or all trainable parts."""
+    """What a phase trains: images of `shape` pixels; only the heads, or all trainable parts."""
 
-    size: int
+    shape: tuple[int, int]
     heads_only: bool
 
 
@@ -32,20 +32,24 @@ class Phase:
     stop: int
 
 
-def parse_progressive(config: ConfigDict, stored: int) -> list[tuple[int, float]]:
-    """Parses `config.progressive` into (size, fraction of the steps), in order.
+def parse_progressive(
+    config: ConfigDict, shape: tuple[int, int]
+) -> list[tuple[tuple[int, int], float]]:
+    """Parses `config.progressive` into (height and width, fraction of the steps), in order.
+
+    The sizes are heights; widths follow in the proportion of `shape`.
 
     Args:
       config: the whole config.
-      stored: size of the stored images in pixels.
+      shape: height and width in pixels of what the network reads in the end.
 
     Raises:
       InputError: not lists of numbers, lists of different lengths, sizes that do not rise to the
-        stored one, or fractions that do not add up to 1.
+        network's height, or fractions that do not add up to 1.
     """
     texts = config.progressive.sizes, config.progressive.fractions
     if not any(texts):
-        return [(stored, 1.0)]
+        return [(shape, 1.0)]
     try:
         sizes = [int(x) for x in texts[0].split(",")]
         fractions = [float(x) for x in texts[1].split(",")]
@@ -59,23 +63,25 @@ def parse_progressive(config: ConfigDict, stored: int) -> list[tuple[int, float]
             f"config.progressive.fractions={texts[1]!r} must hold a fraction above 0 for each of "
             f"sizes={texts[0]!r}"
         )
-    if sizes != sorted(set(sizes)) or sizes[-1] != stored or sizes[0] < 32:
+    height, width = shape
+    if sizes != sorted(set(sizes)) or sizes[-1] != height or sizes[0] < 32:
         raise InputError(
-            f"config.progressive.sizes={texts[0]!r} must rise from at least 32 to the stored size, "
-            f"{stored}"
+            f"config.progressive.sizes={texts[0]!r} must rise from at least 32 to the height that "
+            f"the network reads, {height}"
         )
     if not math.isclose(math.fsum(fractions), 1.0, abs_tol=1e-6):
         raise InputError(f"config.progressive.fractions={texts[1]!r} must add up to 1")
-    return list(zip(sizes, fractions, strict=True))
+    shapes = [(size, round(size * width / height)) for size in sizes]
+    return list(zip(shapes, fractions, strict=True))
 
 
-def plan(config: ConfigDict, stored: int, total_steps: int) -> list[Phase]:
+def plan(config: ConfigDict, shape: tuple[int, int], total_steps: int) -> list[Phase]:
     """Returns the phases of a run of `total_steps` updates, without empty ones.
 
     Raises:
       InputError: see `parse_progressive`.
     """
-    sizes = parse_progressive(config, stored)
+    sizes = parse_progressive(config, shape)
     heads_until = round(config.finetune.head_first * total_steps)
     ends, total = [], 0.0
     for _, fraction in sizes:

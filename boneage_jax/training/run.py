@@ -13,7 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 from boneage_jax.data.info import DataInfo
-from boneage_jax.data.inputs import batch_shapes, make_inputs
+from boneage_jax.data.inputs import batch_shapes, input_shape, make_inputs
 from boneage_jax.errors import InputError
 from boneage_jax.flops import count_flops
 from boneage_jax.inference.network import Network, build_network
@@ -161,7 +161,7 @@ def build_run(
     check_finetune(config)
     part = trainable_part(config)
     total_steps = _total_steps(config, info)
-    phases = plan(config, info.image_size, total_steps)
+    phases = plan(config, network.input_shape, total_steps)
     return Run(network, _optimizer(config, total_steps), total_steps, part, phases)
 
 
@@ -222,9 +222,7 @@ def _pure_train_step(
     return make_train_step(
         make_task(config, info, axis_name, part.frozen),
         _optimizer(config, total_steps, resting=stretch.heads_only),
-        make_inputs(
-            config, mixed=True, size=0 if stretch.size == info.image_size else stretch.size
-        ),
+        make_inputs(config, mixed=True, shape=stretch.shape),
         ema_decay=float(config.ema_decay),
         accumulate=config.accumulate,
         axis_name=axis_name,
@@ -238,10 +236,11 @@ def _total_steps(config: ConfigDict, info: DataInfo) -> int:
         epochs = math.ceil(config.epochs * info.train_images / config.batch_size)
         return _checked(config.steps or epochs, f"config.epochs={config.epochs}")
     cost = functools.cache(lambda stretch: _train_flops(config, info, stretch))
-    stretches = functools.partial(plan, config, info.image_size)
+    shape = input_shape(config.data, info.image_size)
+    stretches = functools.partial(plan, config, shape)
     # Pre-training has no phases: it trains the whole network at full size.
     before = config.pretrain.steps and config.pretrain.steps * _train_flops(
-        pretraining_part(config), info, Stretch(info.image_size, False)
+        pretraining_part(config), info, Stretch(shape, False)
     )
     if config.pretrain.data and _side(config.pretrain.data) != info.image_size:
         raise InputError(
@@ -308,5 +307,6 @@ def fresh_state(
         )
 
     root = jax.random.key(config.seed)
-    variables = task.init(jax.random.fold_in(root, 0), (info.image_size, info.image_size, 1))
+    shape = input_shape(config.data, info.image_size)
+    variables = task.init(jax.random.fold_in(root, 0), (*shape, 1))
     return make(root, variables)

@@ -9,7 +9,6 @@ import pytest
 
 import boneage_jax
 from boneage_jax.config import base_config, check_config
-from boneage_jax.data.resample import shrink
 from boneage_jax.errors import InputError
 from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.storage.workdir import load_info
@@ -25,22 +24,22 @@ def config_of(sizes="", fractions="", head_first=0.0):
 
 
 def test_a_plain_run_is_one_phase():
-    assert plan(config_of(), 96, 50) == [Phase(Stretch(96, False), 0, 50)]
+    assert plan(config_of(), (96, 96), 50) == [Phase(Stretch((96, 96), False), 0, 50)]
 
 
 def test_heads_and_sizes_cut_a_run_where_they_change():
-    phases = plan(config_of("32,64,96", "0.5,0.25,0.25", head_first=0.1), 96, 40)
+    phases = plan(config_of("32,64,96", "0.5,0.25,0.25", head_first=0.1), (96, 96), 40)
     assert phases == [
-        Phase(Stretch(32, True), 0, 4),
-        Phase(Stretch(32, False), 4, 20),
-        Phase(Stretch(64, False), 20, 30),
-        Phase(Stretch(96, False), 30, 40),
+        Phase(Stretch((32, 32), True), 0, 4),
+        Phase(Stretch((32, 32), False), 4, 20),
+        Phase(Stretch((64, 64), False), 20, 30),
+        Phase(Stretch((96, 96), False), 30, 40),
     ]
 
 
 def test_a_phase_without_a_step_is_left_out_and_none_is_lost():
     for steps in range(1, 30):
-        phases = plan(config_of("32,96", "0.02,0.98", head_first=0.03), 96, steps)
+        phases = plan(config_of("32,96", "0.02,0.98", head_first=0.03), (96, 96), steps)
         assert [p.start for p in phases] == [0, *(p.stop for p in phases[:-1])]
         assert phases[-1].stop == steps and all(p.stop > p.start for p in phases)
 
@@ -52,7 +51,7 @@ def test_a_phase_without_a_step_is_left_out_and_none_is_lost():
         ("64,96", "", "must be lists such as"),
         ("64,big", "0.5,0.5", "must be lists such as"),
         ("96,64", "0.5,0.5", "must rise"),
-        ("64,128", "0.5,0.5", "stored size, 96"),
+        ("64,128", "0.5,0.5", "the network reads, 96"),
         ("16,96", "0.5,0.5", "at least 32"),
         ("64,96", "0.5,0.4", "add up to 1"),
         ("64,96", "1.5,-0.5", "above 0"),
@@ -60,7 +59,7 @@ def test_a_phase_without_a_step_is_left_out_and_none_is_lost():
 )
 def test_wrong_lists_are_named(sizes, fractions, words):
     with pytest.raises(InputError, match=words):
-        plan(config_of(sizes, fractions), 96, 10)
+        plan(config_of(sizes, fractions), (96, 96), 10)
 
 
 def test_a_budget_is_spent_and_never_exceeded():
@@ -68,27 +67,22 @@ def test_a_budget_is_spent_and_never_exceeded():
     prices = {32: 11, 64: 40, 96: 101}
 
     def cost(stretch):
-        return prices[stretch.size] // (3 if stretch.heads_only else 1)
+        return prices[stretch.shape[0]] // (3 if stretch.heads_only else 1)
 
     def price(steps):
-        return sum((p.stop - p.start) * cost(p.stretch) for p in plan(config, 96, steps))
+        return sum((p.stop - p.start) * cost(p.stretch) for p in plan(config, (96, 96), steps))
 
     for budget in (0, 2, 500, 12_345, 999_999):
-        steps = steps_within(budget, lambda n: plan(config, 96, n), cost)
+        steps = steps_within(budget, lambda n: plan(config, (96, 96), n), cost)
         affordable = max(n for n in range(21_000) if price(n) <= budget) if budget < 1e5 else steps
         assert price(steps) <= budget and steps in (affordable, affordable - 1, affordable - 2)
         if steps:
             assert budget - price(steps) < 3 * max(prices.values())
 
 
-def test_shrinking_keeps_the_mean_and_filters():
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (2, 96, 96, 1), dtype=np.uint8)
-    small = np.asarray(shrink(image, 32))
-    assert small.shape == (2, 32, 32, 1) and small.dtype == np.uint8
-    np.testing.assert_allclose(small.mean((1, 2, 3)), image.mean((1, 2, 3)), atol=1.5)
-    # Noise averaged over about 3 x 3 pixels, not every third pixel picked.
-    assert small.std() < 0.5 * image.std()
+def test_widths_follow_the_proportion_of_the_network() -> None:
+    phases = plan(config_of("64,96", "0.5,0.5"), (96, 78), 10)
+    assert [phase.stretch.shape for phase in phases] == [(64, 52), (96, 78)]
 
 
 STEPS = 6

@@ -16,7 +16,7 @@ from tfds_rsna.hand_mask.pairs import Pair, find_pairs, fit_mask
 from tfds_rsna.raw_builder import RawDataBuilder
 from tfds_rsna.sizes import size_configs
 
-_SIZES = ("256", "384", "512", "original", "64", "128")
+_SIZES = ("256", "384", "512", "original", "64", "128", "299")
 _FRACTIONS = {"train": 0.8, "validation": 0.2}
 
 
@@ -113,6 +113,7 @@ class Builder(RawDataBuilder):
             skip_unreadable=self._skip_unreadable,
             description=f"{self.name} {split}",
             noted=self.noted,
+            fit=self._stored.fit,
         ):
             mask = self._mask(by_id[decoded.key], decoded)
             yield (
@@ -136,7 +137,7 @@ class Builder(RawDataBuilder):
             )
         if mask.all():
             raise InputError(f"{pair.mask_name} covers the whole image; redraw or remove it")
-        fitted = mask if self._size is None else fit_mask(mask, self._size)
+        fitted = mask if self._size is None else fit_mask(mask, self._size, self._stored.fit)
         if not fitted.any():
             what = f"vanishes at {self._size} pixels" if mask.any() else "shows no hand"
             raise InputError(f"{pair.mask_name} {what}; redraw or remove it")

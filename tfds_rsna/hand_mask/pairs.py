@@ -8,12 +8,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from boneage_jax.data.counts import describe_counts
 from boneage_jax.data.file_names import image_stem, is_hidden, normal_name, relative_name
-from boneage_jax.data.files import placement
+from boneage_jax.data.files import placement, resize
 from boneage_jax.data.find_files import find_images
 from boneage_jax.data.mask_file import read_mask
 from boneage_jax.errors import InputError
@@ -81,18 +80,22 @@ def find_pairs(
     return pairs, found
 
 
-def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
+def fit_mask(mask: np.ndarray, size: int, fit: str = "pad") -> np.ndarray:
     """Fits a mask, bool [H, W], into a square as `fit_square` does its image; padding is not hand.
 
     A pixel is hand if more than half of its area is.
+
+    Args:
+      mask: bool [H, W].
+      size: side of the square, pixels.
+      fit: pad | stretch, see `fit_square`.
 
     Returns:
       bool [size, size].
     """
     height, width = mask.shape
-    top, left, new_height, new_width = placement(height, width, size)
-    method = cv2.INTER_AREA if size < max(height, width) else cv2.INTER_LINEAR
-    pixels = cv2.resize(mask.astype(np.float32), (new_width, new_height), interpolation=method)
+    top, left, new_height, new_width = placement(height, width, size, fit)
+    pixels = resize(mask.astype(np.float32), new_height, new_width)
     square = np.zeros((size, size), bool)
     square[top : top + new_height, left : left + new_width] = pixels > 0.5
     return square

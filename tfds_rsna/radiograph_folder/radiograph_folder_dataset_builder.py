@@ -35,6 +35,7 @@ _SIZES = (
     "160",
     "192",
     "224",
+    "299",
     "320",
     "380",
 )
@@ -175,6 +176,7 @@ class Builder(RawDataBuilder):
             description=f"{self.name} {split}",
             background=self.background,
             noted=self.noted,
+            fit=self._stored.fit,
         ):
             row = by_key[decoded.key]
             yield (

@@ -17,7 +17,7 @@ from tfds_rsna.raw_builder import RawDataBuilder
 from tfds_rsna.rsna_bone_age.layouts import Radiograph, find_splits
 from tfds_rsna.sizes import size_configs
 
-_SIZES = ("256", "384", "512", "640", "original", "128", "160", "192", "224", "320", "380")
+_SIZES = ("256", "384", "512", "640", "original", "128", "160", "192", "224", "299", "320", "380")
 
 
 class Builder(RawDataBuilder):
@@ -116,6 +116,7 @@ class Builder(RawDataBuilder):
             description=f"{self.name} {split}",
             background=self.background,
             noted=self.noted,
+            fit=self._stored.fit,
         ):
             label = labels[int(decoded.key)]
             yield (
