@@ -18,6 +18,9 @@ from boneage_jax.extensions import CONFIG_SECTIONS, TASKS
 from boneage_jax.json_file import read_json
 from boneage_jax.ranges import RANGES, check_value, shown
 
+# Splits that are evaluated only with --unlock_test, and never trained on or chosen by.
+LOCKED = ("test", "locked")
+
 # Keys that change how a run is executed but not what it learns; they may differ on a restart.
 RUNTIME_KEYS = frozenset(
     {
@@ -95,6 +98,7 @@ def base_config() -> ConfigDict:
     config.data.validation_fraction = 0.11  # cut from train if the data has no validation split
     config.data.official_splits = True  # False: cut all splits from train
     config.data.test_fraction = 0.0  # cut from train first if the data has no test split
+    config.data.locked_fraction = 0.0  # cut from train last, as the split `locked`
     config.data.split_seed = 0  # seed of the splits that are cut
     config.data.threads = 4  # threads that read batches
     config.data.buffer = 2  # batches prefetched ahead of the step
@@ -269,7 +273,7 @@ def _check_together(given: dict[str, Any]) -> None:
     _check_members(given)
     for key in ("data.train_split", "data.eval_split"):
         _require(bool(given[key]), key, given[key], "the name of a split")
-        _require(given[key] != "test", key, given[key], "another split: the test split is locked")
+        _require(given[key] not in LOCKED, key, given[key], "another split: that one is locked")
     _require(bool(given["data.name"]), "data.name", "", "the name of a data set")
     starts = [key for key in ("pretrain.data", "init_from", "model.pretrained") if given[key]]
     if len(starts) > 1:

@@ -90,12 +90,13 @@ def open_dataset(config: ConfigDict) -> Dataset:
     Args:
       config: the `data` section: `name`, `config` (the TFDS builder config), `fit`, `raw_dir`,
         `data_dir`, `options` (of the builder), `uncompressed`, `masks`, `mask_mode`,
-        `official_splits`, `test_fraction`, `validation_fraction`, `split_seed`.
+        `official_splits`, `test_fraction`, `validation_fraction`, `locked_fraction`,
+        `split_seed`.
 
     Returns:
       The data set. If the raw data has no test or validation split, one is cut from `train`, first
-      test, then validation from the remainder; by id, stratified by age and sex, and identical for
-      everyone who uses the same seed.
+      test, then validation from the remainder, then `locked` if asked for; by id, stratified by
+      age and sex, and identical for everyone who uses the same seed.
 
     Raises:
       InputError: unknown data set, raw data missing or damaged, or neither prepared nor raw data.
@@ -134,7 +135,7 @@ def open_dataset(config: ConfigDict) -> Dataset:
         )
     if not config.official_splits:
         splits = {"train": splits["train"]}
-    for name in ("test", "validation"):
+    for name in ("test", "validation", "locked"):
         fraction = config[f"{name}_fraction"]
         if name not in splits and fraction:
             splits |= cut_split(splits["train"], name, fraction, config.split_seed)

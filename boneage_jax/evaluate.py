@@ -4,7 +4,7 @@ usage: python -m boneage_jax.evaluate --workdir=DIR [--split=validation] [--unlo
                                       [--raw_dir=DIR] [--data_dir=DIR] [--extensions=FILE.py]
 
 Prints the result and writes WORKDIR/evaluation/SPLIT/{report.json,report.html,predictions.csv,
-figures/}. The test split is locked: --split=test needs --unlock_test, which is recorded.
+figures/}. The splits test and locked need --unlock_test, which is recorded.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ def main(argv: Sequence[str]) -> int:
     """Evaluates the run given by `argv` and prints the result; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
     parser.add_argument("--workdir", required=True, help="folder of a training")
-    parser.add_argument("--split", default="validation", help="validation | test | train")
-    parser.add_argument("--unlock_test", action="store_true", help="open the test split")
+    parser.add_argument("--split", default="validation", help="validation | test | locked | train")
+    parser.add_argument("--unlock_test", action="store_true", help="open the split test or locked")
     parser.add_argument("--raw_dir", default="", help="raw data, if it moved")
     parser.add_argument("--data_dir", default="", help="prepared data, if it moved")
     args = parser.parse_args(argv)

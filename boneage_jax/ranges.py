@@ -79,6 +79,7 @@ RANGES: dict[str, Range] = {
     "data.width": _SIDE,
     "data.validation_fraction": _BELOW_ONE,
     "data.test_fraction": _BELOW_ONE,
+    "data.locked_fraction": _BELOW_ONE,
     "data.split_seed": Range(0, _SEED),
     "data.threads": Range(1, 256),
     "data.buffer": Range(1, 1024),

@@ -6,12 +6,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from boneage_jax.config import LOCKED
 from boneage_jax.data.info import DataInfo
 from boneage_jax.datasets import open_dataset
 from boneage_jax.errors import InputError
 from boneage_jax.evaluation.evaluate_split import corrected
 from boneage_jax.evaluation.members import average_beside_labels, predict_split, report_members
-from boneage_jax.evaluation.split_lock import TEST, check_unlocked, note_opening
+from boneage_jax.evaluation.split_lock import check_unlocked, note_opening
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import load_members
 from boneage_jax.report.metric_writer import read_metrics
@@ -74,10 +75,10 @@ def evaluate(
         own = split == config.data.eval_split
         fitted = None if own else Calibration.load(workdir / CALIBRATION).correction
         rows = corrected(rows, config, fitted)
-    if split == TEST:
+    if split in LOCKED:
         ages = {"predicted_age", "true_age"} <= rows.keys()
         found = {"mae": float(abs(rows["predicted_age"] - rows["true_age"]).mean())} if ages else {}
-        note_opening(workdir, members[0].step, found)
+        note_opening(workdir, split, members[0].step, found)
     report = report_members(members, dataset, split, rows, workdir)
     title = f"{config.model.name} on {dataset.name}, {split} split"
     write_report(folder, report, rows, title, part)

@@ -48,6 +48,15 @@ def test_a_locked_test_part_is_the_validation_part_of_another_config(data_dir):
     assert choosing["test"] == reported and "test" not in opened(data_dir, official_splits=False)
 
 
+def test_a_part_is_locked_without_changing_what_is_validated(data_dir):
+    cut = {"official_splits": False, "validation_fraction": 0.25}
+    plain, locked = opened(data_dir, **cut), opened(data_dir, **cut, locked_fraction=0.125)
+    assert locked["validation"] == plain["validation"]
+    assert len(locked["locked"]) == 9  # an eighth of 72
+    assert locked["train"] | locked["locked"] == plain["train"]
+    assert not locked["train"] & locked["locked"]
+
+
 def test_another_seed_cuts_other_parts(data_dir):
     cut = {"official_splits": False, "test_fraction": 0.25}
     first, second = (opened(data_dir, **cut, split_seed=seed)["test"] for seed in (0, 1))
