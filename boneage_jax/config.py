@@ -273,7 +273,12 @@ def _check_together(given: dict[str, Any]) -> None:
     _check_members(given)
     for key in ("data.train_split", "data.eval_split"):
         _require(bool(given[key]), key, given[key], "the name of a split")
-        _require(given[key] not in LOCKED, key, given[key], "another split: that one is locked")
+        _require(
+            given[key] not in LOCKED,
+            key,
+            given[key],
+            f"another split: the {given[key]} split is locked",
+        )
     _require(bool(given["data.name"]), "data.name", "", "the name of a data set")
     starts = [key for key in ("pretrain.data", "init_from", "model.pretrained") if given[key]]
     if len(starts) > 1:
