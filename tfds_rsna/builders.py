@@ -23,6 +23,7 @@ from boneage_jax.ranges import shown
 from boneage_jax.runtime.interruption import cleans_up
 from boneage_jax.storage.layout import checked_path
 from boneage_jax.storage.safe_write import is_refused_write
+from tfds_rsna.disk_shuffle import shuffling_on_disk
 from tfds_rsna.fingerprint import (
     Fingerprint,
     fingerprint,
@@ -403,7 +404,7 @@ def _build(
     with cleans_up(), tempfile.TemporaryDirectory(prefix="incomplete.", dir=root) as beside:
         builder = _make(cls, config, Path(beside), raw, settings)
         downloads = tfds.download.DownloadConfig(manual_dir=raw)
-        with _quiet():
+        with _quiet(), shuffling_on_disk():
             builder.download_and_prepare(download_dir=root / "downloads", download_config=downloads)
         write_fingerprint(builder.data_dir, wanted)
         if (background := getattr(builder, "background", None)) is not None:

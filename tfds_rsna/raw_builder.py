@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from boneage_jax.data.counts import describe_notes
 from boneage_jax.errors import InputError
 from boneage_jax.inference.background_removal import Background
+from tfds_rsna.disk_shuffle import shuffling_on_disk
 from tfds_rsna.fingerprint import fingerprint, read_fingerprint, write_fingerprint
 from tfds_rsna.sizes import Stored, open_background, parse_config
 from tfds_rsna.sources import (
@@ -116,9 +117,10 @@ class RawDataBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         if manual and self._raw_dir is None and self._root is not None:
             self._raw_dir = _existing(Path(manual).expanduser())
             self._move_to(_find_place(self._root, self._raw_dir))
-        super().download_and_prepare(
-            download_dir=download_dir, download_config=download_config, **options
-        )
+        with shuffling_on_disk():
+            super().download_and_prepare(
+                download_dir=download_dir, download_config=download_config, **options
+            )
         if self.noted:
             self._write_notes()
         if self._root is not None and read_fingerprint(self.data_dir) is None:
