@@ -88,9 +88,11 @@ def sex_summary(p_male: np.ndarray, male: np.ndarray) -> dict[str, Any]:
       male: 1, 0, or -1 for unknown sex [n]; at least one is known.
 
     Returns:
-      accuracy, precision, recall, f1, auc, confusion_matrix [[TN, FP], [FN, TP]], and female and
-      male {precision, recall}. Ratios with denominator 0 are left out, and so is the AUC if only
-      one sex occurs.
+      accuracy, precision, recall, f1, auc, confusion_matrix [[TN, FP], [FN, TP]], female and male
+      {precision, recall}, brier (mean squared error of the probability, Brier 1950), and
+      calibration: for each tenth of the probability that occurs {n, p_male, male}, the mean
+      probability and the fraction of males. Ratios with denominator 0 are left out, and so is the
+      AUC if only one sex occurs.
 
     Raises:
       ValueError: no image of known sex.
@@ -115,7 +117,22 @@ def sex_summary(p_male: np.ndarray, male: np.ndarray) -> dict[str, Any]:
         "confusion_matrix": [[tn, fp], [fn, tp]],
         "female": _ratio("precision", tn, tn + fn) | _ratio("recall", tn, tn + fp),
         "male": _ratio("precision", tp, tp + fp) | _ratio("recall", tp, tp + fn),
+        "brier": float(np.square(p_male - male).mean()),
+        "calibration": _calibration(p_male, male),
     }
+
+
+def _calibration(p_male: np.ndarray, male: np.ndarray) -> list[dict[str, Any]]:
+    tenth = np.clip((p_male * 10).astype(int), 0, 9)
+    parts = [tenth == number for number in np.unique(tenth)]
+    return [
+        {
+            "n": int(part.sum()),
+            "p_male": float(p_male[part].mean()),
+            "male": float(male[part].mean()),
+        }
+        for part in parts
+    ]
 
 
 def _group(difference: np.ndarray) -> dict[str, Any]:

@@ -77,6 +77,12 @@ def test_sex_summary_in_closed_form() -> None:
         assert found[key] == pytest.approx(2 / 3)
     assert found["auc"] == pytest.approx(7 / 9)  # 0.2 loses to 0.3 and 0.6
     assert found["female"] == found["male"] == {"precision": 2 / 3, "recall": 2 / 3}
+    squares = [0.01, 0.04, 0.64, 0.36, 0.01, 0.09]
+    assert found["brier"] == pytest.approx(sum(squares) / 6)
+    # 0.99 is of unknown sex; each of the others is alone in its tenth.
+    assert [part["n"] for part in found["calibration"]] == [1] * 6
+    assert [part["male"] for part in found["calibration"]] == [0, 1, 0, 0, 1, 1]
+    assert [part["p_male"] for part in found["calibration"]] == sorted(p_male[:6].tolist())
 
 
 def test_auc_counts_pairs_and_shares_ties() -> None:

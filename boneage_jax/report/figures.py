@@ -39,7 +39,8 @@ def draw_figures(
 
     Returns:
       The paths in reading order, of age_scatter.png, bland_altman.png, error_by_age.png,
-      sex_confusion.png, learning_curve.png.
+      sex_confusion.png, sex_calibration.png,
+      learning_curve.png.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawings: dict[str, Callable[[], Figure]] = {}
@@ -49,6 +50,8 @@ def draw_figures(
         drawings["error_by_age"] = lambda: _error_by_age(predictions)
     if "sex" in report:
         drawings["sex_confusion"] = lambda: _sex_confusion(report["sex"])
+        if report["sex"].get("calibration"):  # not in reports of older versions
+            drawings["sex_calibration"] = lambda: _sex_calibration(report["sex"])
     if report.get("curve"):
         drawings["learning_curve"] = lambda: _learning_curve(report)
     paths = []
@@ -164,6 +167,37 @@ def _sex_confusion(sex: dict[str, Any]) -> Figure:
     axes.tick_params(length=0)
     auc = f", AUC {sex['auc']:.3f}" if "auc" in sex else ""
     axes.set_title(f"accuracy {sex['accuracy']:.3f}{auc}", fontsize=10)
+    return figure
+
+
+def _sex_calibration(sex: dict[str, Any]) -> Figure:
+    """Draws how often a probability comes true (a reliability diagram, Murphy and Winkler 1977)."""
+    figure, axes = _new()
+    said = np.array([part["p_male"] for part in sex["calibration"]])
+    seen = np.array([part["male"] for part in sex["calibration"]])
+    counts = np.array([part["n"] for part in sex["calibration"]])
+    axes.plot([0, 1], [0, 1], color=_INK, linewidth=1, label="perfect")
+    # Wilson's interval; that of a normal distribution has no width where all are male.
+    spread = 1.96 / np.sqrt(counts)
+    middle = (seen + spread**2 / 2) / (1 + spread**2)
+    half = spread * np.sqrt(seen * (1 - seen) + spread**2 / 4) / (1 + spread**2)
+    whiskers = np.maximum([seen - (middle - half), middle + half - seen], 0)
+    label = f"network, n = {counts.sum()}, 95 %"
+    axes.errorbar(
+        said,
+        seen,
+        whiskers,
+        fmt="o",
+        color=_BLUE,
+        markersize=5,
+        linewidth=1,
+        capsize=2,
+        label=label,
+    )
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set(xlabel="predicted probability of male", ylabel="fraction of males")
+    axes.set_title(f"Brier score {sex['brier']:.3f} (0.25 for 0.5 always)", fontsize=10)
+    axes.legend(loc="upper left", **_LEGEND)
     return figure
 
 

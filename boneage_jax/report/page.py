@@ -15,6 +15,7 @@ _CAPTIONS = {
     "error_by_age": "Mean absolute error by true bone age and sex. Whiskers: 95 % interval of the "
     "mean, for five images or more.",
     "sex_confusion": "Predicted sex for each true sex, from the radiograph alone.",
+    "sex_calibration": "How often the probability of male comes true, in tenths of it.",
     "masks": "Worst, median and best masks of the split, at the size the network reads.",
     "dice": "Dice of every image, sorted: the left end shows what goes wrong.",
     "learning_curve": "Validation error over the compute spent on training.",

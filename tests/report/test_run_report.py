@@ -22,7 +22,14 @@ from boneage_jax.report.page import readable_flops, summary_lines, write_page
 from boneage_jax.report.run_report import json_safe, write_report
 
 NASTY = "<script>alert('1')</script> & \"co\""
-FIGURES = ["age_scatter", "bland_altman", "error_by_age", "sex_confusion", "learning_curve"]
+FIGURES = [
+    "age_scatter",
+    "bland_altman",
+    "error_by_age",
+    "sex_confusion",
+    "sex_calibration",
+    "learning_curve",
+]
 
 
 def synthetic(n: int = 60) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
