@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--model", default="b4", choices=("b0", "b4", "lite0", "unet", "unet_10"))
-    parser.add_argument("--size", type=int, default=256, help="pixels, a multiple of 32")
+    parser.add_argument("--size", type=int, default=256, help="pixels; of a U-Net a multiple of 32")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--mode", default="train", choices=("train", "inference"))
@@ -75,8 +75,8 @@ def main() -> None:
     for key in ("size", "batch", "rounds", "steps"):
         if getattr(args, key) < 1:
             parser.error(f"--{key} must be at least 1")
-    if args.size % 32:
-        parser.error("--size must be a multiple of 32")
+    if args.model.startswith("unet") and args.size % 32:
+        parser.error("--size of a U-Net must be a multiple of 32")
     settings = Settings(args.model, args.size, args.batch, args.dtype, args.mode)
     contenders: list[Contender] = []
     try:
