@@ -17,6 +17,7 @@ service so far. A JSON beside it says where. Server and clients share the cores.
 import argparse
 import contextlib
 import csv
+import importlib.metadata
 import itertools
 import subprocess
 import sys
@@ -149,7 +150,13 @@ def main() -> None:
             writer.writerow({"round": 0} | row)
             print(row)
     sizes = np.array([len(file) for file in files])
-    write_provenance(args.output, vars(args), median_file_bytes=float(np.median(sizes)))
+    packages = ("fastapi", "starlette", "uvicorn", "h11", "httpx2")
+    write_provenance(
+        args.output,
+        vars(args),
+        median_file_bytes=float(np.median(sizes)),
+        service={name: importlib.metadata.version(name) for name in packages},
+    )
 
 
 if __name__ == "__main__":
