@@ -1,5 +1,6 @@
 """What pyproject.toml, MANIFEST.in and the Dockerfile name exists, and nothing is left out."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -58,3 +59,15 @@ def test_the_dockerfile_installs_every_package(settings):
     wanted = {moved.get(name, name.replace(".", "/")) for name in packages}
     parents = {"boneage_jax", "tfds_rsna", "configs"}
     assert folders | parents == wanted
+
+
+def test_the_image_of_the_service_runs_without_rights_and_hears_signals():
+    text = (ROOT / "launch" / "Dockerfile").read_text().replace("\\\n", " ")
+    stages = dict(
+        re.findall(r"^FROM \S+ AS (\w+)\n(.*?)(?=^FROM|\Z)", text, re.DOTALL | re.MULTILINE)
+    )
+    assert list(stages) == ["package", "serve", "training"]  # the last one is the default
+    user = re.search(r"^USER (\d+)", stages["serve"], re.MULTILINE)
+    assert user and int(user[1]) > 0
+    command = re.search(r"^ENTRYPOINT (\[.*\])$", stages["serve"], re.MULTILINE)
+    assert json.loads(command[1])[:3] == ["python", "-m", "boneage_jax.serve"]  # no shell between

@@ -15,7 +15,7 @@ from pydicom.pixels import get_decoder, pixel_array
 
 from boneage_jax.data import dicom_codecs, notes
 from boneage_jax.data.dicom_display import COLOURS, MONOCHROME, show_colours, show_grey
-from boneage_jax.data.headers import check_jpeg, check_size
+from boneage_jax.data.headers import MAX_PIXELS, check_jpeg, check_size, most_pixels
 from boneage_jax.data.silence import warnings_off
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -37,7 +37,7 @@ def read_dicom(
 
     Args:
       data: content of the file; preamble and meta header may be missing.
-      max_inflated: largest size of a deflated data set, bytes.
+      max_inflated: largest size of a deflated data set, bytes; less where `pixel_limit` is lower.
 
     Returns:
       (uint8 [H, W], notes of `boneage_jax.data.notes`).
@@ -48,7 +48,7 @@ def read_dicom(
     """
     with warnings_off():  # radiographs violate the standard in harmless ways
         try:
-            _check_inflated(data, max_inflated)
+            _check_inflated(data, max_inflated * most_pixels() // MAX_PIXELS)
             dataset = _parse(data)
             _check(dataset)
             pixels, said = _decode(dataset)
@@ -93,7 +93,9 @@ def _check_inflated(data: bytes, most: int) -> None:
         except zlib.error as error:
             raise ValueError(f"the deflated DICOM file is damaged: {error}") from error
         if inflated > most:
-            raise ValueError(f"the deflated DICOM file inflates to more than {most / 2**30:g} GiB")
+            raise ValueError(
+                f"the deflated DICOM file inflates to more than {most / 2**30:.3g} GiB"
+            )
         rest = engine.unconsumed_tail
 
 

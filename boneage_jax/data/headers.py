@@ -4,12 +4,16 @@ Decoders do not do this: OpenCV returns a truncated JPEG with the rest of the im
 allocates any size that a header claims.
 """
 
+import contextlib
 import re
 import struct
 import zlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import NamedTuple
 
 MAX_PIXELS = 100_000_000  # the largest RSNA radiograph has 9 million
+_most_pixels = ContextVar("most_pixels", default=MAX_PIXELS)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
@@ -72,17 +76,36 @@ def _begins_data_set(data: bytes) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def pixel_limit(pixels: int) -> Iterator[None]:
+    """Context manager: in this thread, images of more pixels are refused before they are decoded.
+
+    Args:
+      pixels: the limit instead of `MAX_PIXELS`.
+    """
+    token = _most_pixels.set(pixels)
+    try:
+        yield
+    finally:
+        _most_pixels.reset(token)
+
+
+def most_pixels() -> int:
+    """Returns the largest number of pixels that is read: `MAX_PIXELS`, or that of `pixel_limit`."""
+    return _most_pixels.get()
+
+
 def check_size(width: int, height: int) -> None:
-    """Checks that an image has pixels, and at most `MAX_PIXELS`.
+    """Checks that an image has pixels, and at most `most_pixels()`.
 
     Raises:
       ValueError: it has none, or too many.
     """
     if width <= 0 or height <= 0:
         raise ValueError(f"it has no pixels ({width} x {height})")
-    if width * height > MAX_PIXELS:
+    if width * height > most_pixels():
         raise ValueError(
-            f"it claims {width} x {height} pixels; more than {MAX_PIXELS // 10**6} million is "
+            f"it claims {width} x {height} pixels; more than {most_pixels() / 1e6:g} million is "
             "no radiograph"
         )
 

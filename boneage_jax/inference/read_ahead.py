@@ -25,22 +25,25 @@ def read_ahead(
       batch_size: files per batch; the last one may be shorter.
       pool: executor that runs `decode`.
     """
-
-    def attempt(file: S) -> T | InputError:
-        try:
-            return decode(file)
-        except InputError as error:
-            return error
-        except Exception as error:  # decoders raise many types; one image must not end a batch job
-            return InputError(f"it cannot be read: {type(error).__name__}: {error}")
-
     sources = iter(files)
-    ahead = [(f, pool.submit(attempt, f)) for f in itertools.islice(sources, 2 * batch_size)]
+    ahead = [
+        (f, pool.submit(attempt, decode, f)) for f in itertools.islice(sources, 2 * batch_size)
+    ]
     while ahead:
         now, ahead = ahead[:batch_size], ahead[batch_size:]
         results = [(file, future.result()) for file, future in now]
-        ahead += [(f, pool.submit(attempt, f)) for f in itertools.islice(sources, len(now))]
+        ahead += [(f, pool.submit(attempt, decode, f)) for f in itertools.islice(sources, len(now))]
         yield results
+
+
+def attempt(decode: Callable[[S], T], file: S) -> T | InputError:
+    """Returns `decode(file)`, or why the file cannot be read."""
+    try:
+        return decode(file)
+    except InputError as error:
+        return error
+    except Exception as error:  # decoders raise many types; one image must not end a batch job
+        return InputError(f"it cannot be read: {type(error).__name__}: {error}")
 
 
 def decoding_threads() -> ThreadPoolExecutor:

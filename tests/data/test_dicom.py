@@ -22,6 +22,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing, g
 from boneage_jax.data import dicom_codecs, notes
 from boneage_jax.data.dicom import read_dicom
 from boneage_jax.data.files import UnreadableImage, read_grey, read_radiograph
+from boneage_jax.data.headers import pixel_limit
 from tests.support.dicom_files import dicom_file, table
 
 RAMP = np.linspace(0, 4095, 64 * 48).astype(np.uint16).reshape(64, 48)
@@ -336,6 +337,8 @@ def test_a_deflated_file_and_one_that_inflates_without_end():
     try:
         with pytest.raises(ValueError, match=r"inflates to more than 0\.125 GiB"):
             read_dicom(bomb, max_inflated=1 << 27)
+        with pixel_limit(10_000_000), pytest.raises(ValueError, match=r"more than 0\.1 GiB"):
+            read_dicom(bomb)
         assert tracemalloc.get_traced_memory()[1] < 1 << 28  # counted piece by piece, not kept
     finally:
         tracemalloc.stop()

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from boneage_jax.data import notes
 from boneage_jax.data.files import UnreadableImage, fit_square, read_grey, read_radiograph
+from boneage_jax.data.headers import pixel_limit
 from tests.support.dicom_files import dicom_file
 
 
@@ -213,6 +214,19 @@ def test_what_is_no_radiograph_is_refused(data, reason):
         read_grey(data, "x.png")
     assert caught.value.name == "x.png"
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "DICOM"])
+def test_a_lower_limit_of_pixels_holds_for_every_format(form):
+    data = dicom_file(picture()) if form == "DICOM" else encode(picture(), form)
+    with pixel_limit(40 * 30):
+        assert read_grey(data).shape == (40, 30)
+    with (
+        pixel_limit(40 * 30 - 1),
+        pytest.raises(UnreadableImage, match=r"30 x 40 pixels; more than 0\.001199 million is no"),
+    ):
+        read_grey(data)
+    assert read_grey(data).shape == (40, 30)
 
 
 def test_missing_file_and_folder_are_refused(tmp_path):
