@@ -17,6 +17,8 @@ from boneage_jax.inference.arguments import (
     rounded_batch_size,
 )
 from boneage_jax.inference.load_trained import Trained, load_trained
+from boneage_jax.inference.network import Network
+from boneage_jax.state import Tree
 
 _BATCH = 16
 
@@ -51,6 +53,21 @@ class Segmenter:
         self.image_size = self._network.info.image_size
         self.flops_per_mask = self._network.eval_flops // self.batch_size
         self.train_flops = trained.flops_spent
+
+    @property
+    def network(self) -> Network:
+        """The network."""
+        return self._network
+
+    @property
+    def variables(self) -> Tree:
+        """{'params', 'batch_stats'} of the network."""
+        return self._variables
+
+    def fit(self, image: np.ndarray, stem: str = "") -> np.ndarray:
+        """Returns the network's input for a radiograph, uint8 [S, S]; `stem` is not used."""
+        del stem
+        return fit_square(image, self.image_size)
 
     def __call__(self, images: Image | Iterable[Image]) -> list[HandMaskFound]:
         """Segments the hand in radiographs.
