@@ -89,8 +89,8 @@ def test_smaller_files(masks, squares):
     batch = {"image": np.stack(squares)[..., None]}
     size = len(model.SerializeToString())
     for smaller, name, fraction, most in (
-        (with_float16_weights(model), "float16", 0.6, 2),
-        (with_int8_convolutions(model, [batch]), "int8", 0.7, 60),
+        (with_float16_weights(model), "float16", 0.7, 2),
+        (with_int8_convolutions(model, [batch]), "int8", 0.8, 60),
     ):
         assert len(smaller.SerializeToString()) < fraction * size
         found = _run(smaller, masks, squares, [])["p_hand"]

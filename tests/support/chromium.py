@@ -27,7 +27,11 @@ class Page:
         self._process = subprocess.Popen(
             [
                 *("bash", "-c", script, "bash", BROWSER, *flags, f"--user-data-dir={profile}"),
-                *("--remote-debugging-pipe", "--host-resolver-rules=MAP * ~NOTFOUND", "about:blank"),
+                *(
+                    "--remote-debugging-pipe",
+                    "--host-resolver-rules=MAP * ~NOTFOUND",
+                    "about:blank",
+                ),
             ],
             pass_fds=(theirs_in, theirs_out),
             stdin=subprocess.DEVNULL,
@@ -40,7 +44,9 @@ class Page:
         self.messages: list[dict[str, Any]] = []
         self._session = ""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Network", "Log", "Accessibility"):
             self.call(f"{domain}.enable")
         self.call("Page.navigate", url=path.absolute().as_uri())
@@ -80,7 +86,7 @@ class Page:
     def wait(self, condition: str) -> None:
         """Waits until JavaScript is true."""
         end = time.monotonic() + self._timeout
-        while not self.evaluate(condition):
+        while not self.evaluate(f"Boolean({condition})"):
             if time.monotonic() > end:
                 raise TimeoutError(f"{condition}; {self.evaluate('document.body.innerText')}")
             time.sleep(0.1)
