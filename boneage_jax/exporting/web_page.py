@@ -56,10 +56,10 @@ def build_page(program: Program, model: "onnx.ModelProto") -> bytes:
         # "<" as JSON writes it: no text can end the element.
         facts_json=Markup(json.dumps(facts).replace("<", "\\u003c")),
         takes_sex=program.takes_sex,
-        licenses=_text("vendor/LICENSES.txt"),
+        licenses=_unpacked("vendor/LICENSES.txt.gz"),
         runtime=_base64(_bytes("vendor/ort.wasm.gz")),
         network=_base64(gzip.compress(model.SerializeToString(), mtime=0)),
-        libraries=Markup(gzip.decompress(_bytes("vendor/libraries.js.gz")).decode()),
+        libraries=Markup(_unpacked("vendor/libraries.js.gz")),
         scripts=[Markup(_text(name)) for name in _SCRIPTS],
     )
     content = page.encode()
@@ -73,6 +73,10 @@ def build_page(program: Program, model: "onnx.ModelProto") -> bytes:
 
 def _base64(content: bytes) -> Markup:
     return Markup(base64.b64encode(content).decode())
+
+
+def _unpacked(name: str) -> str:
+    return gzip.decompress(_bytes(name)).decode()
 
 
 def _text(name: str) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from boneage_jax.errors import InputError
+from boneage_jax.models.registry import create_model
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -107,12 +108,10 @@ def test_unet(masks, squares):
     assert np.abs(found.astype(int) - wanted).max() <= 1
 
 
-@pytest.mark.parametrize("name", ["unet_10", "unet_wide"])
-def test_portable_unets_compute_the_same(name):
-    from boneage_jax.models.registry import create_model
-
-    images = np.random.default_rng(0).normal(size=(1, 40, 40, 1)).astype(np.float32)
-    plain, portable = (create_model(name, portable=flag) for flag in (False, True))
+def test_portable_unet_computes_the_same():
+    """Of 3 x 3 transposed convolutions; those of 2 x 2 are in `test_unet`."""
+    images = np.random.default_rng(0).normal(size=(1, 32, 32, 1)).astype(np.float32)
+    plain, portable = (create_model("unet_10", portable=flag) for flag in (False, True))
     variables = jax.jit(plain.init)(jax.random.key(0), images)
     found = jax.jit(portable.apply)(variables, images)
     np.testing.assert_allclose(found, jax.jit(plain.apply)(variables, images), atol=1e-4)

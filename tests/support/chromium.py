@@ -15,7 +15,10 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 
 
 class Page:
-    """One page of a browser, to be closed with `close`. DevTools protocol, messages end with NUL."""
+    """One page of a browser, to be closed with `close`.
+
+    Messages of the DevTools protocol end with NUL.
+    """
 
     def __init__(self, path: Path, profile: Path, timeout: float = 120.0):
         self._timeout = timeout
