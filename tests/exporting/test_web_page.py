@@ -46,6 +46,16 @@ def _rle(image) -> bytes:
     return file.getvalue()
 
 
+def _bare(image, implicit: bool) -> bytes:
+    """Without preamble and meta header."""
+    data = pydicom.dcmread(io.BytesIO(dicom_file(image)))
+    del data.file_meta
+    file = io.BytesIO()
+    data.save_as(file, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+    content = file.getvalue()
+    return content[132:] if content[128:132] == b"DICM" else content
+
+
 _WINDOW = {"WindowCenter": 1500, "WindowWidth": 2600}
 FILES = {
     "grey.png": _png(GREY),
@@ -76,6 +86,8 @@ FILES = {
     "jpeg_2000.dcm": _compressed(
         DEEP, uid.JPEG2000Lossless, lambda x: imagecodecs.jpeg2k_encode(x, codecformat="J2K")
     ),
+    "no_meta.dcm": _bare(DEEP, implicit=True),
+    "no_meta_explicit.dcm": _bare(DEEP, implicit=False),
     "colour.dcm": dicom_file(np.stack([GREY, GREY // 2, 255 - GREY], -1)),
 }
 REFUSED = {
@@ -130,6 +142,24 @@ def test_pixels_are_those_of_python(name, page):
     away = np.abs(np.reshape(found[3], (64, 64)) - fit_square(wanted, 64).astype(int))
     # Enlarging, which few radiographs need, is rounded at other places by OpenCV.
     assert away.max() <= 1 and away.mean() < (0.2 if name == "small.png" else 0.02)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(64, 64), (128, 96), (128, 128), (192, 150), (256, 256), (333, 200), (201, 640), (640, 9)],
+)
+def test_shrinks_as_opencv_does(shape, page):
+    """Every pixel: by whole numbers, where OpenCV adds integers, and by others."""
+    image = np.random.default_rng(shape[0]).integers(0, 256, shape).astype(np.uint8)
+    data = base64.b64encode(image.tobytes()).decode()
+    found = page.evaluate(f"""["pad", "stretch"].map((how) => {{
+      const data = Uint8Array.from(atob("{data}"), (c) => c.charCodeAt(0));
+      return [...fitSquare({{ data, height: {shape[0]}, width: {shape[1]} }}, 64, how).data];
+    }})""")
+    np.testing.assert_array_equal(np.reshape(found[0], (64, 64)), fit_square(image, 64))
+    if min(shape) >= 64:
+        stretched = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA)
+        np.testing.assert_array_equal(np.reshape(found[1], (64, 64)), stretched)
 
 
 def test_ages_are_those_of_python(page, ages, tmp_path):

@@ -48,9 +48,10 @@ function parseDicom(bytes) {
   try {
     return dicomParser.parseDicom(bytes);
   } catch {
-    // Old files lack preamble and meta header.
+    // Old files lack preamble and meta header; letters for the type of an element tell the syntax.
+    const explicit = [4, 5].every((at) => bytes[at] >= 65 && bytes[at] <= 90);
     try {
-      return dicomParser.parseDicom(bytes, { TransferSyntaxUID: "1.2.840.10008.1.2" });
+      return dicomParser.parseDicom(bytes, { TransferSyntaxUID: `1.2.840.10008.1.2${explicit ? ".1" : ""}` });
     } catch (error) {
       const reason = error.exception || error.message || error;
       throw new UnreadableImage(`it is not a readable DICOM file: ${reason}`);
@@ -202,7 +203,8 @@ async function decodeWasm(frame, header) {
       throw new UnreadableImage("its pixels have another depth than the header says");
     }
     const out = decoder.getDecodedBuffer().slice();
-    return size * 8 === header.allocated ? out : Uint8Array.from({ length: out.length * 2 }, (_, at) => (at % 2 ? 0 : out[at >> 1]));
+    if (size * 8 === header.allocated) return out;
+    return Uint8Array.from({ length: out.length * 2 }, (_, at) => (at % 2 ? 0 : out[at >> 1]));
   } finally {
     decoder.delete();
   }

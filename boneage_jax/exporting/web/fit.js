@@ -7,7 +7,10 @@ const roundEven = (x) => {
   return low % 2 ? low + 1 : low;
 };
 
-/** Which source pixels make a pixel of the result, and how much each weighs (INTER_AREA). */
+/**
+ * Which source pixels make a pixel of the result, and how much each weighs (INTER_AREA). OpenCV adds in
+ * float32, and so does `resize`, to round the same way where a sum lies half between two levels.
+ */
 function areaTable(from, to) {
   const scale = from / to;
   return Array.from({ length: to }, (_, at) => {
@@ -19,7 +22,7 @@ function areaTable(from, to) {
     if (first - start > 1e-3) taps.push([first - 1, (first - start) / cell]);
     for (let pixel = first; pixel < last; pixel++) taps.push([pixel, 1 / cell]);
     if (end - last > 1e-3) taps.push([last, Math.min(end - last, 1, cell) / cell]);
-    return taps;
+    return taps.map(([pixel, weight]) => [pixel, Math.fround(weight)]);
   });
 }
 
@@ -56,23 +59,23 @@ function resize(image, width, height, area) {
   const narrow = new Map();
   const row = (y) => {
     if (!narrow.has(y)) {
-      const line = new Float64Array(width), start = y * image.width;
+      const line = new Float32Array(width), start = y * image.width;
       columns.forEach((taps, x) => {
-        let sum = 0;
-        for (const [pixel, weight] of taps) sum += image.data[start + pixel] * (whole ? 1 : weight);
-        line[x] = sum;
+        for (const [pixel, weight] of taps) {
+          line[x] += Math.fround(image.data[start + pixel] * (whole ? 1 : weight));
+        }
       });
       narrow.set(y, line);
     }
     return narrow.get(y);
   };
   rows.forEach((taps, y) => {
-    const sums = new Float64Array(width);
+    const sums = new Float32Array(width);
     for (const [pixel, weight] of taps) {
       const line = row(pixel);
-      for (let x = 0; x < width; x++) sums[x] += line[x] * (whole ? 1 : weight);
+      for (let x = 0; x < width; x++) sums[x] += Math.fround(line[x] * (whole ? 1 : weight));
     }
-    for (let x = 0; x < width; x++) data[y * width + x] = roundEven(whole ? sums[x] / whole : sums[x]);
+    for (let x = 0; x < width; x++) data[y * width + x] = roundEven(whole ? Math.fround(sums[x] * Math.fround(1 / whole)) : sums[x]);
     for (const known of narrow.keys()) if (known < taps[0][0]) narrow.delete(known);
   });
   return { data, width, height };
