@@ -1,5 +1,6 @@
-"""Networks with random weights to export, and the workdir of a finished training."""
+"""Networks with random weights to export, and workdirs of finished trainings."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-import boneage_jax
+import tests.support.tiny_backbone  # noqa: F401  (registers the networks)
 from boneage_jax.config import check_config
 from boneage_jax.data.info import DataInfo
 from boneage_jax.exporting.program import Program, age_program, mask_program
@@ -72,11 +73,7 @@ def squares():
 
 
 @pytest.fixture(scope="session")
-def workdir(phantoms, tmp_path_factory):
-    """A finished training of bone ages."""
-    config = cls.get_config()
-    changed = with_settings(steps=2, model__sex_input=True) | {"data.data_dir": phantoms}
-    config.update_from_flattened_dict(changed)
-    folder = tmp_path_factory.mktemp("export") / "run"
-    boneage_jax.train(config, folder, devices=jax.devices()[:1])
-    return folder
+def workdirs(tmp_path_factory):
+    """Finished trainings: bone_age, ensemble and unet."""
+    old = Path(__file__).parents[1] / "inference" / "old_workdirs"
+    return Path(shutil.copytree(old, tmp_path_factory.mktemp("export") / "runs"))
