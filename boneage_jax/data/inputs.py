@@ -111,11 +111,11 @@ def _kept_shape(before: Batch, after: Any, name: str) -> Batch:
     return dict(after)
 
 
-def batch_shapes(size: int, side: int, task: Labelled) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(size: Any, side: int, task: Labelled) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes and dtypes of a global batch.
 
     Args:
-      size: number of images.
+      size: number of images, or a symbolic dimension.
       side: height and width of the images in pixels.
       task: names the labels.
     """
@@ -129,8 +129,9 @@ def batch_shapes(size: int, side: int, task: Labelled) -> dict[str, jax.ShapeDty
         "mask": jax.ShapeDtypeStruct((size, side, side, 1), np.uint8),
     }
     return shapes | {
-        key: known.get(key)
-        or jax.ShapeDtypeStruct((size,), jnp.dtype(task.label_dtypes.get(key, np.float32)))
+        key: known[key]
+        if key in known
+        else jax.ShapeDtypeStruct((size,), jnp.dtype(task.label_dtypes.get(key, np.float32)))
         for key in task.labels
     }
 

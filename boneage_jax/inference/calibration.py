@@ -170,15 +170,15 @@ class Calibration:
         each side; no age is below 0. Without recorded ages of training that is the only bound.
 
         Args:
-          ages: corrected predictions in months, [n].
+          ages: corrected predictions in months, [n], of NumPy or JAX.
 
         Returns:
           (ages, bool: whether each was within the range but for a negative sign).
         """
         low, high = self.youngest - self.half_width, self.oldest + self.half_width
         if math.isnan(low + high):
-            return np.maximum(ages, 0), np.isfinite(ages)
-        return np.clip(ages, max(low, 0), high), (ages >= low) & (ages <= high)
+            return ages.clip(0), abs(ages) < math.inf
+        return ages.clip(max(low, 0), high), (ages >= low) & (ages <= high)
 
     def save(self, path: Path) -> None:
         """Writes an .npz file of plain arrays, atomically."""

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from boneage_jax.data.info import DataInfo
 from boneage_jax.data.inputs import batch_shapes, input_shape, make_inputs, padded_batch
 from boneage_jax.flops import count_flops
-from boneage_jax.inference.eval_step import make_eval_step
+from boneage_jax.inference.eval_step import EvalStep, make_eval_step
 from boneage_jax.runtime.parallel import Parallel
 from boneage_jax.state import Tree
 from boneage_jax.tasks.registry import make_task
@@ -52,10 +52,15 @@ class Network:
         """FLOPs of one eval step on all devices, counted from its jaxpr."""
         task = make_task(self.config, self.info, None)
         return count_flops(
-            make_eval_step(task, make_inputs(self.config), **_options(self.config)),
+            self.local_step(),
             jax.eval_shape(lambda: task.init(jax.random.key(0), (*self.input_shape, 1))),
             batch_shapes(self.batch_size, self.info.image_size, task),
         )
+
+    def local_step(self) -> EvalStep:
+        """Builds the eval step of one device as a plain function, to be counted or exported."""
+        task = make_task(self.config, self.info, None)
+        return make_eval_step(task, make_inputs(self.config), **_options(self.config))
 
     @functools.cached_property
     def eval_step(self) -> Any:

@@ -21,8 +21,9 @@ from boneage_jax.inference.arguments import (
 from boneage_jax.inference.background_removal import load_background
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import Trained, average, load_members
-from boneage_jax.inference.network import Rows
+from boneage_jax.inference.network import Network, Rows
 from boneage_jax.inference.read_ahead import decoding_threads, read_ahead
+from boneage_jax.state import Tree
 from boneage_jax.storage.bucket import open_workdir
 from boneage_jax.storage.layout import BACKGROUND, CALIBRATION, CONFIG
 
@@ -74,6 +75,21 @@ class Predictor:
         self.batch_size: int = self._network.batch_size
         self.image_size: int = info.image_size
         self._fit = str(self._network.config.data.fit)
+
+    @property
+    def network(self) -> Network:
+        """The network that all members share."""
+        return self._network
+
+    @property
+    def members(self) -> list[Tree]:
+        """{'params', 'batch_stats'} of each network."""
+        return self._variables
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What `__call__` applies to the ages; None for a user-defined task."""
+        return self._calibration
 
     def __call__(
         self,

@@ -17,6 +17,8 @@ from boneage_jax.inference.arguments import (
     rounded_batch_size,
 )
 from boneage_jax.inference.load_trained import Trained, load_trained
+from boneage_jax.inference.network import Network
+from boneage_jax.state import Tree
 
 _BATCH = 16
 
@@ -53,6 +55,21 @@ class Segmenter:
         self.flops_per_mask = self._network.eval_flops // self.batch_size
         self.train_flops = trained.flops_spent
 
+    @property
+    def network(self) -> Network:
+        """The network."""
+        return self._network
+
+    @property
+    def variables(self) -> Tree:
+        """{'params', 'batch_stats'} of the network."""
+        return self._variables
+
+    def fit(self, image: np.ndarray, stem: str = "") -> np.ndarray:
+        """Returns the network's input for a radiograph, uint8 [S, S]; `stem` is not used."""
+        del stem
+        return fit_square(image, self.image_size, self._fit)
+
     def __call__(self, images: Image | Iterable[Image]) -> list[HandMaskFound]:
         """Segments the hand in radiographs.
 
@@ -76,10 +93,6 @@ class Segmenter:
                 for p_hand, image in zip(maps, pixels[at : at + self.batch_size], strict=True)
             ]
         return found
-
-    def fit(self, image: np.ndarray) -> np.ndarray:
-        """Returns the network's input for a radiograph, uint8 [H, W] to [S, S]; thread-safe."""
-        return fit_square(image, self.image_size, self._fit)
 
     def probabilities(self, squares: Sequence[np.ndarray]) -> np.ndarray:
         """Returns hand probabilities, uint8 [n, S, S] (times 255).

@@ -85,7 +85,7 @@ def _check_option(name: str, option: str, value: Any) -> None:
     elif option == "num_classes":
         if not isinstance(value, numbers.Integral) or value not in _CLASSES:
             problem = f"a whole number {_CLASSES}"
-    elif option in ("constant_channel", "remat"):
+    elif option in ("constant_channel", "remat", "portable"):
         problem = "" if isinstance(value, bool) else "True or False"
     elif option == "bn_axis_name":
         problem = "" if value is None or isinstance(value, str) else "the name of an axis, or None"

@@ -28,7 +28,7 @@ def max_pool(x: Array) -> Array:
 
     The gradient goes to the first of equal values in reading order, as XLA's own does.
     """
-    return nn.max_pool(x, (2, 2), strides=(2, 2))
+    return nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
 
 
 def _max_pool_forward(x: Array) -> tuple[Array, Array]:
@@ -69,11 +69,13 @@ class ConvTranspose(nn.Module):
       features: channels of the output.
       kernel_size: height and width of the kernel in pixels, at least 2.
       dtype: dtype of the computation; parameters are float32.
+      portable: use plain convolutions on every backend; without gradients of our own.
     """
 
     features: int
     kernel_size: int
     dtype: Any = jnp.float32
+    portable: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -82,6 +84,8 @@ class ConvTranspose(nn.Module):
         kernel = self.param("kernel", variance_scaling(1.0, "fan_in"), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if self.portable:
+            return (by_product if self.kernel_size == 2 else by_phases)(x, kernel) + bias
         return conv_transpose(x, kernel) + bias
 
 

@@ -47,12 +47,14 @@ class UNet(nn.Module):
       dtype: dtype of the computation; parameters and logits are float32.
       bn_momentum: weight of the old running statistics in an update.
       bn_axis_name: device axis over which BatchNorm statistics are averaged, or None.
+      portable: use the same operations on every backend, those that other formats have as well.
     """
 
     variant: str = "unet"
     dtype: Any = jnp.float32
     bn_momentum: float = 0.9
     bn_axis_name: str | None = None
+    portable: bool = False
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Array:
@@ -65,7 +67,9 @@ class UNet(nn.Module):
         stride = spec.block * 2 ** (len(spec.widths) - 1)
         height, width = images.shape[1:3]
         bottom, right = -height % stride, -width % stride
-        x = jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")
+        x = images
+        if bottom or right:
+            x = jnp.pad(x, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")
         x = space_to_depth(x.astype(self.dtype), spec.block)
 
         skips = []
@@ -76,7 +80,10 @@ class UNet(nn.Module):
             x = self._convs(x, filters, f"down{level}", train)
         for level in reversed(range(len(spec.widths) - 1)):
             filters = spec.widths[level]
-            x = ConvTranspose(filters, spec.up, dtype=self.dtype, name=f"up{level}")(x)
+            up = ConvTranspose(
+                filters, spec.up, dtype=self.dtype, portable=self.portable, name=f"up{level}"
+            )
+            x = up(x)
             x = jnp.concatenate([skips.pop(), x], axis=-1)
             x = self._convs(x, filters, f"merge{level}", train)
         # One logit per pixel of a block; float32 from here on.
@@ -84,12 +91,16 @@ class UNet(nn.Module):
             spec.block**2,
             (spec.head, spec.head),
             dtype=self.dtype,
-            conv_general_dilated=conv_general_dilated,
+            conv_general_dilated=self._convolution,
             bias_init=nn.initializers.constant(_PRIOR),
             name="head",
         )(x)
         logits = depth_to_space(x.astype(jnp.float32), spec.block)
         return logits[:, :height, :width]
+
+    @property
+    def _convolution(self) -> Any:
+        return jax.lax.conv_general_dilated if self.portable else conv_general_dilated
 
     def _convs(self, x: Array, filters: int, name: str, train: bool) -> Array:
         spec = VARIANTS[self.variant]
@@ -100,7 +111,7 @@ class UNet(nn.Module):
                 (3, 3),
                 use_bias=not spec.norm,
                 dtype=self.dtype,
-                conv_general_dilated=conv_general_dilated,
+                conv_general_dilated=self._convolution,
                 kernel_init=_HE,
                 name=f"{part}_conv",
             )(x)

@@ -73,7 +73,7 @@ class HandMask(Task):
         return {"logits": outputs}, updated.get("batch_stats", {})
 
     def loss(self, outputs: Arrays, batch: Arrays) -> tuple[jax.Array, Arrays]:
-        logits = outputs["logits"].reshape(len(batch["mask"]), -1)
+        logits = outputs["logits"].reshape(batch["mask"].shape[0], -1)
         hand = batch["mask"].reshape(logits.shape) > 0
         target = hand.astype(jnp.float32)
         cross_entropy, overlap, p_sum = _sums(logits, target)

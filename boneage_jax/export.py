@@ -1,0 +1,45 @@
+"""Writes a trained network as a file for other software.
+
+usage: python -m boneage_jax.export --workdir=DIR --format=FORMAT --output=FILE
+                                    [--precision=float32|float16|int8] [--extensions=FILE.py]
+                                    [PATH...]
+
+  --format=onnx        for onnxruntime and others, in any language
+  --format=stablehlo   for JAX without this package, on CPU, CUDA and TPU
+  --format=web         one HTML page for a browser, offline: drop a radiograph, see its age
+
+PATH: radiographs on which the file is compared with the network, and int8 is fitted; without them
+those of the training's validation split, where its data is prepared.
+"""
+
+from collections.abc import Sequence
+
+from boneage_jax.cli import Parser, path_argument, prepare_jax, run_door
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exports the network given by `argv` and prints a summary; returns the exit status."""
+    parser = Parser(__doc__, extensions=True)
+    parser.add_argument("--workdir", required=True, help="folder of a finished training")
+    parser.add_argument("--format", required=True, help="see above")
+    parser.add_argument("--output", required=True, type=path_argument, help="file to write")
+    parser.add_argument("--precision", default="float32", help="of the weights of ONNX files")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="image files, folders, globs")
+    args = parser.parse_args(argv)
+
+    from boneage_jax.exporting.export_run import Request, check_request, export
+
+    request = Request(args.workdir, args.output, args.precision, args.paths)
+    check_request(args.format, request)
+    prepare_jax()
+    print(*export(args.format, request), sep="\n")
+    return 0
+
+
+def run() -> None:
+    """Runs the command; entry point of the console script boneage-export."""
+    run_door(main)
+
+
+if __name__ == "__main__":
+    run()

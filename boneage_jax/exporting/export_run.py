@@ -1,0 +1,180 @@
+"""Writes a trained network as a file for other software."""
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from boneage_jax.errors import InputError
+from boneage_jax.exporting.comparing import batches, compare
+from boneage_jax.exporting.onnx_graph import (
+    PRECISIONS,
+    to_onnx,
+    with_float16_weights,
+    with_int8_convolutions,
+)
+from boneage_jax.exporting.program import Program, load_program
+from boneage_jax.exporting.sample import Sample, take_sample
+from boneage_jax.exporting.stablehlo import reader, to_stablehlo
+from boneage_jax.exporting.web_page import build_page, check_page
+from boneage_jax.storage.safe_write import check_writable, in_one_piece, write_text, writing
+
+if TYPE_CHECKING:
+    import onnx
+
+EXTRA = "boneage_jax[export]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is to be written.
+
+    Attributes:
+      workdir: see `boneage_jax.exporting.program.load_program`.
+      output: file to write.
+      precision: float32, float16 or int8; of ONNX files.
+      radiographs: image files, folders or globs, see `boneage_jax.exporting.sample`.
+    """
+
+    workdir: str
+    output: Path
+    precision: str = "float32"
+    radiographs: Sequence[str] = ()
+
+
+def check_request(form: str, request: Request) -> None:
+    """Checks what can be checked before anything is loaded.
+
+    Raises:
+      InputError: a package is missing, the output cannot be written, or a precision that the format
+        does not have.
+    """
+    if form not in FORMATS:
+        raise InputError(f"--format={form} must be one of {', '.join(FORMATS)}")
+    for package in _PACKAGES[form]:
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"--format={form} needs the package {package}; pip install '{EXTRA}'")
+    if request.precision not in PRECISIONS:
+        raise InputError(f"--precision={request.precision} must be one of {', '.join(PRECISIONS)}")
+    if request.precision != "float32" and form != "onnx":
+        raise InputError(f"--precision is of --format=onnx alone; leave it out of {form}")
+    output = request.output
+    if output.is_dir():
+        raise InputError(f"--output={output} is a folder; name a file")
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"--output={output}: there is no folder {output.parent}")
+    check_writable(output.absolute().parent)
+
+
+def export(form: str, request: Request) -> list[str]:
+    """Writes the file, compares it with the network and returns lines for the user.
+
+    Args:
+      form: a key of `FORMATS`.
+      request: what to write; checked by `check_request`.
+
+    Raises:
+      InputError: the workdir holds no finished training, or a network that the format cannot hold;
+        nothing is written then.
+    """
+    program = load_program(request.workdir)
+    content, lines = FORMATS[form](program, request)
+    with writing(request.output), in_one_piece(request.output) as part:
+        part.write_bytes(content)
+    if form == "stablehlo":  # which has no place for texts
+        beside = request.output.with_name(request.output.name + ".json")
+        with writing(beside):
+            write_text(beside, json.dumps(dict(program.metadata), indent=1) + "\n")
+        lines.append(f"{beside}: what the file is, its inputs and terms")
+    return [f"{request.output}: {len(content) / 1e6:.1f} MB, {lines[0]}", *lines[1:]]
+
+
+def _onnx(program: Program, request: Request) -> tuple[bytes, list[str]]:
+    sample = take_sample(program, request.radiographs)
+    if request.precision == "int8" and not sample.real:
+        raise InputError(
+            "--precision=int8 is fitted on radiographs, and the data of the training is not "
+            "prepared here; name some: export ... --precision=int8 FOLDER"
+        )
+    model = to_onnx(program)
+    if request.precision == "float16":
+        model = with_float16_weights(model)
+    if request.precision == "int8":
+        fitted, sample = _halves(sample)
+        model = with_int8_convolutions(model, batches(program, fitted))
+    opset = model.opset_import[0].version
+    first = f"ONNX opset {opset}, {request.precision}; {_interface(program)}"
+    lines = [first, *_compare_onnx(program, model, sample)]
+    return model.SerializeToString(), lines
+
+
+def _web(program: Program, request: Request) -> tuple[bytes, list[str]]:
+    check_page(program)
+    sample = take_sample(program, request.radiographs)
+    model = with_float16_weights(to_onnx(program))
+    page = build_page(program, model)
+    lines = ["open it in a browser; it needs no network", *_compare_onnx(program, model, sample)]
+    return page, lines
+
+
+def _compare_onnx(program: Program, model: "onnx.ModelProto", sample: Sample) -> list[str]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+    def run(inputs: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+        return session.run(list(program.outputs), dict(inputs))
+
+    return compare(program, run, sample)
+
+
+def _stablehlo(program: Program, request: Request) -> tuple[bytes, list[str]]:
+    sample = take_sample(program, request.radiographs)
+    content = to_stablehlo(program)
+    call = reader(content)
+
+    def run(inputs: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+        found = call(*(inputs[name] for name in program.inputs))
+        return [np.asarray(found[name]) for name in program.outputs]
+
+    first = f"StableHLO for cpu, cuda and tpu; {_interface(program)}"
+    return bytes(content), [first, *compare(program, run, sample)]
+
+
+def _interface(program: Program) -> str:
+    return f"{program.metadata['inputs']} -> {', '.join(program.outputs)}"
+
+
+def _halves(sample: Sample) -> tuple[Sample, Sample]:
+    """Splits a sample into images to fit on and others to measure on.
+
+    Raises:
+      InputError: fewer than two images.
+    """
+    if len(sample.squares) < 2:
+        raise InputError("--precision=int8 is fitted on radiographs; name two or more")
+
+    def part(which: int) -> Sample:
+        ages = None if sample.ages is None else sample.ages[which::2]
+        squares = sample.squares[which::2]
+        name = f"half of {sample.name}; int8 was fitted on the other half"
+        return Sample(name, squares, sample.male[which::2], ages, sample.real)
+
+    return part(0), part(1)
+
+
+FORMATS: dict[str, Callable[[Program, Request], tuple[bytes, list[str]]]] = {
+    "onnx": _onnx,
+    "stablehlo": _stablehlo,
+    "web": _web,
+}
+_ONNX = ("jax2onnx", "onnx", "onnxruntime")
+_PACKAGES = {"onnx": _ONNX, "stablehlo": ("flatbuffers",), "web": _ONNX}

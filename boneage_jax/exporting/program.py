@@ -1,0 +1,255 @@
+"""A trained network as one pure function: stored images in, what `predict` writes out."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+import boneage_jax
+from boneage_jax.config import load_config
+from boneage_jax.data.inputs import batch_shapes
+from boneage_jax.errors import InputError
+from boneage_jax.exporting.image_statistics import distance
+from boneage_jax.inference.arguments import checked_workdir
+from boneage_jax.inference.calibration import Calibration
+from boneage_jax.inference.network import Network, Rows
+from boneage_jax.inference.predictor import Predictor, load_predictor
+from boneage_jax.inference.segmenter import Segmenter, load_segmenter
+from boneage_jax.models.registry import options_of
+from boneage_jax.report.run_report import read_report
+from boneage_jax.state import Tree
+from boneage_jax.storage.bucket import open_workdir
+from boneage_jax.storage.layout import CONFIG, REPORT
+from boneage_jax.tasks.registry import make_task
+
+Arrays = dict[str, jax.Array]
+TERMS = {
+    "": "Not a medical device: for research and education, never for the care of a patient.",
+    "rsna_bone_age": (
+        "Trained on the RSNA Pediatric Bone Age Challenge 2017: academic research, education and "
+        "other non-commercial use only, no attempt to identify anyone; cite Halabi et al., "
+        "Radiology 2019;290:498-503, doi 10.1148/radiol.2018180736."
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A network with all that surrounds it, ready to be written in another format.
+
+    Everything is inside: scaling, normalisation, flips, the average of members, standardisation,
+    bias correction, interval, range and acceptance. Outside is only what `Predictor.fit` does to a
+    radiograph.
+
+    Attributes:
+      network: task and config.
+      members: {'params', 'batch_stats'} of each network whose predictions are averaged.
+      outputs: names of what is returned, the columns of `predict` or `p_hand`.
+      takes_sex: whether the sex is an input.
+      fit: turns a radiograph, uint8 [H, W], and its stem into an input, uint8 [S, S].
+      read: what the package itself reads from inputs and sexes: {output: [n, ...]}.
+      metadata: texts about the network, for whoever finds the file alone.
+      calibration: None unless the network reads bone ages.
+    """
+
+    network: Network
+    members: Sequence[Tree]
+    outputs: tuple[str, ...]
+    takes_sex: bool
+    fit: Callable[[np.ndarray, str], np.ndarray]
+    read: Callable[[Sequence[np.ndarray], Sequence[int]], Rows]
+    metadata: Mapping[str, str]
+    calibration: Calibration | None = None
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images in pixels."""
+        return self.network.info.image_size
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the arguments: image, and male where the sex is an input."""
+        return ("image", "male") if self.takes_sex else ("image",)
+
+    def shapes(self, batch: Any) -> list[jax.ShapeDtypeStruct]:
+        """Returns shapes and dtypes of the arguments.
+
+        Args:
+          batch: number of images, or a symbolic dimension.
+        """
+        known = batch_shapes(batch, self.image_size, self.network.task)
+        return [known[name] for name in self.inputs]
+
+    def function(self, **model_options: Any) -> Callable[..., Arrays]:
+        """Builds the function `(members, image, male=None) -> {output: [B, ...]}`.
+
+        image is uint8 [B, S, S, 1], male int32 [B]: 1, 0, or -1 for unknown.
+
+        Args:
+          **model_options: options of the model instead of those of the config, see
+            `boneage_jax.create_model`; those that the model does not have are left out.
+        """
+        network = with_options(self.network, **model_options)
+        step, task = network.local_step(), network.task
+
+        def predict(members: Sequence[Tree], image: jax.Array, male: Any = None) -> Arrays:
+            batch = {
+                name: jnp.zeros(shape.shape, shape.dtype)
+                for name, shape in batch_shapes(image.shape[0], self.image_size, task).items()
+            }
+            batch["image"] = image
+            if "male" in batch:
+                batch["male"] = batch["male"] - 1 if male is None else male
+            rows = [step(variables, batch)[1] for variables in members]
+            names = task.reported if self.calibration else self.outputs
+            found = {name: _mean([row[name] for row in rows]) for name in names}
+            return found if self.calibration is None else self._calibrated(found, image)
+
+        return predict
+
+    def _calibrated(self, rows: Arrays, image: jax.Array) -> Arrays:
+        calibration: Any = self.calibration  # its methods take arrays of JAX as well
+        age, within = calibration.possible(calibration.correction(rows["predicted_age"]))
+        found = {
+            "bone_age_months": age,
+            "low_months": (age - calibration.half_width).clip(0),
+            "high_months": age + calibration.half_width,
+            "p_male": rows["p_male"],
+        }
+        if "accepted" in self.outputs:
+            away = distance(image, calibration.mean, calibration.precision)
+            found["accepted"] = (away <= calibration.max_distance) & within
+        return found
+
+
+def load_program(workdir: str | os.PathLike[str]) -> Program:
+    """Loads a trained network, an ensemble or a U-Net.
+
+    Args:
+      workdir: workdir of a finished training, a local folder or gs://BUCKET/PATH.
+
+    Raises:
+      InputError: no run in the workdir, a training that has not ended, or a damaged file.
+    """
+    folder = open_workdir(checked_workdir(workdir))
+    report = read_report(folder) if (folder / REPORT).is_file() else {}
+    if load_config(folder / CONFIG).task == "hand_mask":
+        if not report:
+            raise InputError(
+                f"{folder / REPORT} is missing: the training in this workdir has not ended; "
+                "start it again"
+            )
+        return mask_program(load_segmenter(workdir), report)
+    return age_program(load_predictor(workdir), report)
+
+
+def age_program(predictor: Predictor, report: Mapping[str, Any]) -> Program:
+    """Returns the program of bone ages, or of a user-defined task.
+
+    Args:
+      predictor: the network or networks.
+      report: contents of their report.json, for the metadata; may be empty.
+    """
+    outputs = predictor.columns
+    if not predictor.judges_images:
+        outputs = tuple(name for name in outputs if name != "accepted")
+    network, takes_sex = predictor.network, predictor.takes_sex
+    return Program(
+        network,
+        predictor.members,
+        outputs,
+        takes_sex,
+        predictor.fit,
+        predictor.read,
+        _metadata(network, len(predictor.members), outputs, takes_sex, report),
+        predictor.calibration,
+    )
+
+
+def mask_program(segmenter: Segmenter, report: Mapping[str, Any]) -> Program:
+    """Returns the program of a U-Net: its probabilities times 255, uint8 [batch, S, S]."""
+    size, outputs = segmenter.batch_size, ("p_hand",)
+
+    def read(squares: Sequence[np.ndarray], male: Sequence[int]) -> Rows:
+        del male
+        starts = range(0, len(squares), size)
+        parts = [segmenter.probabilities(squares[at : at + size]) for at in starts]
+        return {"p_hand": np.concatenate(parts)}
+
+    network, variables = segmenter.network, [segmenter.variables]
+    metadata = _metadata(network, 1, outputs, False, report)
+    return Program(network, variables, outputs, False, segmenter.fit, read, metadata)
+
+
+def with_options(network: Network, **options: Any) -> Network:
+    """Returns a network whose model has other options, and the same variables.
+
+    Args:
+      network: any network.
+      **options: see `Program.function`; dtype is that of the computation.
+    """
+    config = ConfigDict(network.config.to_dict())
+    if "dtype" in options:
+        config.model.dtype = options.pop("dtype")
+    known = options_of(config.model.name)
+    own = dict(config.model.get("options", {}))
+    own |= {name: value for name, value in options.items() if name in known}
+    config.model.options = ConfigDict(own)
+    return dataclasses.replace(network, config=config, task=make_task(config, network.info, None))
+
+
+def _mean(values: Sequence[jax.Array]) -> jax.Array:
+    return values[0] if len(values) == 1 else sum(values[1:], values[0]) / len(values)
+
+
+def _metadata(
+    network: Network,
+    members: int,
+    outputs: Sequence[str],
+    takes_sex: bool,
+    report: Mapping[str, Any],
+) -> dict[str, str]:
+    """Returns texts about a network; unknown ones are absent."""
+    config, info = network.config, network.info
+    data = config.data
+    inputs = [f"image: uint8 [batch, {info.image_size}, {info.image_size}, 1]"]
+    inputs += ["male: int32 [batch], 1 male, 0 female, -1 unknown"] if takes_sex else []
+    found = {
+        "version": f"boneage_jax {boneage_jax.__version__}",
+        "task": config.task,
+        "model": config.model.name,
+        "members": str(members),
+        "inputs": "; ".join(inputs),
+        "columns": ",".join(outputs),
+        "image_size": str(info.image_size),
+        "fit": data.get("fit", "pad"),
+        "background": info.background or "kept",
+        "normalize": f"{config.normalize}, inside the graph",
+        "test_flips": str(config.test_flips),
+        "data": f"{data.name}/{data.config}",
+        "validation_error": _validation_error(report),
+        "terms": " ".join(dict.fromkeys((TERMS.get(data.name, ""), TERMS[""]))).strip(),
+    }
+    return {key: text for key, text in found.items() if text}
+
+
+def _validation_error(report: Mapping[str, Any]) -> str:
+    """Returns the error that a report states, as a text; "" if it states none."""
+    split = report.get("dataset", {}).get("split", "")
+    if split != "validation":
+        return ""
+    count = report["dataset"].get("splits", {}).get(split, 0)
+    if "age" in report:
+        age = report["age"]
+        return (
+            f"mean absolute error {age['mae']:.2f} months (95 % interval {age['mae_low']:.2f} to "
+            f"{age['mae_high']:.2f}) on {count} images"
+        )
+    if "mask" in report:
+        return f"Dice {report['mask']['pooled']['f1']:.4f} over all pixels of {count} images"
+    return ""

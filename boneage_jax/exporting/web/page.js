@@ -1,0 +1,143 @@
+// What the page shows, and how it takes files.
+"use strict";
+
+const PARTS = 8; // rows and columns of the heat map
+const facts = JSON.parse(document.getElementById("facts").textContent);
+const byId = (id) => document.getElementById(id);
+const loading = Model.load(facts);
+let queue = loading; // one file after the other
+
+const make = (tag, text = "", attributes = {}) => {
+  const element = document.createElement(tag);
+  element.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return element;
+};
+const say = (text) => (byId("status").textContent = text);
+
+function inWords(months) {
+  const whole = Math.round(months), years = Math.floor(whole / 12), rest = whole % 12;
+  const count = (number, unit) => `${number} ${unit}${number === 1 ? "" : "s"}`;
+  return `${count(years, "year")} ${count(rest, "month")}`;
+}
+
+function chosenSex(fromFile) {
+  const chosen = document.querySelector("input[name=sex]:checked").value;
+  return chosen === "file" ? fromFile : Number(chosen);
+}
+
+async function readFile(file) {
+  const article = make("article", "", { tabindex: "-1", "aria-busy": "true" });
+  article.append(make("h3", file.name));
+  byId("results").prepend(article);
+  say(`Reading ${file.name}`);
+  try {
+    const radiograph = await readRadiograph(new Uint8Array(await file.arrayBuffer()));
+    const model = await loading, male = chosenSex(radiograph.sex);
+    const square = fitSquare(radiograph, model.size, facts.fit).data;
+    const [found] = await model.read([square], male);
+    show(article, found, radiograph, male, square, model);
+    const accepted = found.accepted === 0 ? ". It is unlike the radiographs of training" : "";
+    say(`${file.name}: bone age ${inWords(found.bone_age_months)}${accepted}`);
+    await heatMap(article, model, square, male, found.bone_age_months);
+  } catch (error) {
+    const reason = error instanceof UnreadableImage ? error.message : `the page failed: ${error.message || error}`;
+    article.append(make("p", `Not read: ${reason}.`, { class: "refused" }));
+    say(`${file.name} was not read: ${reason}`);
+  }
+  article.setAttribute("aria-busy", "false");
+}
+
+function show(article, found, radiograph, male, square, model) {
+  if (found.accepted === 0) {
+    article.append(
+      make("p", "This does not look like the hand radiographs of training. Do not use the age.", { class: "refused" }),
+    );
+  }
+  const age = make("p", inWords(found.bone_age_months), { class: "age" });
+  age.dataset.months = found.bone_age_months;
+  age.dataset.accepted = found.accepted ?? "";
+  const accepted = { 0: "no", 1: "yes" }[found.accepted] ?? "not known: too few images in training";
+  const sexes = { 1: "male", 0: "female", [-1]: "not known" };
+  const estimate = `male with probability ${Math.round(100 * found.p_male)} %`;
+  const rows = [
+    ["Bone age", `${found.bone_age_months.toFixed(1)} months`],
+    ["95 % interval", `${found.low_months.toFixed(1)} to ${found.high_months.toFixed(1)} months`],
+    ["Accepted as a hand radiograph", accepted],
+    ["Sex used", model.session.inputNames.includes("male") ? sexes[male] : "none: this network takes no sex"],
+    ["Sex as the network sees it", estimate],
+    ...radiograph.notes.map((note) => ["Note on the file", note]),
+  ];
+  const list = make("dl");
+  for (const [term, text] of rows) list.append(make("dt", term), make("dd", text));
+  const figure = make("figure"), stack = make("div", "", { class: "stack" });
+  const label = "The radiograph as the network sees it";
+  const picture = make("canvas", "", { width: model.size, height: model.size, role: "img", "aria-label": label });
+  const context = picture.getContext("2d"), pixels = context.createImageData(model.size, model.size);
+  square.forEach((value, at) => pixels.data.set([value, value, value, 255], 4 * at));
+  context.putImageData(pixels, 0, 0);
+  stack.append(picture);
+  figure.append(stack, make("figcaption", `${label}, ${model.size} pixels wide. The heat map follows.`));
+  article.append(age, list, figure);
+}
+
+async function heatMap(article, model, square, male, age) {
+  const caption = article.querySelector("figcaption");
+  const moved = await model.occlusion(square, male, age, PARTS, (done) => {
+    caption.textContent = `Heat map: ${Math.round(100 * done)} %`;
+  });
+  const most = Math.max(...moved.map(Math.abs), 1e-6);
+  const map = make("canvas", "", { width: PARTS, height: PARTS, class: "heat", "aria-hidden": "true" });
+  const context = map.getContext("2d"), pixels = context.createImageData(PARTS, PARTS);
+  moved.forEach((months, at) => {
+    const colour = months < 0 ? [230, 97, 1] : [64, 120, 230]; // told apart by all colour-blind people
+    pixels.data.set([...colour, Math.round((200 * Math.abs(months)) / most)], 4 * at);
+  });
+  context.putImageData(pixels, 0, 0);
+  article.querySelector(".stack").append(map);
+  const at = moved.findIndex((months) => Math.abs(months) === most);
+  const where = (place, names) => names[Math.min(2, Math.floor((3 * place) / PARTS))];
+  const row = where(Math.floor(Math.max(at, 0) / PARTS), ["upper", "middle", "lower"]);
+  const column = where(Math.max(at, 0) % PARTS, ["left", "centre", "right"]);
+  caption.textContent =
+    "Heat map: how the age changes when a part is covered with grey; orange younger, blue older. " +
+    `Strongest in the ${row} ${column}, by ${(moved[at] ?? 0).toFixed(1)} months.`;
+  article.dataset.heat = "done";
+}
+
+function take(files) {
+  for (const file of files) queue = queue.then(() => readFile(file), () => undefined);
+}
+
+byId("files").addEventListener("change", (event) => {
+  take([...event.target.files]);
+  event.target.value = ""; // the same file may be chosen again
+});
+for (const kind of ["dragenter", "dragover"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    byId("drop").classList.add("over");
+  });
+}
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) byId("drop").classList.remove("over");
+});
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  byId("drop").classList.remove("over");
+  take([...event.dataTransfer.files]);
+});
+byId("clear").addEventListener("click", () => {
+  byId("results").replaceChildren();
+  say("Cleared.");
+});
+loading.then(
+  () => {
+    say("Ready.");
+    document.body.dataset.state = "ready";
+  },
+  (error) => {
+    say(`This browser cannot run the network: ${error.message || error}`);
+    document.body.dataset.state = "failed";
+  },
+);

@@ -1,0 +1,73 @@
+"""The command: what it writes and prints, and one line for what it cannot do."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from boneage_jax import export
+from boneage_jax.exporting import export_run
+from tests.support.unet_run import call
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("jax2onnx")
+
+
+def test_onnx_of_radiographs(workdirs, radiographs, tmp_path, capsys):
+    output = tmp_path / "net.onnx"
+    arguments = (f"--workdir={workdirs / 'ensemble'}", "--format=onnx", f"--output={output}")
+    assert call(export, *arguments, radiographs / "images") == 0
+    onnx.checker.check_model(onnx.load(output))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{output}: ") and "male: int32 [batch]" in lines[0]
+    assert "months at most" in lines[1] and "24 of the radiographs given" in lines[1]
+
+
+def test_stablehlo_has_its_texts_beside_it(workdirs, tmp_path, capsys):
+    output = tmp_path / "net.stablehlo"
+    arguments = (f"--workdir={workdirs / 'bone_age'}", "--format=stablehlo", f"--output={output}")
+    assert call(export, *arguments) == 0
+    found = json.loads((tmp_path / "net.stablehlo.json").read_text())
+    report = json.loads((workdirs / "bone_age" / "report.json").read_text())
+    assert f"{report['age']['mae']:.2f} months" in found["validation_error"]
+    away = re.search(r"differs from the network by (\S+) months", capsys.readouterr().out)
+    assert float(away[1]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"format": "keras"}, "--format=keras must be one of onnx, stablehlo, web"),
+        ({"precision": "int4"}, "--precision=int4 must be one of float32, float16, int8"),
+        ({"format": "stablehlo", "precision": "int8"}, "--precision is of --format=onnx alone"),
+        ({"output": "no/folder/net.onnx"}, "there is no folder no/folder"),
+        ({"output": "."}, "--output=. is a folder; name a file"),
+        ({"output": "/proc/net.onnx"}, "/proc cannot be written"),
+        ({"workdir": "nowhere"}, "nowhere"),
+    ],
+)
+def test_refused_in_one_line(changed, line, workdirs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = {"workdir": workdirs / "bone_age", "format": "onnx", "output": "net.onnx"} | changed
+    assert call(export, *(f"--{key}={value}" for key, value in given.items())) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and line in text and text.count("\n") == 1
+    assert not (tmp_path / "net.onnx").exists()
+
+
+@pytest.mark.parametrize("name", ["bone_age", "unet"])
+def test_unfinished_training(name, workdirs, tmp_path, capsys):
+    copy = shutil.copytree(workdirs / name, tmp_path / "run")
+    for file in ("report.json", "calibration.npz"):
+        (copy / file).unlink(missing_ok=True)
+    output = f"--output={tmp_path / 'net.onnx'}"
+    assert call(export, f"--workdir={copy}", "--format=onnx", output) == 2
+    assert "is missing: the training in this workdir has not ended" in capsys.readouterr().err
+
+
+def test_missing_package_names_the_extra(workdirs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(export_run._PACKAGES, "onnx", ("a_package_that_is_not_there",))
+    output = f"--output={tmp_path / 'net.onnx'}"
+    assert call(export, f"--workdir={workdirs / 'bone_age'}", "--format=onnx", output) == 2
+    assert "pip install 'boneage_jax[export]'" in capsys.readouterr().err
