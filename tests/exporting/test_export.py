@@ -1,5 +1,6 @@
 """The command: what it writes and prints, and one line for what it cannot do."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -7,6 +8,7 @@ import shutil
 import pytest
 
 from boneage_jax import export
+from boneage_jax.errors import InputError
 from boneage_jax.exporting import export_run
 from tests.support.unet_run import call
 
@@ -20,7 +22,7 @@ def test_onnx_of_radiographs(workdirs, radiographs, tmp_path, capsys):
     assert call(export, *arguments, radiographs / "images") == 0
     onnx.checker.check_model(onnx.load(output))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"{output}: ") and "male: int32 [batch]" in lines[0]
+    assert lines[0].startswith(f"{output}: ") and "uint8 [batch, 64, 64, 1]" in lines[0]
     assert "months at most" in lines[1] and "24 of the radiographs given" in lines[1]
 
 
@@ -71,3 +73,22 @@ def test_missing_package_names_the_extra(workdirs, tmp_path, monkeypatch, capsys
     output = f"--output={tmp_path / 'net.onnx'}"
     assert call(export, f"--workdir={workdirs / 'bone_age'}", "--format=onnx", output) == 2
     assert "pip install 'boneage_jax[export]'" in capsys.readouterr().err
+
+
+def test_int8_is_not_fitted_on_drawn_hands(ages, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    config = ages.network.config.copy_and_resolve_references()
+    config.data.update(name="rsna_bone_age", config="64", data_dir="")
+    real = dataclasses.replace(ages, network=dataclasses.replace(ages.network, config=config))
+    request = export_run.Request("", tmp_path / "net.onnx", "int8")
+    with pytest.raises(InputError, match="fitted on radiographs"):
+        export_run.FORMATS["onnx"](real, request)
+
+
+def test_page_refuses_what_it_cannot_show(ages, masks, tmp_path):
+    info = dataclasses.replace(ages.network.info, background="multiply")
+    bare = dataclasses.replace(ages, network=dataclasses.replace(ages.network, info=info))
+    request = export_run.Request("", tmp_path / "page.html")
+    for program, line in ((masks, "shows bone ages"), (bare, "without background")):
+        with pytest.raises(InputError, match=line):
+            export_run.FORMATS["web"](program, request)
