@@ -5,7 +5,8 @@ conformal prediction, Vovk et al. 2005: the quantile of absolute validation erro
 ages that a prediction can have; and how far the statistics of a new image may be from those of the
 radiographs of training before it is rejected as not a hand radiograph. The statistics are of the
 image, not of the network: pooled features of a network trained only on hands place noise and plain
-gradients among the hands. So images that the network was trained on serve as well as others.
+gradients among the hands. So images that the network was trained on serve as well as others. A view
+network (`boneage_jax.inference.view`) judges beside them, where training had enough images for one.
 """
 
 import dataclasses
@@ -21,6 +22,8 @@ import numpy as np
 
 from boneage_jax.errors import InputError
 from boneage_jax.inference.bias_correction import Correction, cross_fitted
+from boneage_jax.inference.view import View
+from boneage_jax.inference.view_network import SHAPES as VIEW_SHAPES
 from boneage_jax.json_file import read_bytes
 from boneage_jax.ranges import Range
 from boneage_jax.storage.safe_write import in_one_piece
@@ -29,6 +32,7 @@ _COVERAGE = 0.95
 # Of 902 radiographs these reject 0.3 to 1.2 % of those not fitted to, for 30 to 512 images.
 _ACCEPTED = 0.99  # quantile of the distances of images that the statistics are fitted without
 _MARGIN = 1.1  # times that quantile
+_MARGIN_WITH_VIEW = 1.4  # noise and exposure raise the distance, and the view network judges too
 _SHRINKAGE = 0.2  # of the covariance towards its diagonal
 MIN_IMAGES = 30  # fewer reject up to 12 % of the radiographs
 _SIDE = 128  # side in pixels for statistics, whatever size the network reads
@@ -49,7 +53,12 @@ _SHAPES: dict[str, tuple[int, ...]] = {
 }
 # What files of older versions do not have.
 _OLDER = {"slope": 1.0, "intercept": 0.0, "images": 0, "youngest": math.nan, "oldest": math.nan}
-_LARGEST = 2**20  # bytes of a file; ours have 3,500
+# Arrays of a view network, all of them or none; `view_threshold` tells whether a file has one.
+_VIEW = "view_"
+_VIEW_THRESHOLD = f"{_VIEW}threshold"
+_VIEW_SHAPES = {_VIEW_THRESHOLD: ()} | {_VIEW + name: VIEW_SHAPES[name] for name in VIEW_SHAPES}
+_LARGEST_WEIGHT = 1e3  # ours are below 10; products of such cannot overflow
+_LARGEST = 2**20  # bytes of a file; ours have 3,500, and 170,000 with a view network
 _UNREADABLE = (
     *(ValueError, KeyError, OSError, EOFError, RuntimeError, NotImplementedError, MemoryError),
     *(zipfile.BadZipFile, zlib.error),
@@ -95,6 +104,8 @@ class Calibration:
       youngest, oldest: ages of the training split in months; NaN in files of older versions, which
         did not record them.
       images: number of images that the half-width was measured on; 0 if not recorded.
+      view: puts images right and judges them; None in files of older versions, and where there were
+        too few images to fit one.
     """
 
     half_width: float
@@ -105,6 +116,7 @@ class Calibration:
     youngest: float = math.nan
     oldest: float = math.nan
     images: int = 0
+    view: View | None = None
 
     @classmethod
     def fit(
@@ -115,6 +127,7 @@ class Calibration:
         method: str = "none",
         *,
         training_ages: np.ndarray | None = None,
+        view: View | None = None,
     ) -> "Calibration":
         """Fits a calibration to predictions on a split that the network was not trained on.
 
@@ -124,6 +137,7 @@ class Calibration:
             count too.
           method: method of the correction, see `boneage_jax.inference.bias_correction`.
           training_ages: months, ages of the training split.
+          view: a fitted view network.
         """
         correction = Correction.fit(predicted, true, method)
         predicted = cross_fitted(predicted, true, method)
@@ -132,16 +146,17 @@ class Calibration:
         away = seen - seen.mean(0)
         covariance = away.T @ away / max(len(seen) - 1, 1)
         ages = np.asarray([math.nan] if training_ages is None else training_ages, np.float64)
-        enough = len(seen) >= MIN_IMAGES
+        enough, margin = len(seen) >= MIN_IMAGES, _MARGIN_WITH_VIEW if view else _MARGIN
         return cls(
             _quantile(errors, _COVERAGE),  # with fewer than 19 images the largest error
             seen.mean(0),
             np.linalg.inv(_shrunk(covariance)),
-            _MARGIN * _quantile(_left_out_distances(seen), _ACCEPTED) if enough else math.inf,
+            margin * _quantile(_left_out_distances(seen), _ACCEPTED) if enough else math.inf,
             correction,
             float(ages.min()),
             float(ages.max()),
             len(errors),
+            view,
         )
 
     @property
@@ -183,8 +198,12 @@ class Calibration:
     def save(self, path: Path) -> None:
         """Writes an .npz file of plain arrays, atomically."""
         arrays = dataclasses.asdict(self)
+        correction, view = arrays.pop("correction"), arrays.pop("view")
+        if view:
+            arrays[_VIEW_THRESHOLD] = view["threshold"]
+            arrays |= {_VIEW + name: values for name, values in view["weights"].items()}
         with in_one_piece(path) as part, part.open("wb") as file:
-            np.savez(file, **arrays.pop("correction"), **arrays)
+            np.savez(file, **correction, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Calibration":
@@ -195,6 +214,7 @@ class Calibration:
         """
         try:
             stored = _read_arrays(path)
+            view = _take_view(stored)
             numbers = {key: float(values) for key, values in stored.items() if not values.shape}
             _check_numbers(numbers)
             if np.linalg.eigvalsh(stored["precision"]).min() <= 0:
@@ -206,6 +226,7 @@ class Calibration:
                 precision=stored["precision"],
                 correction=correction,
                 images=images,
+                view=view,
                 **numbers,
             )
         except FileNotFoundError:
@@ -217,6 +238,18 @@ class Calibration:
             raise InputError(
                 f"{path} is damaged ({reason}); remove it and report.json and run main again"
             ) from error
+
+
+def _take_view(stored: dict[str, np.ndarray]) -> View | None:
+    """Removes the arrays of a view network from `stored` and returns it."""
+    threshold = stored.pop(_VIEW_THRESHOLD, None)
+    if threshold is None:
+        return None
+    weights = {name: stored.pop(_VIEW + name) for name in VIEW_SHAPES}
+    largest = max(np.abs(values).max() for values in weights.values())
+    if largest > _LARGEST_WEIGHT:
+        raise ValueError(f"a weight of the view network is {largest:g}")
+    return View({name: w.astype(np.float32) for name, w in weights.items()}, float(threshold))
 
 
 def _check_numbers(numbers: Mapping[str, float]) -> None:
@@ -240,7 +273,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(io.BytesIO(read_bytes(path, _LARGEST))) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist()}
-        for name in _SHAPES:
+        shapes = _SHAPES | (_VIEW_SHAPES if _VIEW_THRESHOLD in names else {})
+        for name in shapes:
             if name in _OLDER and name not in names:
                 found[name] = np.asarray(_OLDER[name])
                 continue
@@ -248,7 +282,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
                 content = io.BytesIO(file.read(_LARGEST))
             np.lib.format.read_magic(content)
             shape, _, dtype = np.lib.format.read_array_header_1_0(content)
-            if shape != _SHAPES[name] or dtype.kind not in "fi":
+            if shape != shapes[name] or dtype.kind not in "fi":
                 raise ValueError(f"{name} is {dtype} {list(shape)}")
             content.seek(0)
             found[name] = np.lib.format.read_array(content, allow_pickle=False)
