@@ -29,6 +29,8 @@ from boneage_jax.ranges import Range
 from boneage_jax.storage.safe_write import in_one_piece
 
 _COVERAGE = 0.95
+_MIN_SLOPED = 100  # images; fewer do not tell how the error depends on the age
+_SCALES = 0.5, 2.0  # bounds of a width in units of the one at the centre
 # Of 902 radiographs these reject 0.3 to 1.2 % of those not fitted to, for 30 to 512 images.
 _ACCEPTED = 0.99  # quantile of the distances of images that the statistics are fitted without
 _MARGIN = 1.1  # times that quantile
@@ -45,14 +47,18 @@ _RANGES = {
     "images": Range(0, 1e12),
     "youngest": Range(-1e4, 1e4),
     "oldest": Range(-1e4, 1e4),
+    "tilt": Range(-1e3, 1e3),
+    "centre": Range(-1e4, 1e4),
 }
 _SHAPES: dict[str, tuple[int, ...]] = {
-    **{name: () for name in ("half_width", "slope", "intercept", "images", *_UNKNOWN)},
+    **{name: () for name in ("half_width", "slope", "intercept", "images", "tilt", "centre")},
+    **{name: () for name in _UNKNOWN},
     "mean": (_COUNT,),
     "precision": (_COUNT, _COUNT),
 }
 # What files of older versions do not have.
 _OLDER = {"slope": 1.0, "intercept": 0.0, "images": 0, "youngest": math.nan, "oldest": math.nan}
+_OLDER |= {"tilt": 0.0, "centre": 0.0}
 # Arrays of a view network, all of them or none; `view_threshold` tells whether a file has one.
 _VIEW = "view_"
 _VIEW_THRESHOLD = f"{_VIEW}threshold"
@@ -94,8 +100,8 @@ class Calibration:
     """Calibration of a network, measured on the validation split.
 
     Attributes:
-      half_width: months; the interval corrected prediction ± half_width contains the true age of
-        95 % of new radiographs.
+      half_width: months; the interval corrected prediction ± `half_widths` contains the true age of
+        95 % of new radiographs. This is the one at `centre`.
       mean: float64 [10], mean of `image_statistics`.
       precision: float64 [10, 10], inverse of their covariance.
       max_distance: Mahalanobis distance above which an image is not accepted; infinite if there
@@ -104,6 +110,7 @@ class Calibration:
       youngest, oldest: ages of the training split in months; NaN in files of older versions, which
         did not record them.
       images: number of images that the half-width was measured on; 0 if not recorded.
+      tilt, centre: the half-width grows by `tilt` of itself per month above `centre`.
       view: puts images right and judges them; None in files of older versions, and where there were
         too few images to fit one.
     """
@@ -116,6 +123,8 @@ class Calibration:
     youngest: float = math.nan
     oldest: float = math.nan
     images: int = 0
+    tilt: float = 0.0
+    centre: float = 0.0
     view: View | None = None
 
     @classmethod
@@ -141,14 +150,17 @@ class Calibration:
         """
         correction = Correction.fit(predicted, true, method)
         predicted = cross_fitted(predicted, true, method)
-        errors = np.abs(predicted.astype(np.float64) - true)
+        predicted = predicted.astype(np.float64)
+        errors = np.abs(predicted - true)
+        tilt, centre = _tilt(predicted, errors)
         seen = np.stack([image_statistics(image) for image in images])
         away = seen - seen.mean(0)
         covariance = away.T @ away / max(len(seen) - 1, 1)
         ages = np.asarray([math.nan] if training_ages is None else training_ages, np.float64)
         enough, margin = len(seen) >= MIN_IMAGES, _MARGIN_WITH_VIEW if view else _MARGIN
         return cls(
-            _quantile(errors, _COVERAGE),  # with fewer than 19 images the largest error
+            # With fewer than 19 images the largest error.
+            _quantile(errors / _scale(predicted, tilt, centre), _COVERAGE),
             seen.mean(0),
             np.linalg.inv(_shrunk(covariance)),
             margin * _quantile(_left_out_distances(seen), _ACCEPTED) if enough else math.inf,
@@ -156,6 +168,8 @@ class Calibration:
             float(ages.min()),
             float(ages.max()),
             len(errors),
+            tilt,
+            centre,
             view,
         )
 
@@ -178,6 +192,14 @@ class Calibration:
         away = np.stack([image_statistics(image) for image in images]) - self.mean
         return np.sqrt(np.einsum("ni,ij,nj->n", away, self.precision, away))
 
+    def half_widths(self, ages: np.ndarray | float) -> np.ndarray:
+        """Returns half of the width of the interval around corrected predictions, in months.
+
+        Errors grow or shrink with the age. Dividing them by a linear fit of their size before the
+        quantile is taken (Lei et al. 2018) makes the coverage more even over the ages.
+        """
+        return self.half_width * _scale(np.asarray(ages), self.tilt, self.centre)
+
     def possible(self, ages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Moves ages to the nearest that the network can know of.
 
@@ -190,10 +212,22 @@ class Calibration:
         Returns:
           (ages, bool: whether each was within the range but for a negative sign).
         """
-        low, high = self.youngest - self.half_width, self.oldest + self.half_width
+        low, high = self.bounds
         if math.isnan(low + high):
             return np.maximum(ages, 0), np.isfinite(ages)
         return np.clip(ages, max(low, 0), high), (ages >= low) & (ages <= high)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Least and greatest age that the network can know of, in months; NaN if not recorded."""
+        low = self.youngest - float(self.half_widths(self.youngest))
+        return low, self.oldest + float(self.half_widths(self.oldest))
+
+    def interval(self, ages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the lower and upper ends of the intervals around ages from `possible`, [n]."""
+        half = self.half_widths(ages).astype(ages.dtype)
+        high = np.fmin(ages + half, ages.dtype.type(self.bounds[1]))
+        return np.maximum(ages - half, 0), np.maximum(high, ages)
 
     def save(self, path: Path) -> None:
         """Writes an .npz file of plain arrays, atomically."""
@@ -298,6 +332,18 @@ def _quantile(values: np.ndarray, fraction: float) -> float:
     """
     rank = min(math.ceil(fraction * (len(values) + 1)), len(values)) - 1
     return float(np.sort(values)[rank])
+
+
+def _tilt(predicted: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
+    """Returns the relative change of the size of errors per month of age, and the mean age."""
+    centre, size = float(predicted.mean()), float(errors.mean())
+    if len(errors) < _MIN_SLOPED or not predicted.std() or not size:
+        return 0.0, centre
+    return float(np.cov(predicted, errors)[0, 1] / predicted.var(ddof=1) / size), centre
+
+
+def _scale(ages: np.ndarray, tilt: float, centre: float) -> np.ndarray:
+    return np.clip(1 + tilt * (ages - centre), *_SCALES)
 
 
 def _shrunk(covariance: np.ndarray) -> np.ndarray:

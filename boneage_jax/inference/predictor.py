@@ -211,10 +211,11 @@ class Predictor:
                 accepted &= seen
         else:
             accepted = np.full(len(squares), np.nan)
+        low, high = calibration.interval(age)
         return {
             "bone_age_months": age,
-            "low_months": np.maximum(age - calibration.half_width, 0),
-            "high_months": age + calibration.half_width,
+            "low_months": low,
+            "high_months": high,
             "p_male": rows["p_male"],
             "accepted": accepted,
             "note": self._notes(predicted, age, within, sexes, reasons),

@@ -117,9 +117,9 @@ def _initial(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 def _loss(weights: Weights, examples: Examples) -> jax.Array:
     outputs = apply(weights, examples.thumbnails, jnp)
-    known = (examples.kind != SEVERAL).astype(
-        np.float32
-    )  # how several hands are turned does not matter
+    # How several hands are turned does not matter. Without a hand all should be as likely as the
+    # others (outlier exposure, Hendrycks et al. 2019).
+    known = jnp.select([examples.kind == SEVERAL, examples.kind == NONE], [0.0, 2.0], 1.0)
     turn = optax.softmax_cross_entropy(outputs.turn, examples.turn)
     inverted = optax.sigmoid_binary_cross_entropy(outputs.inverted, examples.inverted)
     kind = optax.softmax_cross_entropy_with_integer_labels(outputs.kind, examples.kind)
