@@ -28,7 +28,7 @@ _INVERTED = math.log(0.7)  # of an inversion that is undone: hardly any data set
 _SMALL = 0.72  # width and height of a frame that is cut out, in sides of the picture
 _TIMES = 3  # a picture is put right at most: a turn may show an inversion, then a small hand
 _MIN_SIDE = 32  # pixels that are left of a cut-out
-_REJECTED = 0.006  # fraction of radiographs below the threshold
+_REJECTED = 0.008  # fraction of radiographs below the threshold
 _LOWEST = 12  # times that fraction is measured after `put_right`
 _WHITE = 245  # grey level from which a margin is a scanner's
 
@@ -74,7 +74,7 @@ class View:
 
     @classmethod
     def calibrated(cls, weights: Weights, images: Iterable[np.ndarray]) -> "View":
-        """Sets the threshold so that 0.6 % of radiographs are below it.
+        """Sets the threshold so that 0.8 % of radiographs are below it.
 
         Args:
           weights: of a fitted network.

@@ -56,7 +56,8 @@ def test_what_is_wrong_is_put_right(view, stress, note):
 
 def test_radiographs_stay_as_they_are(view):
     found = [view.put_right(image) for image in OTHERS]
-    assert np.mean([not notes for _, notes in found]) > 0.8
+    # Some phantoms have a white frame, and some are drawn inverted.
+    assert np.mean([set(notes) <= {"white frame: cut off"} for _, notes in found]) > 0.9
     assert view.judge(OTHERS)[0].mean() > 0.9
 
 
