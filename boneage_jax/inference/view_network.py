@@ -63,7 +63,13 @@ def thumbnail(image: np.ndarray, side: int = SIDE) -> np.ndarray:
       image: uint8 [H, W].
       side: pixels; the network reads the default.
     """
-    return cv2.resize(without_margins(image), (side, side), interpolation=cv2.INTER_AREA)
+    image = without_margins(image)
+    factor = min(image.shape) // (4 * side)
+    if factor > 1:  # averages whole pixels first: a quarter of the time at three megapixels
+        height, width = (length // factor for length in image.shape)
+        image = image[: height * factor, : width * factor]
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
 
 
 def without_margins(image: np.ndarray) -> np.ndarray:
