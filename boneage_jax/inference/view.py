@@ -10,6 +10,7 @@ import numpy as np
 
 from boneage_jax.inference.view_network import (
     SEVERAL,
+    SIDE,
     SINGLE,
     TURNS,
     Weights,
@@ -80,7 +81,8 @@ class View:
           weights: of a fitted network.
           images: uint8 [S, S] each, mostly not those that it was fitted to.
         """
-        view, images = cls(weights, -math.inf), list(images)
+        view = cls(weights, -math.inf)
+        images = [thumbnail(image, 2 * SIDE) for image in images]  # small: there may be thousands
         scores = view.read(images).proper
         count = math.floor(_REJECTED * len(scores))
         # As `put_right` leaves them. Only the lowest matter, and few of the others change.

@@ -21,6 +21,7 @@ from boneage_jax.inference.view_network import (
     forward_flops,
     thumbnail,
 )
+from boneage_jax.training.describe import say
 from boneage_jax.training.view_examples import BASE, Examples, draw_examples
 
 _BATCH = 128
@@ -62,6 +63,7 @@ def make_view(
     if not steps:
         return None, 0
     fitted = train.sample(_RADIOGRAPHS[-1])
+    say(f"view network: {steps} steps on {len(fitted)} radiographs")
     weights, flops = fit_view(fitted.images(), steps, seed=seed)
     measured = itertools.chain(validation.images(), train.sample(_MEASURED).images())
     return View.calibrated(weights, measured), flops

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from boneage_jax.data.source import Split
 from boneage_jax.flops import count_flops
 from boneage_jax.inference.view_network import (
     NONE,
@@ -14,7 +15,7 @@ from boneage_jax.inference.view_network import (
     forward_flops,
     thumbnail,
 )
-from boneage_jax.training.fit_view import fit_view, view_steps
+from boneage_jax.training.fit_view import fit_view, make_view, view_steps
 from boneage_jax.training.view_examples import BASE, VARIANTS, draw_examples
 from tfds_rsna.hand_phantom.render import make_phantom
 
@@ -64,9 +65,14 @@ def test_a_fit_learns_at_the_counted_cost():
     radiographs = [make_phantom(index, 64).image for index in range(20)]
     weights, flops = fit_view(radiographs, 12)
     assert flops == pytest.approx(12 * 3 * 128 * forward_flops(), rel=0.1)
-    # Most of the first steps goes into what is most frequent: a single hand, not inverted.
+    # What the first steps learn is what is most frequent: a single hand.
     kinds = apply(weights, np.stack([thumbnail(image) for image in radiographs])).kind
     assert (kinds.argmax(1) == SINGLE).mean() > 0.9
+
+
+def test_few_radiographs_have_no_view_network():
+    split = Split("train", [{"image": np.zeros((64, 64, 1), np.uint8)}], np.zeros(299, int), {})
+    assert make_view(split, split, 10**15, 0) == (None, 0)
 
 
 @pytest.mark.parametrize(
