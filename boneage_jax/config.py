@@ -117,6 +117,8 @@ def base_config() -> ConfigDict:
     config.augment.gamma = 0.0  # exponent 1 ± gamma
     config.augment.invert = 0.0  # probability of swapping black and white
     config.augment.shading = 0.0  # smooth field added, as a fraction of the full range
+    config.augment.blur = 0.0  # part of the image that is smoothed, drawn from 0..blur
+    config.augment.noise = 0.0  # standard deviation from 0..noise, as a fraction of the full range
     config.augment.frame = 0.0  # probability of a white frame
     config.augment.fill = "border"  # grey value outside the image: border | 0
     config.augment.resample = "auto"  # auto | matmul | gather

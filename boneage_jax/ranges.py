@@ -93,6 +93,8 @@ RANGES: dict[str, Range] = {
     "augment.gamma": Range(0, 0.99),
     "augment.invert": _FRACTION,
     "augment.shading": _FRACTION,
+    "augment.blur": _FRACTION,
+    "augment.noise": _FRACTION,
     "augment.frame": _FRACTION,
     "mix.probability": _FRACTION,
     "mix.mixup": Range(0, 100),

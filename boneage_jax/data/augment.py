@@ -25,6 +25,7 @@ _DRAWS = (
 )
 _FRAME_DRAWS = ("frame", "left", "top", "right", "bottom")
 _WIDEST_FRAME = 0.12  # fraction of the image, on each side
+_SOFTENING = (1.0, 4.0, 6.0, 4.0, 1.0)  # weights of five pixels in a row: a Gaussian of 1 pixel
 _SHADES = 5  # grid points per side between which the shading is interpolated
 
 
@@ -49,6 +50,10 @@ class AugmentConfig:
       invert: probability of swapping black and white.
       shading: a smooth field of brightness drawn from ±shading is added, in units of the full
         range, so that the contrast between hand and background varies over the image.
+      blur: part of the image that is replaced by itself smoothed by a Gaussian of 1 pixel, drawn
+        from 0..blur for each image.
+      noise: standard deviation of the noise added to each pixel, drawn from 0..noise for each
+        image, in units of the full range.
       frame: probability of a white frame as left by scanners, up to 12 % of the image wide on each
         side, painted over image and mask.
       fill: grey value outside the image: 'border' is the median of the outermost pixels of the
@@ -70,6 +75,8 @@ class AugmentConfig:
     gamma: float = 0.0
     invert: float = 0.0
     shading: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
     frame: float = 0.0
     fill: str | int = "border"
     resample: str = "auto"
@@ -174,6 +181,8 @@ def augment(
     if config.shading:
         x = x + config.shading * _shading(keys, x.shape[1], x.shape[2])
     x = _intensities(x, draw, config)
+    if config.blur or config.noise:
+        x = _degraded(x, keys, config)
     if config.frame:
         inside = _inside_frame(keys, x.shape[1], x.shape[2], config.frame)
         x = jnp.where(inside, x, 1.0)
@@ -241,6 +250,27 @@ def _shading(keys: jax.Array, height: int, width: int) -> jax.Array:
     shape = (_SHADES, _SHADES, 1)
     grid = jax.vmap(lambda key: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0))(own)
     return jax.image.resize(grid, (len(keys), height, width, 1), "linear")
+
+
+def _degraded(x: jax.Array, keys: jax.Array, config: AugmentConfig) -> jax.Array:
+    """Blurs and adds noise, drawn from separate keys; float32 [B, H, W, 1] in [0, 1]."""
+    own = jax.vmap(jax.random.fold_in, (0, None))(keys, len(_DRAWS) + 2)
+    blur, noise = jax.vmap(lambda key: jax.random.uniform(key, (2, 1, 1, 1)))(own).swapaxes(0, 1)
+    if config.blur:
+        smooth = x
+        for axis in (1, 2):
+            widths = [(2, 2) if place == axis else (0, 0) for place in range(x.ndim)]
+            padded, size = jnp.pad(smooth, widths, mode="edge"), x.shape[axis]
+            parts = [
+                weight * jax.lax.slice_in_dim(padded, at, at + size, axis=axis)
+                for at, weight in enumerate(_SOFTENING)
+            ]
+            smooth = jnp.stack(parts).sum(0) / sum(_SOFTENING)
+        x = x + config.blur * blur * (smooth - x)
+    if config.noise:
+        pixels = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), x.shape[1:]))
+        x = jnp.clip(x + config.noise * noise * pixels(own), 0.0, 1.0)
+    return x
 
 
 def _inside_frame(keys: jax.Array, height: int, width: int, probability: float) -> jax.Array:

@@ -56,6 +56,11 @@ class Split:
             {key: values[positions] for key, values in self.labels.items()},
         )
 
+    def sample(self, count: int) -> "Split":
+        """Returns images at even distances, at most `count` of them."""
+        positions = np.linspace(0, len(self) - 1, min(len(self), count)).astype(np.int64)
+        return self.take(self.name, positions)
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:

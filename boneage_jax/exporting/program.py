@@ -115,10 +115,11 @@ class Program:
     def _calibrated(self, rows: Arrays, image: jax.Array) -> Arrays:
         calibration: Any = self.calibration  # its methods take arrays of JAX as well
         age, within = calibration.possible(calibration.correction(rows["predicted_age"]))
+        low, high = calibration.interval(age)
         found = {
             "bone_age_months": age,
-            "low_months": (age - calibration.half_width).clip(0),
-            "high_months": age + calibration.half_width,
+            "low_months": low,
+            "high_months": high,
             "p_male": rows["p_male"],
         }
         if "accepted" in self.outputs:

@@ -5,7 +5,8 @@ conformal prediction, Vovk et al. 2005: the quantile of absolute validation erro
 ages that a prediction can have; and how far the statistics of a new image may be from those of the
 radiographs of training before it is rejected as not a hand radiograph. The statistics are of the
 image, not of the network: pooled features of a network trained only on hands place noise and plain
-gradients among the hands. So images that the network was trained on serve as well as others.
+gradients among the hands. So images that the network was trained on serve as well as others. A view
+network (`boneage_jax.inference.view`) judges beside them, where training had enough images for one.
 """
 
 import dataclasses
@@ -21,14 +22,19 @@ import numpy as np
 
 from boneage_jax.errors import InputError
 from boneage_jax.inference.bias_correction import Correction, cross_fitted
+from boneage_jax.inference.view import View
+from boneage_jax.inference.view_network import SHAPES as VIEW_SHAPES
 from boneage_jax.json_file import read_bytes
 from boneage_jax.ranges import Range
 from boneage_jax.storage.safe_write import in_one_piece
 
 _COVERAGE = 0.95
+_MIN_SLOPED = 100  # images; fewer do not tell how the error depends on the age
+_SCALES = 0.5, 2.0  # bounds of a width in units of the one at the centre
 # Of 902 radiographs these reject 0.3 to 1.2 % of those not fitted to, for 30 to 512 images.
 _ACCEPTED = 0.99  # quantile of the distances of images that the statistics are fitted without
 _MARGIN = 1.1  # times that quantile
+_MARGIN_WITH_VIEW = 1.4  # noise and exposure raise the distance, and the view network judges too
 _SHRINKAGE = 0.2  # of the covariance towards its diagonal
 MIN_IMAGES = 30  # fewer reject up to 12 % of the radiographs
 _SIDE = 128  # side in pixels for statistics, whatever size the network reads
@@ -41,15 +47,24 @@ _RANGES = {
     "images": Range(0, 1e12),
     "youngest": Range(-1e4, 1e4),
     "oldest": Range(-1e4, 1e4),
+    "tilt": Range(-1e3, 1e3),
+    "centre": Range(-1e4, 1e4),
 }
 _SHAPES: dict[str, tuple[int, ...]] = {
-    **{name: () for name in ("half_width", "slope", "intercept", "images", *_UNKNOWN)},
+    **{name: () for name in ("half_width", "slope", "intercept", "images", "tilt", "centre")},
+    **{name: () for name in _UNKNOWN},
     "mean": (_COUNT,),
     "precision": (_COUNT, _COUNT),
 }
 # What files of older versions do not have.
 _OLDER = {"slope": 1.0, "intercept": 0.0, "images": 0, "youngest": math.nan, "oldest": math.nan}
-_LARGEST = 2**20  # bytes of a file; ours have 3,500
+_OLDER |= {"tilt": 0.0, "centre": 0.0}
+# Arrays of a view network, all of them or none; `view_threshold` tells whether a file has one.
+_VIEW = "view_"
+_VIEW_THRESHOLD = f"{_VIEW}threshold"
+_VIEW_SHAPES = {_VIEW_THRESHOLD: ()} | {_VIEW + name: VIEW_SHAPES[name] for name in VIEW_SHAPES}
+_LARGEST_WEIGHT = 1e3  # ours are below 10; products of such cannot overflow
+_LARGEST = 2**20  # bytes of a file; ours have 3,500, and 170,000 with a view network
 _UNREADABLE = (
     *(ValueError, KeyError, OSError, EOFError, RuntimeError, NotImplementedError, MemoryError),
     *(zipfile.BadZipFile, zlib.error),
@@ -85,8 +100,8 @@ class Calibration:
     """Calibration of a network, measured on the validation split.
 
     Attributes:
-      half_width: months; the interval corrected prediction ± half_width contains the true age of
-        95 % of new radiographs.
+      half_width: months; the interval corrected prediction ± `half_widths` contains the true age of
+        95 % of new radiographs. This is the one at `centre`.
       mean: float64 [10], mean of `image_statistics`.
       precision: float64 [10, 10], inverse of their covariance.
       max_distance: Mahalanobis distance above which an image is not accepted; infinite if there
@@ -95,6 +110,9 @@ class Calibration:
       youngest, oldest: ages of the training split in months; NaN in files of older versions, which
         did not record them.
       images: number of images that the half-width was measured on; 0 if not recorded.
+      tilt, centre: the half-width grows by `tilt` of itself per month above `centre`.
+      view: puts images right and judges them; None in files of older versions, and where there were
+        too few images to fit one.
     """
 
     half_width: float
@@ -105,6 +123,9 @@ class Calibration:
     youngest: float = math.nan
     oldest: float = math.nan
     images: int = 0
+    tilt: float = 0.0
+    centre: float = 0.0
+    view: View | None = None
 
     @classmethod
     def fit(
@@ -115,6 +136,7 @@ class Calibration:
         method: str = "none",
         *,
         training_ages: np.ndarray | None = None,
+        view: View | None = None,
     ) -> "Calibration":
         """Fits a calibration to predictions on a split that the network was not trained on.
 
@@ -124,24 +146,31 @@ class Calibration:
             count too.
           method: method of the correction, see `boneage_jax.inference.bias_correction`.
           training_ages: months, ages of the training split.
+          view: a fitted view network.
         """
         correction = Correction.fit(predicted, true, method)
         predicted = cross_fitted(predicted, true, method)
-        errors = np.abs(predicted.astype(np.float64) - true)
+        predicted = predicted.astype(np.float64)
+        errors = np.abs(predicted - true)
+        tilt, centre = _tilt(predicted, errors)
         seen = np.stack([image_statistics(image) for image in images])
         away = seen - seen.mean(0)
         covariance = away.T @ away / max(len(seen) - 1, 1)
         ages = np.asarray([math.nan] if training_ages is None else training_ages, np.float64)
-        enough = len(seen) >= MIN_IMAGES
+        enough, margin = len(seen) >= MIN_IMAGES, _MARGIN_WITH_VIEW if view else _MARGIN
         return cls(
-            _quantile(errors, _COVERAGE),  # with fewer than 19 images the largest error
+            # With fewer than 19 images the largest error.
+            _quantile(errors / _scale(predicted, tilt, centre), _COVERAGE),
             seen.mean(0),
             np.linalg.inv(_shrunk(covariance)),
-            _MARGIN * _quantile(_left_out_distances(seen), _ACCEPTED) if enough else math.inf,
+            margin * _quantile(_left_out_distances(seen), _ACCEPTED) if enough else math.inf,
             correction,
             float(ages.min()),
             float(ages.max()),
             len(errors),
+            tilt,
+            centre,
+            view,
         )
 
     @property
@@ -163,6 +192,14 @@ class Calibration:
         away = np.stack([image_statistics(image) for image in images]) - self.mean
         return np.sqrt(np.einsum("ni,ij,nj->n", away, self.precision, away))
 
+    def half_widths(self, ages: np.ndarray) -> np.ndarray:
+        """Returns half of the width of the interval around corrected predictions, in months.
+
+        Errors grow or shrink with the age. Dividing them by a linear fit of their size before the
+        quantile is taken (Lei et al. 2018) makes the coverage more even over the ages.
+        """
+        return self.half_width * _scale(ages, self.tilt, self.centre)
+
     def possible(self, ages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Moves ages to the nearest that the network can know of.
 
@@ -175,16 +212,33 @@ class Calibration:
         Returns:
           (ages, bool: whether each was within the range but for a negative sign).
         """
-        low, high = self.youngest - self.half_width, self.oldest + self.half_width
+        low, high = self.bounds
         if math.isnan(low + high):
             return ages.clip(0), abs(ages) < math.inf
         return ages.clip(max(low, 0), high), (ages >= low) & (ages <= high)
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Least and greatest age that the network can know of, in months; NaN if not recorded."""
+        ends = np.array([self.youngest, self.oldest])
+        low, high = ends + np.array([-1, 1]) * self.half_widths(ends)
+        return float(low), float(high)
+
+    def interval(self, ages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the lower and upper ends of the intervals around ages from `possible`, [n]."""
+        half, greatest = self.half_widths(ages), self.bounds[1]
+        high = ages + half
+        return (ages - half).clip(0), high if math.isnan(greatest) else high.clip(None, greatest)
+
     def save(self, path: Path) -> None:
         """Writes an .npz file of plain arrays, atomically."""
         arrays = dataclasses.asdict(self)
+        correction, view = arrays.pop("correction"), arrays.pop("view")
+        if view:
+            arrays[_VIEW_THRESHOLD] = view["threshold"]
+            arrays |= {_VIEW + name: values for name, values in view["weights"].items()}
         with in_one_piece(path) as part, part.open("wb") as file:
-            np.savez(file, **arrays.pop("correction"), **arrays)
+            np.savez(file, **correction, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Calibration":
@@ -195,6 +249,7 @@ class Calibration:
         """
         try:
             stored = _read_arrays(path)
+            view = _take_view(stored)
             numbers = {key: float(values) for key, values in stored.items() if not values.shape}
             _check_numbers(numbers)
             if np.linalg.eigvalsh(stored["precision"]).min() <= 0:
@@ -206,6 +261,7 @@ class Calibration:
                 precision=stored["precision"],
                 correction=correction,
                 images=images,
+                view=view,
                 **numbers,
             )
         except FileNotFoundError:
@@ -217,6 +273,18 @@ class Calibration:
             raise InputError(
                 f"{path} is damaged ({reason}); remove it and report.json and run main again"
             ) from error
+
+
+def _take_view(stored: dict[str, np.ndarray]) -> View | None:
+    """Removes the arrays of a view network from `stored` and returns it."""
+    threshold = stored.pop(_VIEW_THRESHOLD, None)
+    if threshold is None:
+        return None
+    weights = {name: stored.pop(_VIEW + name) for name in VIEW_SHAPES}
+    largest = max(np.abs(values).max() for values in weights.values())
+    if largest > _LARGEST_WEIGHT:
+        raise ValueError(f"a weight of the view network is {largest:g}")
+    return View({name: w.astype(np.float32) for name, w in weights.items()}, float(threshold))
 
 
 def _check_numbers(numbers: Mapping[str, float]) -> None:
@@ -240,7 +308,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(io.BytesIO(read_bytes(path, _LARGEST))) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist()}
-        for name in _SHAPES:
+        shapes = _SHAPES | (_VIEW_SHAPES if _VIEW_THRESHOLD in names else {})
+        for name in shapes:
             if name in _OLDER and name not in names:
                 found[name] = np.asarray(_OLDER[name])
                 continue
@@ -248,7 +317,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
                 content = io.BytesIO(file.read(_LARGEST))
             np.lib.format.read_magic(content)
             shape, _, dtype = np.lib.format.read_array_header_1_0(content)
-            if shape != _SHAPES[name] or dtype.kind not in "fi":
+            if shape != shapes[name] or dtype.kind not in "fi":
                 raise ValueError(f"{name} is {dtype} {list(shape)}")
             content.seek(0)
             found[name] = np.lib.format.read_array(content, allow_pickle=False)
@@ -264,6 +333,18 @@ def _quantile(values: np.ndarray, fraction: float) -> float:
     """
     rank = min(math.ceil(fraction * (len(values) + 1)), len(values)) - 1
     return float(np.sort(values)[rank])
+
+
+def _tilt(predicted: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
+    """Returns the relative change of the size of errors per month of age, and the mean age."""
+    centre, size = float(predicted.mean()), float(errors.mean())
+    if len(errors) < _MIN_SLOPED or not predicted.std() or not size:
+        return 0.0, centre
+    return float(np.cov(predicted, errors)[0, 1] / predicted.var(ddof=1) / size), centre
+
+
+def _scale(ages: np.ndarray, tilt: float, centre: float) -> np.ndarray:
+    return (1 + tilt * (ages - centre)).clip(*_SCALES)
 
 
 def _shrunk(covariance: np.ndarray) -> np.ndarray:

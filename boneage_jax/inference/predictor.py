@@ -74,7 +74,7 @@ class Predictor:
         self._variables = [member.variables for member in members]
         self.batch_size: int = self._network.batch_size
         self.image_size: int = info.image_size
-        self._fit = str(self._network.config.data.fit)
+        self._square_by = str(self._network.config.data.fit)
 
     @property
     def network(self) -> Network:
@@ -154,7 +154,8 @@ class Predictor:
             item = items[number]
             pixels, notes = (item, ()) if isinstance(item, np.ndarray) else read_radiograph(item)
             stem = "" if isinstance(item, np.ndarray) else image_stem(item)
-            return self.fit(pixels, stem if stems is None else stems[number]), notes
+            square, said = self.put_right_and_fit(pixels, stem if stems is None else stems[number])
+            return square, (*notes, *said)
 
         with decoding_threads() as pool:
             for results in read_ahead(range(len(items)), decode, self.batch_size, pool):
@@ -192,6 +193,9 @@ class Predictor:
     def fit(self, image: np.ndarray, stem: str) -> np.ndarray:
         """Returns the network's input for a radiograph, uint8 [S, S]; thread-safe.
 
+        One that is turned, inverted or small in its picture is put right first, see
+        `boneage_jax.inference.view`.
+
         Args:
           image: uint8 [H, W].
           stem: stem of its file name, by which its mask is found in a folder of masks.
@@ -199,9 +203,15 @@ class Predictor:
         Raises:
           InputError: the folder of masks has no fitting mask.
         """
-        if self._background is None:
-            return fit_square(image, self.image_size, self._fit)
-        return self._background(image, stem, self.image_size)
+        return self.put_right_and_fit(image, stem)[0]
+
+    def put_right_and_fit(self, image: np.ndarray, stem: str) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Returns what `fit` does, and notes on what was put right; arguments as for `fit`."""
+        if self._background is not None:  # the view network knows radiographs without background
+            return self._background(image, stem, self.image_size), ()
+        view = self._calibration.view if self._calibration else None
+        image, notes = view.put_right(image) if view else (image, ())
+        return fit_square(image, self.image_size, self._square_by), notes
 
     def _batch(self, squares: Sequence[np.ndarray], sexes: np.ndarray) -> Rows:
         rows = average(self._network.read(self._variables, squares, {"male": sexes}))
@@ -210,23 +220,37 @@ class Predictor:
             return rows | {"note": np.zeros(len(squares), "U1")}
         predicted = calibration.correction(rows["predicted_age"])
         age, within = calibration.possible(predicted)
+        reasons = [""] * len(squares)
         if self.judges_images:
             accepted = (calibration.distance(squares) <= calibration.max_distance) & within
+            if calibration.view:
+                seen, reasons = calibration.view.judge(squares)
+                accepted &= seen
         else:
             accepted = np.full(len(squares), np.nan)
+        low, high = calibration.interval(age)
         return {
             "bone_age_months": age,
-            "low_months": np.maximum(age - calibration.half_width, 0),
-            "high_months": age + calibration.half_width,
+            "low_months": low,
+            "high_months": high,
             "p_male": rows["p_male"],
             "accepted": accepted,
-            "note": self._notes(predicted, age, within, sexes),
+            "note": self._notes(predicted, age, within, sexes, reasons),
         }
 
     def _notes(
-        self, predicted: np.ndarray, age: np.ndarray, within: np.ndarray, sexes: np.ndarray
+        self,
+        predicted: np.ndarray,
+        age: np.ndarray,
+        within: np.ndarray,
+        sexes: np.ndarray,
+        reasons: Sequence[str],
     ) -> np.ndarray:
-        """Returns what a user should know of each prediction, str [n]."""
+        """Returns what a user should know of each prediction, str [n].
+
+        Args:
+          reasons: why the view network does not accept each image, else "".
+        """
         assert self._calibration is not None
         finite = np.isfinite(predicted)
         moved = finite & (predicted != age)
@@ -247,7 +271,12 @@ class Predictor:
         always = [text for text, holds in of_all if holds]
         return np.array(
             [
-                "; ".join([*(text for text, holds in of_each if holds[n]), *always])
+                "; ".join(
+                    filter(
+                        None,
+                        [reasons[n], *(text for text, holds in of_each if holds[n]), *always],
+                    )
+                )
                 for n in range(len(age))
             ],
             str,

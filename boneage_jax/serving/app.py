@@ -127,7 +127,9 @@ class Service:
     def _decode(self, upload: Upload) -> tuple[np.ndarray, tuple[str, ...]]:
         with pixel_limit(self.limits.pixels):
             pixels, notes = read_radiograph(upload.content.read(), upload.name)
-        return self._predictor.fit(pixels, image_stem(PurePosixPath(upload.name))), notes
+        stem = image_stem(PurePosixPath(upload.name))
+        square, put_right = self._predictor.put_right_and_fit(pixels, stem)
+        return square, (*notes, *put_right)
 
 
 def build_app(

@@ -4,8 +4,6 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from boneage_jax.data.source import Dataset, Split
 from boneage_jax.evaluation.evaluate_split import corrected
 from boneage_jax.evaluation.members import report_members
@@ -14,12 +12,14 @@ from boneage_jax.evaluation.summary import make_report
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import Trained
 from boneage_jax.inference.network import Rows
+from boneage_jax.inference.view import View
 from boneage_jax.report.metric_writer import read_metrics
-from boneage_jax.report.run_report import write_report
+from boneage_jax.report.run_report import read_report, write_report
 from boneage_jax.runtime.parallel import is_first_process
 from boneage_jax.runtime.watchdog import waiting_for_nothing
 from boneage_jax.storage.layout import CALIBRATION
 from boneage_jax.storage.safe_write import writing
+from boneage_jax.training.fit_view import make_view
 
 _STATISTICS = 400  # images of the training split that `accepted` is fitted to, beside validation
 
@@ -57,12 +57,16 @@ def final_report(
         return report
     if config.task == "bone_age":
         train = dataset.split(config.data.train_split)
+        view, view_flops = _view(members, train, split)
+        if view_flops:
+            report["compute"]["view_flops"] = view_flops
         calibration = Calibration.fit(
             fitted_on["predicted_age"],
             fitted_on["true_age"],
-            itertools.chain(split.images(), _sample(train).images()),
+            itertools.chain(split.images(), train.sample(_STATISTICS).images()),
             config.bias_correction,
             training_ages=train.labels["bone_age"],
+            view=view,
         )
         with writing(workdir / CALIBRATION):
             calibration.save(workdir / CALIBRATION)
@@ -72,7 +76,11 @@ def final_report(
     return report
 
 
-def _sample(split: Split) -> Split:
-    """Returns images of a split at even distances, at most `_STATISTICS` of them."""
-    count = min(len(split), _STATISTICS)
-    return split.take(split.name, np.linspace(0, len(split) - 1, count).astype(np.int64))
+def _view(members: list[Trained], train: Split, validation: Split) -> tuple[View | None, int]:
+    """Returns the view network and its FLOPs; an ensemble takes that of its first member."""
+    if len(members) > 1:
+        reports = [read_report(member.folder) for member in members]
+        spent = sum(report["compute"].get("view_flops", 0) for report in reports)
+        return Calibration.load(members[0].folder / CALIBRATION).view, spent
+    (trained,) = members
+    return make_view(train, validation, trained.flops_spent, trained.network.config.seed)

@@ -310,3 +310,28 @@ def test_evaluation_images_are_as_sharp_as_augmented_ones_on_average():
     np.testing.assert_array_equal(unaugmented(image, AugmentConfig(flip=0.5)) * 255, image)
     flat = np.full((1, 9, 9, 1), 77, np.uint8)
     np.testing.assert_allclose(unaugmented(flat, AugmentConfig(zoom=0.1)), 77 / 255, rtol=1e-6)
+
+
+def test_noise_has_the_drawn_amounts_and_leaves_the_other_draws():
+    images = np.full((400, 24, 24, 1), 128, np.uint8)
+    keys = jax.random.split(jax.random.key(2), 400)
+    out = np.asarray(augment(images, keys, AugmentConfig(noise=0.1)))
+    spread = out.std(axis=(1, 2, 3))
+    assert spread.max() < 0.12 and spread.mean() == pytest.approx(0.05, rel=0.1)
+    assert np.corrcoef(out[0].ravel(), out[1].ravel())[0, 1] < 0.2
+    plain = augment(images, keys, AugmentConfig(brightness=0.2))
+    noisy = augment(images, keys, AugmentConfig(brightness=0.2, noise=1e-3))
+    assert np.abs(np.asarray(plain) - np.asarray(noisy)).max() < 0.01
+
+
+def test_blur_lies_between_an_image_and_its_smoothed_copy():
+    image = np.random.default_rng(0).integers(0, 256, (30, 40), dtype=np.uint8)
+    kernel = np.array([1, 4, 6, 4, 1]) / 16
+    smooth = cv2.sepFilter2D(image / 255, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
+    images = np.repeat(image[None, :, :, None], 50, axis=0)
+    keys = jax.random.split(jax.random.key(3), 50)
+    out = np.asarray(augment(images, keys, AugmentConfig(blur=0.8)))[..., 0] - image / 255
+    step = (smooth - image / 255).ravel()
+    parts = out.reshape(50, -1) @ step / (step @ step)
+    np.testing.assert_allclose(out.reshape(50, -1), parts[:, None] * step, atol=1e-6)
+    assert parts.min() >= 0 and 0.7 < parts.max() <= 0.8

@@ -120,3 +120,27 @@ def test_a_saved_calibration_is_the_same_and_a_damaged_one_is_named(calibration,
     path.unlink()
     with pytest.raises(InputError, match="has not ended"):
         Calibration.load(path)
+
+
+def test_intervals_widen_where_errors_grow():
+    """Errors of 2 to 14 months, growing with the age: the coverage is even over the ages."""
+    rng = np.random.default_rng(0)
+    image = [make_phantom(0, 64).image]
+
+    def drawn(count):
+        predicted = rng.uniform(24, 216, count)
+        return predicted, predicted + rng.standard_normal(count) * predicted / 16
+
+    found = Calibration.fit(*drawn(2000), image, training_ages=np.array([24.0, 216.0]))
+    predicted, true = drawn(20_000)
+    low, high = found.interval(predicted)
+    inside = (low <= true) & (true <= high)
+    for youngest in (24, 88, 152):
+        part = (predicted >= youngest) & (predicted < youngest + 64)
+        assert 0.92 < inside[part].mean() < 0.98
+    assert found.half_widths(60.0) < found.half_width < found.half_widths(180.0)
+    assert (low >= 0).all() and (low <= predicted).all() and (predicted <= high).all()
+    ages, _ = found.possible(np.array([1e4]))
+    assert ages == found.interval(ages)[1] == found.bounds[1]
+    few = Calibration.fit(*drawn(99), image)
+    assert few.half_widths(60.0) == few.half_widths(180.0) == few.half_width

@@ -1,0 +1,159 @@
+"""Errors, rejections and repairs of a trained network on radiographs that are not in order.
+
+usage: python -m benchmarks.robustness.stress --workdir=DIR --images=FOLDER --csv=FILE
+           --output=FILE.csv [--ids=FILE] [--limit=N]
+
+FILE of --csv has columns as `id,boneage,male`, that of --ids a column `id`: predictions.csv of the
+run names its validation split. A row per stress: months of error with its bootstrap interval,
+change against the untouched radiographs, parts accepted and put right, and the error of those that
+are accepted. Then a row per kind of pictures without a hand; photographs need scikit-image, slices
+are the samples that come with pydicom.
+"""
+
+import argparse
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+import boneage_jax
+from benchmarks.provenance import write_provenance
+from boneage_jax.data.file_names import image_stem
+from boneage_jax.data.files import read_grey
+from boneage_jax.data.find_files import find_images
+from boneage_jax.data.handless import KINDS, draw_handless
+from boneage_jax.data.label_table import read_table
+from boneage_jax.errors import InputError
+from boneage_jax.evaluation.stresses import STRESSES
+from boneage_jax.inference.predictor import Predictor
+from boneage_jax.metrics import bootstrap_interval
+from boneage_jax.runtime.compile_cache import use_compile_cache
+
+_DRAWN = 200  # pictures of each kind
+_REPAIRED = ("put upright", "swapped", "cut out", "cut off")
+
+
+def read_labels(path: Path) -> dict[str, tuple[float, int]]:
+    """Returns months and sex (1 male) by id."""
+    table = read_table(path)
+    male = {"true": 1, "m": 1, "1": 1, "male": 1}
+    return {
+        row["id"]: (float(row["boneage"]), male.get(row["male"].lower(), 0))
+        for _, row in table.rows
+    }
+
+
+def stressed(
+    predictor: Predictor, images: Sequence[Path], labels: Sequence[tuple[float, int]]
+) -> Iterator[dict[str, object]]:
+    """Yields a row per stress."""
+    true = np.array([age for age, _ in labels])
+    male = [sex for _, sex in labels]
+    untouched = np.zeros(0)
+    for name, stress in STRESSES.items():
+        pictures = [
+            stress.draw(read_grey(path), np.random.default_rng(number))
+            for number, path in enumerate(images)
+        ]
+        found = predictor(pictures, male)
+        error = np.abs(found["bone_age_months"] - true)
+        untouched = untouched if len(untouched) else error
+        accepted = found["accepted"] == 1
+        inside = (found["low_months"] <= true) & (true <= found["high_months"])
+        low, high = bootstrap_interval(error)
+        change_low, change_high = bootstrap_interval(error - untouched)
+        repaired = [any(word in note for word in _REPAIRED) for note in found["note"]]
+        yield {
+            "what": name,
+            "n": len(error),
+            "mae": f"{error.mean():.2f}",
+            "mae_low": f"{low:.2f}",
+            "mae_high": f"{high:.2f}",
+            "change": f"{(error - untouched).mean():.2f}",
+            "change_low": f"{change_low:.2f}",
+            "change_high": f"{change_high:.2f}",
+            "accepted": f"{accepted.mean():.4f}",
+            "put_right": f"{np.mean(repaired):.4f}",
+            "mae_accepted": f"{error[accepted].mean():.2f}" if accepted.any() else "",
+            "coverage_accepted": f"{inside[accepted].mean():.4f}" if accepted.any() else "",
+        }
+
+
+def handless(predictor: Predictor) -> Iterator[dict[str, object]]:
+    """Yields a row per kind of pictures without a hand."""
+    rng = np.random.default_rng(1)
+    sets = {kind: [draw_handless(kind, rng, 400) for _ in range(_DRAWN)] for kind in KINDS}
+    sets |= {"photographs": photographs(), "slices": slices()}
+    for kind, pictures in sets.items():
+        if pictures:
+            accepted = predictor(pictures)["accepted"] == 1
+            yield {"what": kind, "n": len(pictures), "accepted": f"{accepted.mean():.4f}"}
+
+
+def photographs() -> list[np.ndarray]:
+    """Returns the pictures that come with scikit-image; none if it is not installed."""
+    try:
+        import skimage.data
+    except ImportError:
+        return []
+    folder = Path(skimage.data.__file__).parent
+    found = [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in sorted(folder.glob("*.*g"))]
+    faces = np.load(folder / "lfw_subset.npy")[:100]
+    return [image for image in found if image is not None] + [
+        (255 * face).astype(np.uint8) for face in faces
+    ]
+
+
+def slices() -> list[np.ndarray]:
+    """Returns the CT, MR and other pictures that come with pydicom and are readable."""
+    from pydicom.data import data_manager
+
+    found = []
+    for path in sorted((Path(data_manager.__file__).parent / "test_files").glob("*.dcm")):
+        try:
+            found.append(read_grey(path))
+        except InputError:
+            continue
+    return found
+
+
+def main() -> None:
+    """Writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--csv", required=True, type=Path)
+    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--ids", type=Path)
+    parser.add_argument("--limit", type=int, default=0)
+    args = parser.parse_args()
+    use_compile_cache()
+    labels = read_labels(args.csv)
+    if args.ids:
+        wanted = {row["id"] for _, row in read_table(args.ids).rows}
+        labels = {key: value for key, value in labels.items() if key in wanted}
+    files = [path for path in find_images([args.images]) if image_stem(path) in labels]
+    if args.limit:
+        files = [files[n] for n in np.random.default_rng(0).permutation(len(files))[: args.limit]]
+    predictor = boneage_jax.load_predictor(args.workdir, batch_size=32)
+    table = []
+    for rows in (
+        stressed(predictor, files, [labels[image_stem(path)] for path in files]),
+        handless(predictor),
+    ):
+        for row in rows:
+            table.append(row)
+            print(*row.values(), flush=True)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with args.output.open("w", newline="") as file:
+        writer = csv.DictWriter(file, table[0].keys(), restval="")
+        writer.writeheader()
+        writer.writerows(table)
+    write_provenance(args.output, vars(args))
+
+
+if __name__ == "__main__":
+    main()
