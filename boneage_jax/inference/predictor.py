@@ -23,8 +23,8 @@ from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import Trained, average, load_members
 from boneage_jax.inference.network import Rows
 from boneage_jax.inference.read_ahead import decoding_threads, read_ahead
-from boneage_jax.storage.bucket import open_workdir
 from boneage_jax.storage.layout import BACKGROUND, CALIBRATION, CONFIG
+from boneage_jax.storage.shipped import best_network, open_network
 
 _BATCH = 16
 _AGE_COLUMNS = ("bone_age_months", "low_months", "high_months", "p_male", "accepted")
@@ -238,12 +238,14 @@ class Predictor:
 
 
 def load_predictor(
-    workdir: str | os.PathLike[str], *, batch_size: int = _BATCH, masks: str = ""
+    workdir: str | os.PathLike[str] | None = None, *, batch_size: int = _BATCH, masks: str = ""
 ) -> Predictor:
     """Loads the predictor of a trained network or ensemble.
 
     Args:
-      workdir: workdir of a finished training run, a local folder or gs://BUCKET/PATH.
+      workdir: name of a published network, its folder or hf:OWNER/REPO; or the workdir of a
+        finished training run, a local folder or gs://BUCKET/PATH. None for the network that comes
+        with the package and has the lowest error.
       batch_size: images per step, rounded up to a multiple of the number of devices.
       masks: see `Predictor`.
 
@@ -251,7 +253,7 @@ def load_predictor(
       InputError: no run in the workdir, a U-Net, or a damaged checkpoint; or a wrong batch size.
     """
     rounded = rounded_batch_size(batch_size)
-    folder = open_workdir(checked_workdir(workdir))
+    folder = open_network(best_network() if workdir is None else checked_workdir(workdir))
     if load_config(folder / CONFIG).task == "hand_mask":
         raise InputError(
             f"{folder} holds a run of task 'hand_mask', not 'bone_age'; segment reads it"
