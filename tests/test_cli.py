@@ -13,6 +13,7 @@ from absl import logging as absl_logging
 import boneage_jax
 from boneage_jax import (
     benchmark,
+    calibrate,
     compare,
     evaluate,
     main,
@@ -31,6 +32,7 @@ from tfds_rsna import prepare
 
 ROOT = Path(__file__).parent.parent
 DOORS = [benchmark, compare, evaluate, main, plan, predict, publish, segment, sweep, prepare]
+DOORS += [calibrate]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Predicts on unlabelled radiographs, with a trained network or the mean of several."""
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -172,6 +173,27 @@ class Predictor:
             key: np.concatenate([part[key] for part in parts]) for key in (*self.columns, "note")
         }
 
+    def uncalibrated(self, squares: Sequence[np.ndarray], male: Sequence[int] | np.ndarray) -> Rows:
+        """Returns what the network reads, [n] each, `predicted_age` and `p_male` for bone ages.
+
+        Args:
+          squares: images from `fit`, uint8 [S, S] each.
+          male: 1, 0 or -1 per image.
+        """
+        sexes, size = checked_sexes(male, len(squares)), self.batch_size
+        parts = [
+            self._read(squares[at : at + size], sexes[at : at + size])
+            for at in range(0, len(squares), size)
+        ]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def with_calibration(self, calibration: Calibration) -> "Predictor":
+        """Returns a predictor of the same compiled network with another calibration."""
+        other = copy.copy(self)
+        other._calibration = calibration
+        other.judges_images = calibration.judges_images
+        return other
+
     def fit(self, image: np.ndarray, stem: str) -> np.ndarray:
         """Returns the network's input for a radiograph, uint8 [S, S]; thread-safe.
 
@@ -187,7 +209,19 @@ class Predictor:
         return self._background(image, stem, self.image_size)
 
     def _batch(self, squares: Sequence[np.ndarray], sexes: np.ndarray) -> Rows:
-        rows = average(self._network.read(self._variables, squares, {"male": sexes}))
+        return self.calibrated(self._read(squares, sexes), squares, sexes)
+
+    def _read(self, squares: Sequence[np.ndarray], sexes: np.ndarray) -> Rows:
+        return average(self._network.read(self._variables, squares, {"male": sexes}))
+
+    def calibrated(self, rows: Rows, squares: Sequence[np.ndarray], sexes: np.ndarray) -> Rows:
+        """Returns predictions and notes of images, given what the network reads in them.
+
+        Args:
+          rows: see `uncalibrated`.
+          squares: the images, uint8 [S, S] each.
+          sexes: 1, 0 or -1 per image.
+        """
         calibration = self._calibration
         if calibration is None:
             return rows | {"note": np.zeros(len(squares), "U1")}

@@ -48,6 +48,7 @@ def write_published(
     name: str = "",
     license_file: Path | None = None,
     calibration: Calibration | None = None,
+    card: bool = True,
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the folder of a published network; it is complete or absent.
@@ -59,8 +60,10 @@ def write_published(
       source: their workdir, or the folder of a published network.
       output: the folder to write; absent or empty.
       name: name of the network on its card, by default that of `output`.
-      license_file: terms of the weights, by default those of the data it was trained on.
+      license_file: terms of the weights, by default those of `source` if it is published, else of
+        the data that it was trained on.
       calibration: used instead of that of `source`.
+      card: write a model card; if not, that of `source` is copied, if there is one.
       more: JSON contents by name of a file to add.
 
     Raises:
@@ -71,8 +74,14 @@ def write_published(
     report = _without_places(read_report(source))
     name = name or output.absolute().name
     pixels = network.info.image_size
-    card = model_card(name, report, pixels=pixels, members=len(members))
-    terms = _read_terms(license_file) if license_file else license_text(config.data.name)
+    if card:
+        description = model_card(name, report, pixels=pixels, members=len(members))
+    else:
+        description = _read_text(source / CARD) if (source / CARD).is_file() else ""
+    if license_file or (source / LICENSE).is_file():
+        terms = _read_text(license_file or source / LICENSE)
+    else:
+        terms = license_text(config.data.name)
     if network.task.name == "bone_age" and calibration is None:
         calibration = Calibration.load(source / CALIBRATION)
     with _whole_folder(output) as part:
@@ -86,7 +95,8 @@ def write_published(
             calibration.save(part / CALIBRATION)
         _publish_background(source / BACKGROUND, part / BACKGROUND)
         (part / LICENSE).write_text(terms, encoding="utf-8")
-        (part / CARD).write_text(card, encoding="utf-8")
+        if description:
+            (part / CARD).write_text(description, encoding="utf-8")
         write_sums(part)
 
 
@@ -162,8 +172,8 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _read_terms(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--license={path} cannot be read: {error}") from error
+        raise InputError(f"{path} cannot be read: {error}") from error

@@ -35,7 +35,7 @@ from boneage_jax.storage.layout import (
 )
 from boneage_jax.storage.safe_write import write_text
 
-_FORMAT = "boneage_jax network 1"
+_KEY, _FORMAT = "boneage_jax", 1  # of the metadata, which is JSON text
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 _MOST_MEMBERS = 1000
 _LARGEST_SUMS = 2**20  # bytes
@@ -67,8 +67,9 @@ def save_networks(path: Path, networks: Sequence[Saved]) -> None:
         for name, values in network.variables.items()
     }
     trained = [{"flops": network.flops, "step": network.step} for network in networks]
-    # `save_file` would keep the file from other users of the machine.
-    path.write_bytes(save(tensors, {"format": _FORMAT, "members": json.dumps(trained)}))
+    # One key, as several come in random order. `save_file` would keep the file from other users.
+    notes = {_KEY: json.dumps({"format": _FORMAT, "members": trained})}
+    path.write_bytes(save(tensors, notes))
 
 
 def rounded(values: np.ndarray) -> np.ndarray:
@@ -121,19 +122,16 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _members(file: Any, path: Path) -> list[dict[str, int]]:
     """Returns `flops` and `step` of each network of an open file."""
-    notes = file.metadata() or {}
-    if notes.get("format") != _FORMAT:
-        raise InputError(
-            f"{path} is of format {notes.get('format')!r:.40}, not {_FORMAT!r}; another version "
-            "of boneage_jax wrote it: update the package"
-        )
     try:
-        members = [
-            {key: int(each[key]) for key in ("flops", "step")}
-            for each in json.loads(notes["members"])
-        ]
+        notes = json.loads((file.metadata() or {})[_KEY])
+        version, members = notes["format"], notes["members"]
+        members = [{key: int(each[key]) for key in ("flops", "step")} for each in members]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: its metadata is damaged ({error!r}); {_AGAIN}") from error
+        raise InputError(
+            f"{path} is no network of boneage_jax, its metadata say ({error!r:.80}); {_AGAIN}"
+        ) from error
+    if version != _FORMAT:
+        raise InputError(f"{path} is of format {version!r:.20}, not {_FORMAT}: update boneage_jax")
     whole = all(value >= 0 for each in members for value in each.values())
     if not (1 <= len(members) <= _MOST_MEMBERS and whole):
         raise InputError(f"{path}: its metadata names {len(members)} networks; {_AGAIN}")
