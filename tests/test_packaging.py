@@ -58,3 +58,21 @@ def test_the_dockerfile_installs_every_package(settings):
     wanted = {moved.get(name, name.replace(".", "/")) for name in packages}
     parents = {"boneage_jax", "tfds_rsna", "configs"}
     assert folders | parents == wanted
+
+
+def test_trained_networks_are_in_the_wheel_once_they_are_there(settings, tmp_path):
+    """As setuptools itself finds the files of a package."""
+    setuptools = pytest.importorskip("setuptools")
+    patterns = settings["tool"]["setuptools"]["package-data"]["boneage_jax"]
+    weights = tmp_path / "boneage_jax" / "weights"
+    inside = ("one/network.safetensors", "one/SHA256SUMS", "one/LICENSE", "one/README.md")
+    inside += ("two/background/unet/network.safetensors",)
+    for name in inside:
+        (weights / name).parent.mkdir(parents=True, exist_ok=True)
+        (weights / name).touch()
+    build = setuptools.Distribution({"package_data": {"boneage_jax": patterns}})
+    command = build.get_command_obj("build_py")
+    command.ensure_finalized()
+    command.manifest_files = {}  # files of MANIFEST.in, which are in the source archive alone
+    found = command.find_data_files("boneage_jax", str(tmp_path / "boneage_jax"))
+    assert {Path(path).relative_to(weights).as_posix() for path in found} == set(inside)
