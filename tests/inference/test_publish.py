@@ -19,6 +19,7 @@ import boneage_jax
 import tests.support.tiny_backbone  # noqa: F401  (registers the networks)
 from boneage_jax import evaluate, predict, publish, segment
 from boneage_jax.config import load_config
+from boneage_jax.inference.background_removal import Background
 from boneage_jax.inference.load_trained import load_members, load_trained
 from boneage_jax.inference.publish import write_published
 from boneage_jax.json_file import read_json
@@ -87,6 +88,8 @@ def test_masks_are_those_of_the_run(weights, known):
     for old, new in zip(before, after, strict=True):
         assert (old.mask == new.mask).mean() > 0.99
     assert len(boneage_jax.load_segmenter()(IMAGES)) == 3
+    by_name = Background("tiny_unet", "multiply")(IMAGES[0], "", 96)
+    np.testing.assert_array_equal(by_name > 0, (after[0].mask & (IMAGES[0] > 0)))
 
 
 def test_rounding_keeps_what_float16_cannot_hold():
@@ -335,6 +338,24 @@ def test_a_published_network_is_evaluated_elsewhere(weights, phantoms, tmp_path,
     assert found["compute"]["train_flops"] == before["compute"]["train_flops"]
     assert found["dataset"]["test_openings"] == 1 and found["age"]["mae"] > 0
     load_trained(tmp_path / "out")  # unchanged
+
+
+def test_the_u_net_of_a_network_without_background_is_published_with_it(tmp_path):
+    source = Path(shutil.copytree(OLD / "bone_age", tmp_path / "run"))
+    facts = json.loads((source / "facts.json").read_text())
+    (source / "facts.json").write_text(json.dumps(facts | {"background": "multiply"}))
+    shutil.copytree(OLD / "unet", source / "background" / "unet")
+    note = {"mode": "multiply", "cost": {"images": 3}, "empty": [], "doubtful": {}}
+    (source / "background" / "background.json").write_text(json.dumps(note))
+    write_published(load_members(source), source, tmp_path / "out")
+    before, after = (boneage_jax.load_predictor(tmp_path / name) for name in ("run", "out"))
+    for image in IMAGES:  # what the age network is given
+        old, new = (each.fit(image, "").astype(int) for each in (before, after))
+        assert (np.abs(old - new) > 0).mean() < 0.01 and (old != image[:64, :64]).any()
+    unet = tmp_path / "out" / "background" / "unet"
+    (unet / "config.json").write_text((unet / "config.json").read_text() + " ")
+    with pytest.raises(boneage_jax.InputError, match=r"unet/config.json is not what was published"):
+        boneage_jax.load_predictor(tmp_path / "out")
 
 
 def test_a_card_states_what_the_report_does(weights):
