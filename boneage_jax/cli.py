@@ -142,7 +142,7 @@ class Parser(argparse.ArgumentParser):
         words = usage.removeprefix("usage: ")
         command = " ".join(words.split()[:3])  # python -m MODULE
         script = Path(sys.argv[0]).name
-        typed = script if script.startswith("boneage-") else command
+        typed = script if script.partition("-")[0] == "boneage" else command
         lines = words.removeprefix(command).splitlines()
         indent = "\n" + " " * len(f"usage: {typed} ")
         super().__init__(

@@ -67,7 +67,7 @@ def base_config() -> ConfigDict:
     config.bias_correction = "none"  # none | shift | line: fitted on validation ages at the end
     config.select = "latest"  # latest | best: the checkpoint that is reported and predicts
     config.compile_cache = True  # keep compiled programs for the next start on this machine
-    config.init_from = ""  # workdir of a finished run to take the initial network from
+    config.init_from = ""  # workdir or published network to take the initial network from
 
     config.pretrain = ConfigDict()  # pre-training on other data, in WORKDIR/pretrain
     config.pretrain.data = ""  # NAME/CONFIG of a builder that needs no raw data; empty: none

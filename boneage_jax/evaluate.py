@@ -1,10 +1,12 @@
 """Evaluates a trained network on a split of its data set.
 
-usage: python -m boneage_jax.evaluate --workdir=DIR [--split=validation] [--unlock_test]
-                                      [--raw_dir=DIR] [--data_dir=DIR] [--extensions=FILE.py]
+usage: python -m boneage_jax.evaluate --workdir=DIR|NAME [--split=validation] [--unlock_test]
+                                      [--raw_dir=DIR] [--data_dir=DIR] [--output=FOLDER]
+                                      [--extensions=FILE.py]
 
 Prints the result and writes WORKDIR/evaluation/SPLIT/{report.json,report.html,predictions.csv,
-figures/}. The splits test and locked need --unlock_test, which is recorded.
+figures/}. The splits test and locked need --unlock_test, which is recorded. A published network,
+which stays as it is, needs --output and the data: --raw_dir or --data_dir.
 """
 
 from collections.abc import Sequence
@@ -15,11 +17,12 @@ from boneage_jax.cli import Parser, prepare_jax, run_door
 def main(argv: Sequence[str]) -> int:
     """Evaluates the run given by `argv` and prints the result; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
-    parser.add_argument("--workdir", required=True, help="folder of a training")
+    parser.add_argument("--workdir", required=True, help="a training or a network")
     parser.add_argument("--split", default="validation", help="validation | test | locked | train")
     parser.add_argument("--unlock_test", action="store_true", help="open the split test or locked")
     parser.add_argument("--raw_dir", default="", help="raw data, if it moved")
     parser.add_argument("--data_dir", default="", help="prepared data, if it moved")
+    parser.add_argument("--output", default="", help="folder to write to instead")
     args = parser.parse_args(argv)
 
     from boneage_jax.evaluation.evaluate_run import evaluate
@@ -33,9 +36,10 @@ def main(argv: Sequence[str]) -> int:
         unlock_test=args.unlock_test,
         raw_dir=args.raw_dir,
         data_dir=args.data_dir,
+        output=args.output,
     )
-    place = f"{address_of(args.workdir)}/evaluation/{args.split}/report.html"
-    print(*summary_lines(report), f"report: {place}", sep="\n")
+    folder = args.output or f"{address_of(args.workdir)}/evaluation/{args.split}"
+    print(*summary_lines(report), f"report: {folder}/report.html", sep="\n")
     return 0
 
 

@@ -1,13 +1,16 @@
 """Reads bone age from radiographs (PNG, JPEG, DICOM).
 
-usage: python -m boneage_jax.predict --workdir=DIR --output=FILE.csv [--sex_csv=FILE] [--masks=DIR]
-                                     [--extensions=FILE.py] PATH...
+usage: python -m boneage_jax.predict [--workdir=DIR|NAME] [--output=FILE.csv|-] [--json] [--list]
+                                     [--sex_csv=FILE] [--masks=DIR] [--extensions=FILE.py] PATH...
 
-PATH: image files, folders or globs. One row per file: file, bone_age_months, low_months,
-high_months (95 % interval), p_male, accepted, error, note. An unreadable file gets its row with
-the error and the others go on; the exit status is 1 if no file could be read.
+PATH: image files, folders or globs. Prints the age, its 95 % interval, the probability of a male
+hand, and whether the image is like the radiographs of training. --json prints one JSON object per
+file; --output writes a CSV (- prints it) of one row per file: file, bone_age_months, low_months,
+high_months, p_male, accepted, error, note. An unreadable file gets its row with the error and the
+others go on; the exit status is 1 if no file could be read. For research, not for patient care.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,31 +20,49 @@ from boneage_jax.cli import Parser, prepare_jax, run_door
 def main(argv: Sequence[str]) -> int:
     """Predicts the files given by `argv` and prints a summary; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
-    parser.add_argument("--workdir", required=True, help="folder of a finished training")
-    parser.add_argument("--output", required=True, type=Path, help="CSV file to write")
+    text = "a training, or a network: its folder, hf:OWNER/REPO or a name of --list (the best)"
+    parser.add_argument("--workdir", help=text)
+    parser.add_argument("--output", type=Path, help="CSV file to write, or - for standard output")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per file")
+    parser.add_argument("--list", action="store_true", help="print the known networks and exit")
     parser.add_argument("--sex_csv", type=Path, help="table of id,male; id is the file's stem")
     parser.add_argument(
         "--masks", default="", help="hand masks or a U-Net's workdir, where training had masks"
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders, globs")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="image files, folders, globs")
     args = parser.parse_args(argv)
+    if args.list:
+        from boneage_jax.storage.shipped import network_table, shipped_networks
 
-    from boneage_jax.inference.predict_files import check_arguments, describe, write_predictions
+        print(*network_table(shipped_networks()), sep="\n")
+        return 0
+    if args.json and args.output:
+        parser.error("--json and --output exclude each other")
+    if not args.paths:
+        parser.error("the following arguments are required: PATH")
 
-    files, sexes, found = check_arguments(args.paths, args.output, args.sex_csv)
+    from boneage_jax.inference import predict_files as on_files
+
+    files, sexes, found = on_files.check_arguments(args.paths, args.output, args.sex_csv)
 
     from boneage_jax.inference.predictor import load_predictor
 
     prepare_jax()
     predictor = load_predictor(args.workdir, masks=args.masks)
-    written = write_predictions(predictor, files, sexes, args.output)
-    first, *rest = describe(predictor, written, sexes)
-    print(f"{args.output}: {first}", *found, *rest, sep="\n")
+    if args.output:
+        written = on_files.write_predictions(predictor, files, sexes, args.output)
+    else:
+        written = on_files.print_predictions(predictor, files, sexes, as_json=args.json)
+    first, *rest = on_files.describe(predictor, written, sexes)
+    if args.output and args.output != on_files.STDOUT:
+        print(f"{args.output}: {first}", *found, *rest, sep="\n")
+    elif len(files) > 1 or found:
+        print(first, *found, *rest, sep="\n", file=sys.stderr)
     return int(not written.read)
 
 
 def run() -> None:
-    """Runs the command; entry point of the console script boneage-predict."""
+    """Runs the command; entry point of the console scripts boneage and boneage-predict."""
     run_door(main)
 
 

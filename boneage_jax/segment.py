@@ -1,7 +1,7 @@
 """Finds the hand in radiographs: one PNG mask per file, at the file's size.
 
-usage: python -m boneage_jax.segment --workdir=DIR --output=FOLDER [--keep_parts] [--keep_holes]
-                                     [--extensions=FILE.py] PATH...
+usage: python -m boneage_jax.segment [--workdir=DIR|NAME] --output=FOLDER
+                                     [--keep_parts] [--keep_holes] [--extensions=FILE.py] PATH...
 
 Writes FOLDER/STEM.png (255 hand, 0 background), and for review by a person
 FOLDER/review/masks.csv   per file: area, parts, sides touched, confidence, whether to look, why
@@ -18,7 +18,8 @@ from boneage_jax.cli import Parser, prepare_jax, run_door
 def main(argv: Sequence[str]) -> int:
     """Segments the files given by `argv` and prints a summary; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
-    parser.add_argument("--workdir", required=True, help="folder of a finished U-Net training")
+    text = "a U-Net: its training or folder, hf:OWNER/REPO, or a name of predict --list (the best)"
+    parser.add_argument("--workdir", help=text)
     parser.add_argument("--output", required=True, type=Path, help="folder for the masks")
     parser.add_argument("--keep_parts", action="store_true", help="not only the largest part")
     parser.add_argument("--keep_holes", action="store_true", help="do not fill holes")

@@ -4,6 +4,7 @@ configs/cls.py           EfficientNet-B4 on phantom hands at low resolution.
 configs/cls.py:rsna      EfficientNet-B4 from ImageNet on the RSNA radiographs, for GPU or TPU.
 configs/cls.py:subset    EfficientNet-Lite0 from ImageNet on a few hundred radiographs, 2 cores.
 configs/cls.py:transfer  pre-trained on phantoms or other radiographs, last blocks fine-tuned.
+configs/cls.py:finetune  the network that comes with the package, on a hundred radiographs.
 configs/cls.py:scratch   EfficientNet-B0 from random weights on a few hundred radiographs.
 configs/cls.py:earlier   the original recipe of this project, unchanged.
 """
@@ -16,6 +17,9 @@ from boneage_jax.errors import InputError
 # Noisy Student weights (Xie et al. 2020, arXiv:1911.04252), published by timm.
 IMAGENET_B4 = "hf:timm/tf_efficientnet_b4.ns_jft_in1k"
 
+# A network of `python -m boneage_jax.predict --list`.
+SHIPPED = "rsna_lite0_192"
+
 
 def get_config(preset: str = "") -> ConfigDict:
     """Returns the recipe named `preset`; without a preset, the one on phantoms."""
@@ -24,6 +28,7 @@ def get_config(preset: str = "") -> ConfigDict:
         "rsna": rsna,
         "subset": subset,
         "transfer": transfer,
+        "finetune": finetune,
         "scratch": scratch,
         "earlier": earlier,
     }
@@ -124,6 +129,26 @@ def transfer() -> ConfigDict:
     config.pretrain.data = "hand_phantom/192"
     config.pretrain.steps = 400
     config.finetune.last_blocks = 6
+    return config
+
+
+def finetune() -> ConfigDict:
+    """python -m boneage_jax.main --config=configs/cls.py:finetune --config.data.raw_dir=DIR
+
+    Goes on from a network that comes with the package on some hundred radiographs of one's own: a
+    folder of images with a table of ages. Another network is named by --config.init_from, a name of
+    predict --list, a folder or hf:OWNER/REPO; config.model and data.config must be those that it
+    was trained with. Its FLOPs count in the report.
+    """
+    config = subset()
+    config.data.name = "radiograph_folder"
+    config.data.options.fractions = "train=0.7,validation=0.3"
+    config.init_from = SHIPPED
+    config.model.pretrained = ""
+    config.budget_flops, config.member_flops = 0.0, 0.0
+    config.steps = 100
+    config.bias_correction = "shift"
+    config.optimizer.learning_rate = 1e-4
     return config
 
 

@@ -11,7 +11,18 @@ import pytest
 from absl import logging as absl_logging
 
 import boneage_jax
-from boneage_jax import benchmark, compare, evaluate, main, plan, predict, segment, sweep
+from boneage_jax import (
+    benchmark,
+    calibrate,
+    compare,
+    evaluate,
+    main,
+    plan,
+    predict,
+    publish,
+    segment,
+    sweep,
+)
 from boneage_jax.cli import exit_status, load_recipe, parse_config
 from boneage_jax.config import base_config, config_lines
 from boneage_jax.errors import InputError
@@ -20,7 +31,8 @@ from configs import cls
 from tfds_rsna import prepare
 
 ROOT = Path(__file__).parent.parent
-DOORS = [benchmark, compare, evaluate, main, plan, predict, segment, sweep, prepare]
+DOORS = [benchmark, compare, evaluate, main, plan, predict, publish, segment, sweep, prepare]
+DOORS += [calibrate]
 
 
 @pytest.mark.parametrize(
@@ -196,13 +208,17 @@ def test_usage_shows_the_command_as_typed(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/boneage-predict"])
     with pytest.raises(SystemExit):
         predict.main(["--help"])
-    assert capsys.readouterr().out.startswith("usage: boneage-predict --workdir=DIR")
+    assert capsys.readouterr().out.startswith("usage: boneage-predict [--workdir=DIR|NAME]")
     assert exit_status(predict.main, ["--workdir=x"]) == 2
     line = capsys.readouterr().err.strip()
     assert line == (
-        "error: command line: the following arguments are required: --output, PATH; see "
-        "boneage-predict --help"
+        "error: command line: the following arguments are required: PATH; see boneage-predict "
+        "--help"
     )
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/boneage"])
+    with pytest.raises(SystemExit):
+        predict.main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: boneage [--workdir=DIR|NAME]")
 
 
 def test_a_reader_that_stops_reading_is_no_error():
@@ -221,6 +237,7 @@ def test_light_modules_do_not_load_jax():
         *("data.pictures", "data.tiff", "data.mask_file"),
         *("data.uncompressed", "data.file_lock", "data.info", "data.mask_cost"),
         *("inference.background_removal", "main", "evaluate", "predict", "segment", "benchmark"),
+        *("storage.shipped", "storage.published", "report.model_card"),
     ]
     code = "; ".join(f"import boneage_jax.{name}" for name in names)
     code += "; import sys; assert 'jax' not in sys.modules"
@@ -234,6 +251,7 @@ def test_a_prediction_does_not_load_what_reports_and_preparing_need():
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
     )
     heavy = {"scipy.stats", "tensorboardX", "jinja2", "pycocotools", "matplotlib"}
+    heavy |= {"orbax.checkpoint", "huggingface_hub"}
     assert not heavy & set(done.stdout.split())
 
 

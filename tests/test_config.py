@@ -14,7 +14,10 @@ from configs import cls, seg
 @pytest.mark.parametrize(
     ("recipe", "preset"),
     [
-        *((cls, preset) for preset in ("", "rsna", "subset", "transfer", "scratch", "earlier")),
+        *(
+            (cls, preset)
+            for preset in ("", "rsna", "subset", "transfer", "finetune", "scratch", "earlier")
+        ),
         *((seg, preset) for preset in ("", "subset", "all")),
     ],
 )

@@ -71,3 +71,21 @@ def test_the_image_of_the_service_runs_without_rights_and_hears_signals():
     assert user and int(user[1]) > 0
     command = re.search(r"^ENTRYPOINT (\[.*\])$", stages["serve"], re.MULTILINE)
     assert json.loads(command[1])[:3] == ["python", "-m", "boneage_jax.serve"]  # no shell between
+
+
+def test_trained_networks_are_in_the_wheel_once_they_are_there(settings, tmp_path):
+    """As setuptools itself finds the files of a package."""
+    setuptools = pytest.importorskip("setuptools")
+    patterns = settings["tool"]["setuptools"]["package-data"]["boneage_jax"]
+    weights = tmp_path / "boneage_jax" / "weights"
+    inside = ("one/network.safetensors", "one/SHA256SUMS", "one/LICENSE", "one/README.md")
+    inside += ("two/background/unet/network.safetensors",)
+    for name in inside:
+        (weights / name).parent.mkdir(parents=True, exist_ok=True)
+        (weights / name).touch()
+    build = setuptools.Distribution({"package_data": {"boneage_jax": patterns}})
+    command = build.get_command_obj("build_py")
+    command.ensure_finalized()
+    command.manifest_files = {}  # files of MANIFEST.in, which are in the source archive alone
+    found = command.find_data_files("boneage_jax", str(tmp_path / "boneage_jax"))
+    assert {Path(path).relative_to(weights).as_posix() for path in found} == set(inside)

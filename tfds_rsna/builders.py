@@ -23,6 +23,7 @@ from boneage_jax.ranges import shown
 from boneage_jax.runtime.interruption import cleans_up
 from boneage_jax.storage.layout import checked_path
 from boneage_jax.storage.safe_write import is_refused_write
+from boneage_jax.storage.shipped import find_network
 from tfds_rsna.disk_shuffle import shuffling_on_disk
 from tfds_rsna.fingerprint import (
     Fingerprint,
@@ -82,8 +83,8 @@ def prepare(
       skip_unreadable: leave out unreadable images instead of raising.
       overwrite: prepare again in any case.
       download: download the raw data from its publisher if it is needed and `raw_dir` is empty.
-      masks: a folder of hand masks, or the workdir of a U-Net: stores the radiographs without
-        background, under the config SIZE-MODE.
+      masks: a folder of hand masks, or a U-Net, by its workdir, folder or name: stores the
+        radiographs without background, under the config SIZE-MODE.
       mask_mode: crop (the default), upright or multiply, see
         `boneage_jax.data.masks.remove_background`.
       fit: stretch stores squares under the config SIZE-stretch, pad under SIZE, see
@@ -113,7 +114,8 @@ def prepare(
     root = default_root(data_dir)
     settings = _check_options(cls, options)
     if masks:
-        settings["masks"] = str(checked_path(masks, "masks").resolve())
+        folder_of_masks = find_network(masks) or checked_path(masks, "masks")
+        settings["masks"] = str(folder_of_masks.resolve())
     if "skip_unreadable" in inspect.signature(cls.__init__).parameters:
         settings["skip_unreadable"] = bool(skip_unreadable)
     raw = _check_raw_dir(cls, raw_dir, root)

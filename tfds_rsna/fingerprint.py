@@ -18,7 +18,7 @@ _NOTE = "prepared_from.json"
 _BLOCK = 1 << 22
 _SILENT_SECONDS = 5.0  # before the reading of large raw data is shown
 # PNGs in a folder of masks, the network in a U-Net's workdir; not reports or evaluations.
-_MASKS = re.compile(r"[^/]*\.png$|facts\.json$|config\.json$|checkpoints/")
+_MASKS = re.compile(r"[^/]*\.png$|facts\.json$|config\.json$|network\.safetensors$|checkpoints/")
 
 
 class Fingerprint(NamedTuple):

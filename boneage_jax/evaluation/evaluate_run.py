@@ -17,9 +17,10 @@ from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import load_members
 from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.report.run_report import read_report, write_report
-from boneage_jax.storage.bucket import open_workdir, push
-from boneage_jax.storage.layout import CALIBRATION, REPORT
+from boneage_jax.storage.bucket import push
+from boneage_jax.storage.layout import CALIBRATION, REPORT, checked_path, is_published
 from boneage_jax.storage.safe_write import check_writable
+from boneage_jax.storage.shipped import open_network
 from boneage_jax.storage.workdir import read_run
 
 
@@ -30,14 +31,16 @@ def evaluate(
     unlock_test: bool = False,
     raw_dir: str = "",
     data_dir: str = "",
+    output: str | Path = "",
 ) -> dict[str, Any]:
     """Evaluates the selected checkpoint of a run and writes WORKDIR/evaluation/SPLIT/.
 
     Args:
-      workdir: workdir of a finished or running training.
+      workdir: workdir of a finished or running training, or a published network.
       split: a split of the data set that the run was trained on.
       unlock_test: must be True if `split` is test; recorded in the workdir.
       raw_dir, data_dir: where the data is now, if it has moved since training.
+      output: folder to write to instead; needed for a published network, which is not changed.
 
     Returns:
       Contents of the written report.json.
@@ -47,7 +50,9 @@ def evaluate(
         data cannot be opened.
     """
     check_unlocked(split, unlock_test)
-    workdir = open_workdir(workdir)
+    workdir = open_network(workdir)
+    if is_published(workdir) and not output:
+        raise InputError(f"{workdir} is a published network, which stays as it is; give --output")
     config, _ = read_run(workdir)
     _check_split(workdir, split)
     data = ConfigDict(config.data.to_dict())
@@ -68,7 +73,8 @@ def evaluate(
                 f"{dataset.name}/{dataset.config} is not the data of the run in {workdir} ({info} "
                 f"now, {network.info} then); name its folder: --raw_dir=DIR or --data_dir=DIR"
             )
-    folder = workdir / "evaluation" / split
+    folder = checked_path(output, "--output") if output else workdir / "evaluation" / split
+    records = folder if is_published(workdir) else workdir
     check_writable(folder)  # before anything is compiled
     rows = average_beside_labels(predict_split(members, part), part, network.task)
     if config.bias_correction != "none":
@@ -78,8 +84,8 @@ def evaluate(
     if split in LOCKED:
         ages = {"predicted_age", "true_age"} <= rows.keys()
         found = {"mae": float(abs(rows["predicted_age"] - rows["true_age"]).mean())} if ages else {}
-        note_opening(workdir, split, members[0].step, found)
-    report = report_members(members, dataset, split, rows, workdir)
+        note_opening(records, split, members[0].step, found)
+    report = report_members(members, dataset, split, rows, workdir, records)
     title = f"{config.model.name} on {dataset.name}, {split} split"
     write_report(folder, report, rows, title, part)
     push(workdir)

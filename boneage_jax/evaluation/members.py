@@ -33,7 +33,12 @@ def average_beside_labels(parts: Sequence[Rows], split: Split, task: Task) -> Ro
 
 
 def report_members(
-    members: Sequence[Trained], dataset: Dataset, split: str, rows: Rows, workdir: Path
+    members: Sequence[Trained],
+    dataset: Dataset,
+    split: str,
+    rows: Rows,
+    workdir: Path,
+    records: Path | None = None,
 ) -> dict[str, Any]:
     """Builds the report of a network or an ensemble; costs are summed over the members.
 
@@ -43,6 +48,7 @@ def report_members(
       split: name of the split that `rows` belong to.
       rows: averaged predictions and labels.
       workdir: workdir of the ensemble or of the single run.
+      records: folder with the record of test evaluations, `workdir` by default.
 
     Returns:
       See `boneage_jax.evaluation.summary.make_report`.
@@ -57,7 +63,7 @@ def report_members(
             rows,
             history,
             members=len(members),
-            test_opened=len(openings(workdir)),
+            test_opened=len(openings(records or workdir)),
         )
         reports.append(report)
     report = reports[0]

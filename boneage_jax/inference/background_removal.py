@@ -20,6 +20,7 @@ from boneage_jax.data.mask_file import read_mask
 from boneage_jax.data.masks import MODES, NO_HAND, remove_background
 from boneage_jax.errors import InputError
 from boneage_jax.storage.layout import copy_network, is_workdir
+from boneage_jax.storage.shipped import find_network
 
 _NETWORK = "unet"
 
@@ -28,7 +29,8 @@ class Background:
     """Removes the background of radiographs.
 
     Args:
-      masks: a folder of masks STEM.png (0 is background), or the workdir of a U-Net.
+      masks: a folder of masks STEM.png (0 is background), the workdir of a U-Net, or a published
+        one: its name, its folder or hf:OWNER/REPO.
       mode: see `boneage_jax.data.masks.remove_background`.
 
     Raises:
@@ -37,6 +39,8 @@ class Background:
 
     def __init__(self, masks: str | os.PathLike[str], mode: str):
         folder = Path(masks).expanduser()
+        if not folder.is_dir():
+            folder = find_network(masks) or folder
         if mode not in MODES:
             raise InputError(f"mask_mode={mode!r} must be one of {', '.join(MODES)}")
         if not folder.is_dir():

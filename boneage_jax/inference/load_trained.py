@@ -1,4 +1,4 @@
-"""Loads trained networks from the workdirs of runs, without building or restoring an optimizer."""
+"""Loads trained networks, of workdirs or published, without building or restoring an optimizer."""
 
 import dataclasses
 import os
@@ -8,15 +8,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from boneage_jax.config import check_config
 from boneage_jax.errors import InputError
 from boneage_jax.inference.network import Network, Rows, build_network
 from boneage_jax.state import Tree, flops_of
-from boneage_jax.storage.bucket import checkpoint_folder, open_workdir
-from boneage_jax.storage.checkpoints import Checkpoints
-from boneage_jax.storage.layout import MEMBERS, member_folder
+from boneage_jax.storage.bucket import checkpoint_folder
+from boneage_jax.storage.layout import MEMBERS, WEIGHTS, is_published, member_folder
+from boneage_jax.storage.published import count_networks, read_network
+from boneage_jax.storage.shipped import open_network
 from boneage_jax.storage.workdir import read_config, read_run
 
 
@@ -49,7 +51,8 @@ def load_trained(
     """Loads the network of the checkpoint that a run selected.
 
     Args:
-      folder: workdir of a training run.
+      folder: workdir of a training run, or a published network by name, folder or hf:OWNER/REPO;
+        if that holds several networks, the first is loaded.
       task: if given, a run of another task is rejected.
       eval_batch_size: images per eval step, overrides the config if not 0.
       devices: devices to run on, all by default; with those of this process alone, the other
@@ -58,8 +61,12 @@ def load_trained(
     Raises:
       InputError: no run in the folder, another task, an ensemble, no checkpoint, or a damaged one.
     """
-    folder = open_workdir(folder)
+    folder = open_network(folder)
     network = described_network(folder, task, eval_batch_size, devices)
+    if is_published(folder):
+        return _published(folder, network, 0)
+    from boneage_jax.storage.checkpoints import Checkpoints  # orbax, half a second
+
     alone = network.parallel.processes == 1
     checkpoints = Checkpoints(
         folder,
@@ -83,10 +90,10 @@ def described_network(
     eval_batch_size: int = 0,
     devices: Sequence[jax.Device] | None = None,
 ) -> Network:
-    """Builds the network of a run from its files, and reads none of its checkpoints.
+    """Builds the network of a run from its files, and reads none of its weights.
 
     Args:
-      folder: local folder of the run.
+      folder: local folder of the run, or of a published network.
       task, eval_batch_size, devices: see `load_trained`.
 
     Raises:
@@ -99,7 +106,7 @@ def described_network(
         config = changed(config, eval_batch_size=eval_batch_size)
     if (folder / MEMBERS).is_dir():
         raise InputError(f"{folder} holds an ensemble; name one of it: {folder}/{MEMBERS}/0")
-    if not checkpoint_folder(folder).is_dir():
+    if not (is_published(folder) or checkpoint_folder(folder).is_dir()):
         raise InputError(f"{folder} holds no checkpoints; train first or name its workdir")
     return build_network(config, info, devices)
 
@@ -108,13 +115,16 @@ def load_members(folder: str | os.PathLike[str], **options: Any) -> list[Trained
     """Loads the networks of a workdir: the members of an ensemble, or the one of a single run.
 
     Args:
-      folder: workdir of a training run.
+      folder: workdir of a training run, or a published network, see `load_trained`.
       **options: see `load_trained`.
 
     Raises:
       InputError: as `load_trained`; also if the members differ in network or data.
     """
-    folder = open_workdir(folder)
+    folder = open_network(folder)
+    if is_published(folder):
+        network = described_network(folder, **options)
+        return [_published(folder, network, number) for number in range(count_networks(folder))]
     count = member_count(read_config(folder))
     if count == 1:
         return [load_trained(folder, **options)]
@@ -126,6 +136,25 @@ def load_members(folder: str | os.PathLike[str], **options: Any) -> list[Trained
         if models[0] != models[1] or member.network.info != wanted.info:
             raise InputError(f"{member.folder} differs from {first.folder}; train both again")
     return [first, *others]
+
+
+def _published(folder: Path, network: Network, number: int) -> Trained:
+    """Loads network `number` of a published one, whose sums were checked."""
+    saved = read_network(folder, number)
+    wanted = flatten_dict(network.variable_shapes(), sep="/")
+    for name in sorted(saved.variables.keys() | wanted.keys()):
+        shapes = [
+            list(tree[name].shape) if name in tree else "nothing"
+            for tree in (saved.variables, wanted)
+        ]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"{folder / WEIGHTS}: {name} is {shapes[0]}, config.json beside it describes a "
+                f"network with {shapes[1]}; fetch the folder again"
+            )
+    # A network without BatchNorm has no statistics.
+    variables = {"batch_stats": {}} | unflatten_dict(saved.variables, sep="/")
+    return Trained(network, network.parallel.put_state(variables), saved.flops, saved.step, folder)
 
 
 def member_count(config: ConfigDict) -> int:

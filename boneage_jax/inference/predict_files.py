@@ -1,13 +1,15 @@
-"""Writes predictions on many image files as rows of a CSV."""
+"""Predicts many image files: rows of a CSV, JSON lines, or text for a person."""
 
+import contextlib
 import csv
 import os
+import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-import numpy as np
+from tqdm import tqdm
 
 from boneage_jax.data.counts import describe_counts, describe_notes
 from boneage_jax.data.file_names import IMAGE_SUFFIXES, image_stem
@@ -21,11 +23,14 @@ from boneage_jax.data.label_table import (
     read_table,
 )
 from boneage_jax.errors import InputError
+from boneage_jax.inference.prediction_text import csv_cells, json_line, text_lines
 from boneage_jax.runtime.progress import progress
 from boneage_jax.storage.safe_write import in_one_piece
 
 if TYPE_CHECKING:
     from boneage_jax.inference.predictor import Predictor
+
+STDOUT = Path("-")  # as --output: standard output
 
 
 class Written(NamedTuple):
@@ -38,9 +43,14 @@ class Written(NamedTuple):
 
 
 def check_arguments(
-    paths: Sequence[str], output: Path, sex_csv: Path | None
+    paths: Sequence[str], output: Path | None, sex_csv: Path | None
 ) -> tuple[list[Path], dict[str, int], list[str]]:
     """Finds the image files and reads the sexes, before anything is compiled.
+
+    Args:
+      paths: see `boneage_jax.data.find_files.find_images`.
+      output: CSV file to write, `STDOUT`, or None for none.
+      sex_csv: see `read_sexes`.
 
     Returns:
       (image files, sex by `image_stem`, lines for the user on what is left out).
@@ -56,6 +66,8 @@ def check_arguments(
     if sex_csv:
         lines += [f"{sex_csv}: {read_as}"] if read_as else []
         lines += _match(sexes, files, sex_csv)
+    if output is None or output == STDOUT:
+        return files, sexes, lines
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise InputError(f"--output={output} must name a CSV file in a folder that exists")
     inputs = [*files, *([sex_csv] if sex_csv else [])]
@@ -113,21 +125,24 @@ def _match(sexes: Mapping[str, int], files: Sequence[Path], path: Path) -> list[
 
 def predict_files(
     predictor: "Predictor", files: Sequence[Path], sexes: Mapping[str, int]
-) -> Iterator[dict[str, str]]:
-    """Yields one CSV row per file, in order; threads decode ahead of the network."""
+) -> Iterator[dict[str, Any]]:
+    """Yields one row per file, in order; threads decode ahead of the network.
+
+    A row has `file`, the columns of the predictor as NumPy values, `error` and `note`. Columns
+    without a value are absent.
+    """
     male = [sexes.get(image_stem(file), -1) for file in files]
     remaining = iter(files)
     for results, rows in predictor.batches(files, male):
         numbers = iter(range(len(results)))
         for result in results:
-            row = {"file": os.fspath(next(remaining))}
+            row: dict[str, Any] = {"file": os.fspath(next(remaining))}
             if isinstance(result, InputError):
-                judged = {"accepted": "False"} if predictor.judges_images else {}
+                judged = {"accepted": False} if predictor.judges_images else {}
                 yield row | judged | {"error": str(result)}
             else:
                 at = next(numbers)
-                cells = {key: _cell(values[at]) for key, values in rows.items()}
-                yield row | cells | {"note": result}
+                yield row | {key: values[at] for key, values in rows.items()} | {"note": result}
 
 
 def write_predictions(
@@ -135,28 +150,73 @@ def write_predictions(
 ) -> Written:
     """Writes one CSV row per file and shows the progress.
 
+    Args:
+      predictor, files, sexes: see `predict_files`.
+      output: the CSV file, or `STDOUT`.
+
     Raises:
       InputError: the file cannot be written; an existing one is left unchanged.
     """
-    failed = rejected = 0
-    notes: Counter[str] = Counter()
     columns = ("file", *predictor.columns, "error", "note")
     try:
-        with (
-            in_one_piece(output) as part,
-            part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-        ):
+        with _opened(output) as file:
             writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
             writer.writeheader()
             rows = predict_files(predictor, files, sexes)
-            for row in progress(rows, total=len(files), unit="image"):
-                writer.writerow(row)
-                failed += bool(row.get("error"))
-                rejected += row.get("accepted") == "False" and not row.get("error")
-                notes.update(filter(None, row.get("note", "").split("; ")))
+            return _count(rows, lambda row: writer.writerow(csv_cells(row)), total=len(files))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise InputError(f"--output={output} cannot be written: {error.strerror}") from error
-    return Written(len(files) - failed, rejected, failed, notes)
+
+
+def print_predictions(
+    predictor: "Predictor",
+    files: Sequence[Path],
+    sexes: Mapping[str, int],
+    *,
+    as_json: bool = False,
+) -> Written:
+    """Prints each prediction to standard output as soon as it is known.
+
+    Args:
+      predictor, files, sexes: see `predict_files`.
+      as_json: one JSON object per line, else some lines for a person.
+    """
+    columns = ("file", *predictor.columns, "error", "note")
+
+    def show(row: Mapping[str, Any]) -> None:
+        lines = [json_line(row, columns)] if as_json else text_lines(row, predictor.columns)
+        tqdm.write("\n".join(lines), file=sys.stdout)  # above the bar
+        sys.stdout.flush()
+
+    return _count(predict_files(predictor, files, sexes), show, total=len(files))
+
+
+@contextlib.contextmanager
+def _opened(output: Path) -> Iterator[TextIO]:
+    if output == STDOUT:
+        yield sys.stdout
+        return
+    with (
+        in_one_piece(output) as part,
+        part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        yield file
+
+
+def _count(
+    rows: Iterable[dict[str, Any]], write: Callable[[dict[str, Any]], Any], *, total: int
+) -> Written:
+    failed = rejected = 0
+    notes: Counter[str] = Counter()
+    for row in progress(rows, total=total, unit="image", disable=total == 1):
+        write(row)
+        failed += bool(row.get("error"))
+        judged = csv_cells(row).get("accepted")
+        rejected += judged == "False" and not row.get("error")
+        notes.update(filter(None, row.get("note", "").split("; ")))
+    return Written(total - failed, rejected, failed, notes)
 
 
 def describe(predictor: "Predictor", written: Written, sexes: Mapping[str, int]) -> list[str]:
@@ -171,13 +231,3 @@ def describe(predictor: "Predictor", written: Written, sexes: Mapping[str, int])
     if written.notes:
         lines.append(f"notes: {describe_notes(written.notes)}")
     return lines
-
-
-def _cell(value: Any) -> str:
-    if np.ndim(value):  # a vector of a user-defined task
-        return " ".join(_cell(part) for part in np.ravel(value))
-    if isinstance(value, np.bool_):
-        return str(bool(value))
-    if np.issubdtype(value.dtype, np.floating):
-        return "" if np.isnan(value) else f"{value:.4g}"
-    return str(value)

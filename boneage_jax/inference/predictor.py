@@ -1,5 +1,6 @@
 """Predicts on unlabelled radiographs, with a trained network or the mean of several."""
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,8 +25,8 @@ from boneage_jax.inference.load_trained import Trained, average, load_members
 from boneage_jax.inference.network import Network, Rows
 from boneage_jax.inference.read_ahead import decoding_threads, read_ahead
 from boneage_jax.state import Tree
-from boneage_jax.storage.bucket import open_workdir
 from boneage_jax.storage.layout import BACKGROUND, CALIBRATION, CONFIG
+from boneage_jax.storage.shipped import best_network, open_network
 
 _BATCH = 16
 _AGE_COLUMNS = ("bone_age_months", "low_months", "high_months", "p_male", "accepted")
@@ -190,6 +191,27 @@ class Predictor:
             key: np.concatenate([part[key] for part in parts]) for key in (*self.columns, "note")
         }
 
+    def uncalibrated(self, squares: Sequence[np.ndarray], male: Sequence[int] | np.ndarray) -> Rows:
+        """Returns what the network reads, [n] each, `predicted_age` and `p_male` for bone ages.
+
+        Args:
+          squares: images from `fit`, uint8 [S, S] each.
+          male: 1, 0 or -1 per image.
+        """
+        sexes, size = checked_sexes(male, len(squares)), self.batch_size
+        parts = [
+            self._read(squares[at : at + size], sexes[at : at + size])
+            for at in range(0, len(squares), size)
+        ]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def with_calibration(self, calibration: Calibration) -> "Predictor":
+        """Returns a predictor of the same compiled network with another calibration."""
+        other = copy.copy(self)
+        other._calibration = calibration
+        other.judges_images = calibration.judges_images
+        return other
+
     def fit(self, image: np.ndarray, stem: str) -> np.ndarray:
         """Returns the network's input for a radiograph, uint8 [S, S]; thread-safe.
 
@@ -214,7 +236,19 @@ class Predictor:
         return fit_square(image, self.image_size, self._square_by), notes
 
     def _batch(self, squares: Sequence[np.ndarray], sexes: np.ndarray) -> Rows:
-        rows = average(self._network.read(self._variables, squares, {"male": sexes}))
+        return self.calibrated(self._read(squares, sexes), squares, sexes)
+
+    def _read(self, squares: Sequence[np.ndarray], sexes: np.ndarray) -> Rows:
+        return average(self._network.read(self._variables, squares, {"male": sexes}))
+
+    def calibrated(self, rows: Rows, squares: Sequence[np.ndarray], sexes: np.ndarray) -> Rows:
+        """Returns predictions and notes of images, given what the network reads in them.
+
+        Args:
+          rows: see `uncalibrated`.
+          squares: the images, uint8 [S, S] each.
+          sexes: 1, 0 or -1 per image.
+        """
         calibration = self._calibration
         if calibration is None:
             return rows | {"note": np.zeros(len(squares), "U1")}
@@ -284,12 +318,14 @@ class Predictor:
 
 
 def load_predictor(
-    workdir: str | os.PathLike[str], *, batch_size: int = _BATCH, masks: str = ""
+    workdir: str | os.PathLike[str] | None = None, *, batch_size: int = _BATCH, masks: str = ""
 ) -> Predictor:
     """Loads the predictor of a trained network or ensemble.
 
     Args:
-      workdir: workdir of a finished training run, a local folder or gs://BUCKET/PATH.
+      workdir: name of a published network, its folder or hf:OWNER/REPO; or the workdir of a
+        finished training run, a local folder or gs://BUCKET/PATH. None for the network that comes
+        with the package and has the lowest error.
       batch_size: images per step, rounded up to a multiple of the number of devices.
       masks: see `Predictor`.
 
@@ -297,7 +333,7 @@ def load_predictor(
       InputError: no run in the workdir, a U-Net, or a damaged checkpoint; or a wrong batch size.
     """
     rounded = rounded_batch_size(batch_size)
-    folder = open_workdir(checked_workdir(workdir))
+    folder = open_network(best_network() if workdir is None else checked_workdir(workdir))
     if load_config(folder / CONFIG).task == "hand_mask":
         raise InputError(
             f"{folder} holds a run of task 'hand_mask', not 'bone_age'; segment reads it"

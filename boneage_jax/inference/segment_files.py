@@ -109,7 +109,12 @@ def _write_mask(path: Path, mask: np.ndarray) -> None:
 
 
 def segment(
-    workdir: str | Path, paths: Sequence[str], output: Path, *, largest: bool, fill: bool
+    workdir: str | Path | None,
+    paths: Sequence[str],
+    output: Path,
+    *,
+    largest: bool,
+    fill: bool,
 ) -> dict[str, Any]:
     """Writes the masks and the review of files, see `python -m boneage_jax.segment --help`.
 

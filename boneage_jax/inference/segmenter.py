@@ -19,6 +19,7 @@ from boneage_jax.inference.arguments import (
 from boneage_jax.inference.load_trained import Trained, load_trained
 from boneage_jax.inference.network import Network
 from boneage_jax.state import Tree
+from boneage_jax.storage.shipped import best_network
 
 _BATCH = 16
 
@@ -115,7 +116,7 @@ class Segmenter:
 
 
 def load_segmenter(
-    workdir: str | os.PathLike[str],
+    workdir: str | os.PathLike[str] | None = None,
     *,
     batch_size: int = _BATCH,
     largest: bool = True,
@@ -125,7 +126,9 @@ def load_segmenter(
     """Loads the segmenter of a trained U-Net.
 
     Args:
-      workdir: workdir of a finished training of task hand_mask, a local folder or gs://BUCKET/PATH.
+      workdir: workdir of a finished training of task hand_mask, a local folder or gs://BUCKET/PATH;
+        or a published U-Net: its name, its folder or hf:OWNER/REPO. None for the best that comes
+        with the package.
       batch_size: images per step, rounded up to a multiple of the number of devices.
       largest, fill: see `boneage_jax.data.masks.clean_mask`.
       devices: devices to run on, all by default.
@@ -135,7 +138,6 @@ def load_segmenter(
         size.
     """
     rounded = rounded_batch_size(batch_size, devices)
-    trained = load_trained(
-        checked_workdir(workdir), task="hand_mask", eval_batch_size=rounded, devices=devices
-    )
+    folder = best_network("hand_mask") if workdir is None else checked_workdir(workdir)
+    trained = load_trained(folder, task="hand_mask", eval_batch_size=rounded, devices=devices)
     return Segmenter(trained, largest=largest, fill=fill)

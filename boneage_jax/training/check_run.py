@@ -14,7 +14,7 @@ from boneage_jax.extensions import MODELS, TASKS, words_of
 from boneage_jax.inference.load_trained import described_network
 from boneage_jax.pretrained.load_pretrained import pretrained_options
 from boneage_jax.pretrained.source import as_named
-from boneage_jax.storage.bucket import open_workdir
+from boneage_jax.storage.shipped import open_network
 from boneage_jax.training.initialize import check_same_shapes
 from boneage_jax.training.run import Run, build_run
 from tfds_rsna.builders import find_builder, is_prepared, needs_raw_data
@@ -79,7 +79,7 @@ def _check_start(run: Run) -> None:
     config = run.config
     if config.init_from:
         try:
-            folder = open_workdir(config.init_from)
+            folder = open_network(config.init_from)
             other = described_network(folder, config.task, devices=run.parallel.devices)
         except InputError as error:
             raise InputError(f"config.init_from: {error}") from error

@@ -20,6 +20,7 @@ from boneage_jax.state import TrainState, select, split_flops
 from boneage_jax.storage.checkpoints import Checkpoints
 from boneage_jax.storage.layout import PRETRAIN
 from boneage_jax.storage.shared_workdir import catch_up
+from boneage_jax.tasks.task import Task
 from boneage_jax.training.describe import say
 from boneage_jax.training.finetune import pretraining_part
 from boneage_jax.training.run import Run
@@ -61,9 +62,9 @@ def initial_state(
         train(pretraining(config), folder, devices=run.parallel.devices)
         waiting_for("the pre-trained network", PATIENCE)
         catch_up(workdir)
-        state = start_from(state, folder, config.task)
+        state = start_from(state, folder, run.network.task, rescale=False)
     elif config.init_from:
-        state = start_from(state, config.init_from, config.task)
+        state = start_from(state, config.init_from, run.network.task)
     elif config.model.pretrained:
         state = with_pretrained_backbone(state, config)
     return run.parallel.put_state(state)
@@ -88,7 +89,9 @@ def pretraining(config: ConfigDict) -> ConfigDict:
     return pretraining_part(first)
 
 
-def start_from(state: TrainState, folder: str | os.PathLike[str], task: str) -> TrainState:
+def start_from(
+    state: TrainState, folder: str | os.PathLike[str], task: Task, *, rescale: bool = True
+) -> TrainState:
     """Returns a fresh state with the parameters and running statistics of another, finished run.
 
     Uses the averaged parameters if that run kept them. Its FLOPs are carried over: pre-training is
@@ -96,14 +99,18 @@ def start_from(state: TrainState, folder: str | os.PathLike[str], task: str) -> 
 
     Args:
       state: initial state of the new run.
-      folder: workdir of the finished run.
-      task: task that both runs must have.
+      folder: workdir of the finished run, or a published network, see
+        `boneage_jax.inference.load_trained.load_trained`.
+      task: task of the new run, of the name that the other must have.
+      rescale: adapt the parameters to the ages of the new data, see `Task.adapt`.
 
     Raises:
       InputError: no such run, another task, or a network of another shape.
     """
-    other = load_trained(folder, task=task)
+    other = load_trained(folder, task=task.name)
     params = _same_shapes(other.variables["params"], state.params, folder)
+    if rescale:
+        params = task.adapt(params, other.network.task)
     return dataclasses.replace(
         state,
         params=params,

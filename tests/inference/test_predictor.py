@@ -130,7 +130,7 @@ def test_a_batch_size_is_a_whole_number(size):
         with pytest.raises(
             InputError, match=r"workdir=.* must be the path of a training's workdir"
         ):
-            load(size if size is None else "")
+            load(3 if size is None else "")
 
 
 def test_ages_that_cannot_be_are_moved_and_noted(calibrated):

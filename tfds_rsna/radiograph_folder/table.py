@@ -262,6 +262,49 @@ def read_table(
     return Labelled(kept, columns, [note for note in notes if note])
 
 
+class Label(NamedTuple):
+    """One row: the cell that names the image, age in months, sex (1, 0, -1), line in the file."""
+
+    image: str
+    age: float
+    male: int
+    line: int
+
+
+def read_labels(path: Path, asked: Columns) -> tuple[list[Label], Columns, list[str]]:
+    """Reads the image, age and sex of each row, without searching the images.
+
+    Args:
+      path: the table, see `boneage_jax.data.label_table.read_table`.
+      asked: column names, where known.
+
+    Returns:
+      (rows, the columns that were used, lines for the user).
+
+    Raises:
+      InputError: as `read_table`, but for what concerns images and splits.
+    """
+    table = read_file(path)
+    columns = guess_columns(table.header, asked, path)
+    codes = parse_sex_values(asked.sex_values)
+    ages = _ages(table, columns, path)
+    if not (asked.age_unit or _split_unit(columns.age)[1]):
+        _refuse_years(table, columns.age, path)
+    rows = [
+        Label(
+            cells[columns.file],
+            age,
+            _sex(cells[columns.sex], columns.sex, codes, f"{path} line {number}")
+            if columns.sex
+            else -1,
+            number,
+        )
+        for (number, cells), age in zip(table.rows, ages, strict=True)
+    ]
+    notes = [_coded_sex(table, columns), _unused(table, columns)]
+    return rows, columns, [note for note in notes if note]
+
+
 def parse_sex_values(text: str) -> dict[str, int]:
     """Parses `male=1,female=2|w`; returns 1 (male), 0 or -1 (unknown) by code in lower case.
 

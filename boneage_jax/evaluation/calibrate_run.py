@@ -1,0 +1,297 @@
+"""Fits the calibration of a network to radiographs of another site, without training.
+
+The correction of ages is chosen and fitted, then the interval and the rejection of other images,
+see `boneage_jax.inference.calibration`. Errors are cross-fitted: no image is corrected by a fit
+that has seen it, the choice of the correction included.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+import numpy as np
+
+from boneage_jax.data.counts import describe_counts
+from boneage_jax.data.file_names import image_stem
+from boneage_jax.data.files import read_radiograph
+from boneage_jax.data.find_files import find_images
+from boneage_jax.errors import InputError
+from boneage_jax.inference.bias_correction import METHODS, Correction, cross_fitted
+from boneage_jax.inference.calibration import MIN_IMAGES, Calibration
+from boneage_jax.inference.load_trained import load_members
+from boneage_jax.inference.predictor import Predictor, load_predictor
+from boneage_jax.inference.publish import check_new_folder, write_published
+from boneage_jax.inference.read_ahead import decoding_threads, read_ahead
+from boneage_jax.runtime.progress import progress
+from boneage_jax.storage.layout import CALIBRATION
+from boneage_jax.storage.shipped import best_network, open_network
+from tfds_rsna.radiograph_folder.table import Columns, Label, read_labels
+
+_FOLDS = 10
+_SUMMARY = "site_calibration.json"
+
+
+class Labelled(NamedTuple):
+    """A radiograph with its age in months, and its sex: 1, 0, or -1 for unknown."""
+
+    file: Path
+    age: float
+    male: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a calibration does on radiographs of a site.
+
+    Attributes:
+      mae, bias: mean absolute and mean error in months.
+      half_width: of the interval, in months.
+      covered: number of images whose age is in the interval.
+      accepted: number of images accepted as radiographs of a hand; None if not judged.
+    """
+
+    mae: float
+    bias: float
+    half_width: float
+    covered: int
+    accepted: int | None
+
+
+def calibrate(
+    workdir: str | Path | None,
+    paths: Sequence[str],
+    table: Path,
+    output: Path,
+    *,
+    columns: Columns | None = None,
+    method: str = "",
+    masks: str = "",
+) -> list[str]:
+    """Writes a network with a calibration fitted to radiographs of a site.
+
+    Args:
+      workdir: what `load_predictor` takes; None for the best network that comes with the package.
+      paths: radiographs, see `boneage_jax.data.find_files.find_images`.
+      table: CSV or XLSX file with the age of each radiograph, and its sex if known.
+      output: folder to write, absent or empty; a published network, without the radiographs.
+      columns: names of the columns of the table, where they cannot be guessed.
+      method: none, shift or line, see `boneage_jax.inference.bias_correction`; "" for
+        `best_method`.
+      masks: see `Predictor`.
+
+    Returns:
+      Lines for the user: what was read, and errors before and after.
+
+    Raises:
+      InputError: fewer than 30 readable radiographs with an age; a table that is damaged or does
+        not tell which radiograph is meant; or as `load_predictor` and `write_published`.
+    """
+    if method and method not in METHODS:
+        raise InputError(f"--method={method} must be one of {', '.join(METHODS)}")
+    check_new_folder(output)
+    labelled, lines = match_labels(paths, table, columns or Columns())
+    _check_count(len(labelled), "")
+    source = open_network(best_network() if workdir is None else workdir)
+    predictor = load_predictor(source, masks=masks)
+    if "bone_age_months" not in predictor.columns:
+        raise InputError(f"{source} holds no network of bone ages, so there is nothing to fit")
+    labelled, squares, unreadable = _read(predictor, labelled)
+    lines += unreadable
+    _check_count(len(labelled), f"; {unreadable[0]}" if unreadable else "")
+    true = np.array([each.age for each in labelled])
+    male = np.array([each.male for each in labelled])
+    old = Calibration.load(source / CALIBRATION)
+    new, before, after = _fit(predictor, old, squares, male, true, method)
+    summary = {
+        "images": len(true),
+        "correction": dataclasses.asdict(new.correction),
+        "before": dataclasses.asdict(before),
+        "after": dataclasses.asdict(after),
+    }
+    members = load_members(source)
+    write_published(members, source, output, calibration=new, card=False, more={_SUMMARY: summary})
+    return [*lines, *_describe(before, after, new.correction, len(true))]
+
+
+def _fit(
+    predictor: Predictor,
+    old: Calibration,
+    squares: Sequence[np.ndarray],
+    male: np.ndarray,
+    true: np.ndarray,
+    method: str,
+) -> tuple[Calibration, Result, Result]:
+    """Returns the new calibration, and how images do with the old one and with the new one."""
+    rows = predictor.uncalibrated(squares, male)
+    raw = rows["predicted_age"].astype(np.float64)
+    if not np.isfinite(raw).all():
+        raise InputError("the network gives no number for some of the radiographs; train it again")
+    ages = [age for age in (old.youngest, old.oldest, *true) if np.isfinite(age)]
+    chosen = method or best_method(raw, true)
+    new = Calibration.fit(raw, true, squares, chosen, training_ages=np.array(ages))
+    seen, now = (
+        each.calibrated(rows, squares, male)
+        for each in (predictor, predictor.with_calibration(new))
+    )
+    old_widths = np.full(len(true), old.half_width)
+    before = _result(seen["bone_age_months"], old_widths, true, seen["accepted"])
+    after = _result(*held_out_predictions(raw, true, method), true, now["accepted"])
+    return new, before, dataclasses.replace(after, half_width=new.half_width)
+
+
+def match_labels(
+    paths: Sequence[str], table: Path, columns: Columns
+) -> tuple[list[Labelled], list[str]]:
+    """Matches radiographs with the rows of a table, by the names of their files without suffix.
+
+    Returns:
+      (radiographs with an age, in the order of their paths; lines for the user).
+
+    Raises:
+      InputError: see `find_images` and `read_labels`; no radiograph has a row, two have the same
+        name, or two rows of one contradict each other.
+    """
+    left_out: Counter[str] = Counter()
+    files = find_images(paths, left_out)
+    labels, used, notes = read_labels(table, columns)
+    by_stem: dict[str, Label] = {}
+    for label in labels:
+        stem = image_stem(PurePath(label.image.replace("\\", "/")))
+        other = by_stem.setdefault(stem, label)
+        if (other.age, other.male) != (label.age, label.male):
+            raise InputError(
+                f"{table} lines {other.line} and {label.line}: {label.image!r} has two ages or "
+                "sexes; keep the right row"
+            )
+    found: dict[str, Labelled] = {}
+    for file in files:
+        stem = image_stem(file)
+        if stem in found:
+            raise InputError(
+                f"{found[stem].file} and {file} have the same name, so {table} does not tell which "
+                "is meant; rename one, or name folders without the other"
+            )
+        if stem in by_stem:
+            found[stem] = Labelled(file, by_stem[stem].age, by_stem[stem].male)
+    if not found:
+        raise InputError(
+            f"--csv={table}: column {used.file!r} names none of the {len(files)} radiographs, e.g. "
+            f"{files[0].name!r}; name another with --file_column"
+        )
+    counts = {
+        "radiographs without a row": len(files) - len(found),
+        "rows without a radiograph": len(by_stem.keys() - found.keys()),
+    }
+    taken = f"columns file={used.file!r}, age={used.age!r} in {used.age_unit}"
+    lines = [f"{table}: {len(found)} radiographs; {taken}, sex={used.sex or 'none'!r}"]
+    lines += [f"{table}: {note}" for note in notes]
+    lines += [f"left out {left_out.total()}: {describe_counts(left_out)}"] if left_out else []
+    return list(found.values()), lines + [f"{n} {what}" for what, n in counts.items() if n]
+
+
+def best_method(predicted: np.ndarray, true: np.ndarray) -> str:
+    """Returns the correction to use, by cross-fitted absolute errors.
+
+    A method replaces a simpler one if it lowers the error by more than the standard error of that
+    difference (the one-standard-error rule, Breiman et al. 1984).
+
+    Args:
+      predicted, true: months [n], uncorrected predictions and true ages.
+    """
+    best, lowest = METHODS[0], np.abs(predicted - true)
+    for method in METHODS[1:]:
+        if Correction.fit(predicted, true, method).slope <= 0:
+            continue  # the network does not read these ages; their order must not be turned
+        errors = np.abs(cross_fitted(predicted, true, method) - true)
+        gain = lowest - errors
+        if gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)):
+            best, lowest = method, errors
+    return best
+
+
+def held_out_predictions(
+    predicted: np.ndarray, true: np.ndarray, method: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Corrects each prediction, and gives it an interval, by what the images of other folds show.
+
+    Args:
+      predicted, true: months [n], uncorrected predictions and true ages.
+      method: of the correction; "" for the best one on the other folds.
+
+    Returns:
+      (corrected ages, half-widths of their intervals), months [n].
+    """
+    corrected, widths = np.array(predicted), np.zeros(len(true))
+    fold = np.arange(len(true)) % _FOLDS
+    blank = np.zeros((2, 1, 1), np.uint8)  # of the statistics of images, which do not matter here
+    for number in range(_FOLDS):
+        here, others = fold == number, fold != number
+        chosen = method or best_method(predicted[others], true[others])
+        fitted = Calibration.fit(predicted[others], true[others], blank, chosen)
+        corrected[here] = fitted.correction(predicted[here])
+        widths[here] = fitted.half_width
+    return corrected, widths
+
+
+def _read(
+    predictor: Predictor, labelled: Sequence[Labelled]
+) -> tuple[list[Labelled], list[np.ndarray], list[str]]:
+    """Returns the readable radiographs, their pixels as the network reads them, and a line."""
+
+    def decode(each: Labelled) -> np.ndarray:
+        return predictor.fit(read_radiograph(each.file)[0], image_stem(each.file))
+
+    good: list[tuple[Labelled, np.ndarray]] = []
+    errors: list[str] = []
+    with decoding_threads() as pool, progress(total=len(labelled), unit="image") as bar:
+        for batch in read_ahead(labelled, decode, predictor.batch_size, pool):
+            for each, result in batch:
+                if isinstance(result, InputError):
+                    errors.append(str(result))
+                else:
+                    good.append((each, result))
+            bar.update(len(batch))
+    lines = [f"{len(errors)} radiographs unreadable, e.g. {errors[0]}"] if errors else []
+    return [each for each, _ in good], [pixels for _, pixels in good], lines
+
+
+def _check_count(count: int, more: str) -> None:
+    if count < MIN_IMAGES:
+        raise InputError(
+            f"{count} radiographs with an age are too few to calibrate: at least {MIN_IMAGES} are "
+            f"needed, and 100 are better{more}"
+        )
+
+
+def _result(ages: np.ndarray, widths: np.ndarray, true: np.ndarray, accepted: np.ndarray) -> Result:
+    errors = np.asarray(ages, np.float64) - true
+    judged = accepted.dtype == bool
+    return Result(
+        float(np.abs(errors).mean()),
+        float(errors.mean()),
+        float(widths.mean()),
+        int((np.abs(errors) <= widths).sum()),
+        int(accepted.sum()) if judged else None,
+    )
+
+
+def _describe(before: Result, after: Result, correction: Correction, count: int) -> list[str]:
+    now = f"age = {correction.slope:.3f} x age {correction.intercept:+.1f} months"
+    both = (before, after)
+    width, covered = (
+        " -> ".join(texts)
+        for texts in (
+            [f"{each.half_width:.1f}" for each in both],
+            [f"{each.covered} of {count} ({each.covered / count:.0%})" for each in both],
+        )
+    )
+    taken = ["unknown" if each.accepted is None else f"{each.accepted}" for each in both]
+    return [
+        f"mean absolute error: {before.mae:.2f} -> {after.mae:.2f} months, cross-fitted",
+        f"mean error: {before.bias:+.2f} -> {after.bias:+.2f} months",
+        f"correction: {now}",
+        f"interval: +-{width} months; it holds the age of {covered} radiographs",
+        f"accepted: {taken[0]} -> {taken[1]} of {count} radiographs",
+    ]

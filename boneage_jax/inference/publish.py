@@ -1,0 +1,179 @@
+"""Writes the folder of a published network, see `boneage_jax.storage.published`."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from boneage_jax.config import save_config
+from boneage_jax.data.mask_cost import NOTE, read_note
+from boneage_jax.errors import InputError
+from boneage_jax.inference.calibration import Calibration
+from boneage_jax.inference.load_trained import Trained, load_members
+from boneage_jax.report.model_card import license_text, model_card
+from boneage_jax.report.run_report import read_report
+from boneage_jax.storage.layout import (
+    BACKGROUND,
+    CALIBRATION,
+    CARD,
+    CONFIG,
+    INFO,
+    LICENSE,
+    REPORT,
+    WEIGHTS,
+)
+from boneage_jax.storage.published import Saved, save_networks, write_sums
+from boneage_jax.storage.safe_write import writing
+from boneage_jax.storage.workdir import read_config
+
+# Keys of a config that name places on one machine.
+_PLACES = ("raw_dir", "data_dir", "masks")
+_UNET = "unet"  # in background/
+
+
+def write_published(
+    members: Sequence[Trained],
+    source: Path,
+    output: Path,
+    *,
+    name: str = "",
+    license_file: Path | None = None,
+    calibration: Calibration | None = None,
+    card: bool = True,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the folder of a published network; it is complete or absent.
+
+    Paths of this machine are taken out of config and report.
+
+    Args:
+      members: see `boneage_jax.inference.load_trained.load_members`.
+      source: their workdir, or the folder of a published network.
+      output: the folder to write; absent or empty.
+      name: name of the network on its card, by default that of `output`.
+      license_file: terms of the weights, by default those of `source` if it is published, else of
+        the data that it was trained on.
+      calibration: used instead of that of `source`.
+      card: write a model card; if not, that of `source` is copied, if there is one.
+      more: JSON contents by name of a file to add.
+
+    Raises:
+      InputError: `output` is not empty or cannot be written; a file of `source` is missing or
+        damaged; huggingface_hub, which makes the card, is not installed.
+    """
+    network, config = members[0].network, read_config(source)
+    report = _without_places(read_report(source))
+    name = name or output.absolute().name
+    pixels = network.info.image_size
+    if card:
+        description = model_card(name, report, pixels=pixels, members=len(members))
+    else:
+        description = _read_text(source / CARD) if (source / CARD).is_file() else ""
+    if license_file or (source / LICENSE).is_file():
+        terms = _read_text(license_file or source / LICENSE)
+    else:
+        terms = license_text(config.data.name)
+    if network.task.name == "bone_age" and calibration is None:
+        calibration = Calibration.load(source / CALIBRATION)
+    with _whole_folder(output) as part:
+        save_networks(part / WEIGHTS, [_saved(member) for member in members])
+        save_config(part / CONFIG, ConfigDict(_without_places(config.to_dict())))
+        _write_json(part / INFO, dataclasses.asdict(network.info))
+        _write_json(part / REPORT, report)
+        for file, content in (more or {}).items():
+            _write_json(part / file, content)
+        if calibration is not None:
+            calibration.save(part / CALIBRATION)
+        _publish_background(source / BACKGROUND, part / BACKGROUND)
+        (part / LICENSE).write_text(terms, encoding="utf-8")
+        if description:
+            (part / CARD).write_text(description, encoding="utf-8")
+        write_sums(part)
+
+
+def check_new_folder(output: Path) -> None:
+    """Checks that a folder can be written without replacing anything.
+
+    Raises:
+      InputError: it exists and is not empty, or the folder it is to be in does not exist.
+    """
+    try:
+        taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    except OSError as error:
+        raise InputError(f"--output={output} cannot be read: {error.strerror}") from error
+    if taken:
+        raise InputError(f"--output={output} exists; name a new folder")
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"--output={output} must be in a folder that exists")
+
+
+@contextlib.contextmanager
+def _whole_folder(output: Path) -> Iterator[Path]:
+    """Context manager that yields `output`.part; it becomes `output` if the block succeeds."""
+    check_new_folder(output)
+    part = output.absolute().with_name(output.absolute().name + ".part")
+    with writing(output):
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        try:
+            yield part
+            part.replace(output)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _saved(member: Trained) -> Saved:
+    arrays = flatten_dict(jax.device_get(member.variables), sep="/")
+    found = {name: np.asarray(values, np.float32) for name, values in arrays.items()}
+    return Saved(found, member.flops_spent, member.step)
+
+
+def _publish_background(source: Path, target: Path) -> None:
+    """Copies the removal of the background, its U-Net as a published one."""
+    if read_note(source) is None:
+        return
+    target.mkdir()
+    shutil.copyfile(source / NOTE, target / NOTE)
+    unet = source / _UNET
+    if unet.is_dir():
+        (member,) = load_members(unet, task="hand_mask", eval_batch_size=jax.device_count())
+        part = target / _UNET
+        part.mkdir()
+        save_networks(part / WEIGHTS, [_saved(member)])
+        config = _without_places(read_config(unet).to_dict())
+        save_config(part / CONFIG, ConfigDict(config))
+        _write_json(part / INFO, dataclasses.asdict(member.network.info))
+        write_sums(part)
+
+
+def _without_places(value: Any) -> Any:
+    """Returns JSON values without the paths of this machine: their last part, or nothing."""
+    if isinstance(value, Mapping):
+        return {
+            key: "" if key in _PLACES and isinstance(part, str) else _without_places(part)
+            for key, part in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_without_places(part) for part in value]
+    is_path = isinstance(value, str) and value.startswith((os.sep, "~", "./", "../", "gs:"))
+    return Path(value).name if is_path else value
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error

@@ -1,0 +1,160 @@
+"""A network calibrated on radiographs of another site: what is fitted, said and refused."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import boneage_jax
+import tests.support.tiny_backbone  # noqa: F401  (registers the networks)
+from boneage_jax import calibrate, predict
+from boneage_jax.errors import InputError
+from boneage_jax.evaluation.calibrate_run import best_method, held_out_predictions, match_labels
+from boneage_jax.inference.calibration import Calibration
+from boneage_jax.inference.load_trained import load_trained
+from tests.support.unet_run import call
+from tfds_rsna.hand_phantom.render import make_phantom
+from tfds_rsna.radiograph_folder.table import Columns
+
+RUN = Path(__file__).parents[1] / "inference" / "old_workdirs" / "bone_age"
+COUNT = 40
+OFFSET = 25.0  # months that this site reads above the network
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Forty radiographs, one that cannot be read, and a table of what the site says of them."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "images").mkdir()
+    images = [make_phantom(index, 64, "test").image for index in range(COUNT)]
+    ages = boneage_jax.load_predictor(RUN)(images)["bone_age_months"]
+    noise = np.random.default_rng(0).normal(0, 3, COUNT)
+    lines = ["case;bone age (months)"]
+    for number, (image, age) in enumerate(zip(images, ages, strict=True)):
+        cv2.imwrite(str(folder / "images" / f"{number}.png"), image)
+        lines.append(f"{number};{age + OFFSET + noise[number]:.2f}")
+    (folder / "images" / "bad.png").write_bytes(b"no image")
+    lines += ["bad;100.0", "elsewhere;90.0"]
+    (folder / "ages.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_the_command(site, tmp_path, capsys):
+    output, table = tmp_path / "calibrated", site / "ages.csv"
+    images = site / "images"
+    options = (f"--workdir={RUN}", f"--csv={table}", f"--output={output}", "--method=shift")
+    assert call(calibrate, *options, images) == 0
+    text = capsys.readouterr().out
+    errors = re.search(r"absolute error: ([\d.]+) -> ([\d.]+) months", text)
+    assert float(errors[1]) == pytest.approx(OFFSET, abs=1.5)
+    assert float(errors[2]) == pytest.approx(2.4, abs=1)  # of the noise: 3 * sqrt(2 / pi)
+    covered = re.search(r"holds the age of (\d+) of 40 .* -> (\d+) of 40", text)
+    assert 35 <= int(covered[2]) <= 40
+    assert "1 rows without a radiograph" in text and "1 radiographs unreadable, e.g." in text
+    # What predict gives with the result: the ages of the site, in an interval fitted to it.
+    ages = tmp_path / "ages.csv"
+    assert call(predict, f"--workdir={output}", f"--output={ages}", images) == 0
+    with ages.open() as file:
+        rows = {Path(row["file"]).stem: row for row in csv.DictReader(file)}
+    with table.open() as file:
+        truth = {row["case"]: row for row in csv.DictReader(file, delimiter=";")}
+    away = [
+        float(rows[f"{n}"]["bone_age_months"]) - float(truth[f"{n}"]["bone age (months)"])
+        for n in range(COUNT)
+    ]
+    assert abs(np.median(away)) < 1 and np.abs(away).mean() < 3
+    width = float(rows["0"]["high_months"]) - float(rows["0"]["bone_age_months"])
+    assert np.mean(np.abs(away) <= width) >= 0.95 and width < 15
+    noted = json.loads((output / "site_calibration.json").read_text())
+    assert noted["images"] == COUNT
+    assert noted["after"]["half_width"] == pytest.approx(width, abs=0.1)
+    assert noted["correction"]["intercept"] == pytest.approx(OFFSET, abs=2)
+    # The weights are those of the run, rounded; again from the result they stay as they are.
+    again = tmp_path / "again"
+    options = (f"--workdir={output}", f"--csv={table}", f"--output={again}", "--method=none")
+    assert call(calibrate, *options, images) == 0
+    once, twice = ((folder / "network.safetensors").read_bytes() for folder in (output, again))
+    assert once == twice
+    assert load_trained(again).flops_spent == load_trained(RUN).flops_spent
+    assert Calibration.load(again / "calibration.npz").correction.intercept == 0
+    assert not list(again.rglob("*.png"))
+
+
+def _few(text):
+    return "\n".join(text.splitlines()[:20]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "says"),
+    [
+        (_few, [], "19 radiographs with an age are too few to calibrate: at least 30"),
+        (str, ["--method=cubic"], "--method=cubic must be one of none, shift, line"),
+        (str, ["--age_column=x"], "has no column 'x'"),
+        (lambda text: text.replace("case", "which"), [], "no recognisable file column"),
+        (lambda text: text + "1;3.0\n", [], "lines 3 and 44: '1' has two ages"),
+        (lambda text: "case;age\na;1\nb;2\n", [], "look like years; give age_unit=years"),
+        (lambda text: "case;age (months)\na;100\n", [], "names none of the 41 radiographs"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused_before_anything_is_compiled(
+    site, tmp_path, capsys, change, options, says
+):
+    table = tmp_path / "ages.csv"
+    table.write_text(change((site / "ages.csv").read_text()))
+    arguments = (f"--workdir={RUN}", f"--csv={table}", f"--output={tmp_path / 'out'}")
+    assert call(calibrate, *arguments, *options, site / "images") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_radiographs_of_one_name_are_not_guessed_between(site, tmp_path):
+    (tmp_path / "1.png").write_bytes((site / "images" / "1.png").read_bytes())
+    with pytest.raises(InputError, match="have the same name, so"):
+        match_labels([str(site / "images"), str(tmp_path)], site / "ages.csv", Columns())
+
+
+def test_units_and_sexes_of_the_table_are_read(site, tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("file,age_years,sex\nimages\\1.PNG,10,M\n2.png,5.5,F\n3,7,\n")
+    labelled, lines = match_labels([str(site / "images")], table, Columns())
+    found = {each.file.name: (each.age, each.male) for each in labelled}
+    assert found == {"1.png": (120.0, 1), "2.png": (66.0, 0), "3.png": (84.0, -1)}
+    assert "38 radiographs without a row" in lines
+
+
+@pytest.mark.parametrize(
+    ("change", "method"),
+    [
+        (lambda age, noise: age + noise, "none"),
+        (lambda age, noise: age + 9 + noise, "shift"),
+        (lambda age, noise: 30 + 0.7 * age + noise, "line"),
+    ],
+)
+def test_the_correction_is_no_more_than_the_errors_call_for(change, method):
+    rng = np.random.default_rng(3)
+    true = rng.uniform(20, 220, 100)
+    predicted = change(true, rng.normal(0, 4, 100))
+    assert best_method(predicted, true) == method
+    corrected, widths = held_out_predictions(predicted, true, "")
+    errors = np.abs(corrected - true)
+    assert errors.mean() < 5.5 and 0.88 <= (errors <= widths).mean() <= 1
+
+
+def test_a_correction_does_not_turn_the_order_of_ages():
+    true = np.linspace(50, 150, 100)
+    assert best_method(250 - true, true) != "line"
+
+
+def test_no_prediction_is_corrected_by_its_own_age():
+    """One wild age moves the corrections of the other folds, and not that of its own."""
+    true = np.linspace(50, 150, 40)
+    predicted = true + 5
+    true[7] += 1000
+    corrected, _ = held_out_predictions(predicted, true, "line")
+    assert corrected[7] == pytest.approx(predicted[7] - 5)
+    assert np.abs(corrected - predicted + 5).max() > 1
