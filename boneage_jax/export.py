@@ -1,6 +1,6 @@
 """Writes a trained network as a file for other software.
 
-usage: python -m boneage_jax.export --workdir=DIR --format=FORMAT --output=FILE
+usage: python -m boneage_jax.export [--workdir=DIR|NAME] --format=FORMAT --output=FILE
                                     [--precision=float32|float16|int8] [--extensions=FILE.py]
                                     [PATH...]
 
@@ -20,7 +20,7 @@ from boneage_jax.cli import Parser, path_argument, prepare_jax, run_door
 def main(argv: Sequence[str]) -> int:
     """Exports the network given by `argv` and prints a summary; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
-    parser.add_argument("--workdir", required=True, help="folder of a finished training")
+    parser.add_argument("--workdir", help="a training or a network; the best at hand if left out")
     parser.add_argument("--format", required=True, help="see above")
     parser.add_argument("--output", required=True, type=path_argument, help="file to write")
     parser.add_argument("--precision", default="float32", help="of the weights of ONNX files")

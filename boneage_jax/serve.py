@@ -1,6 +1,6 @@
 """Serves a trained network over HTTP: radiograph in, bone age as JSON out.
 
-usage: python -m boneage_jax.serve --workdir=DIR [--host=127.0.0.1] [--port=8000]
+usage: python -m boneage_jax.serve [--workdir=DIR|NAME] [--host=127.0.0.1] [--port=8000]
                                    [--token_file=FILE] [--batch_size=8] [--queue=32]
                                    [--megabytes=64] [--megapixels=40] [--extensions=FILE.py]
 
@@ -24,7 +24,7 @@ from boneage_jax.errors import InputError
 def main(argv: Sequence[str]) -> int:
     """Serves the network given by `argv` until SIGTERM; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
-    parser.add_argument("--workdir", required=True, help="folder of a finished training")
+    parser.add_argument("--workdir", help="a training or a network; the best at hand if left out")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
     parser.add_argument("--port", type=int, default=8000, help="0 for any free one")
     parser.add_argument("--token_file", type=Path, help="file with the token of the clients")

@@ -130,12 +130,12 @@ def _fit(
         raise InputError("the network gives no number for some of the radiographs; train it again")
     ages = [age for age in (old.youngest, old.oldest, *true) if np.isfinite(age)]
     chosen = method or best_method(raw, true)
-    new = Calibration.fit(raw, true, squares, chosen, training_ages=np.array(ages))
+    new = Calibration.fit(raw, true, squares, chosen, training_ages=np.array(ages), view=old.view)
     seen, now = (
         each.calibrated(rows, squares, male)
         for each in (predictor, predictor.with_calibration(new))
     )
-    old_widths = np.full(len(true), old.half_width)
+    old_widths = old.half_widths(seen["bone_age_months"])
     before = _result(seen["bone_age_months"], old_widths, true, seen["accepted"])
     after = _result(*held_out_predictions(raw, true, method), true, now["accepted"])
     return new, before, dataclasses.replace(after, half_width=new.half_width)
@@ -231,7 +231,7 @@ def held_out_predictions(
         chosen = method or best_method(predicted[others], true[others])
         fitted = Calibration.fit(predicted[others], true[others], blank, chosen)
         corrected[here] = fitted.correction(predicted[here])
-        widths[here] = fitted.half_width
+        widths[here] = fitted.half_widths(corrected[here])
     return corrected, widths
 
 

@@ -40,7 +40,7 @@ class Request:
       radiographs: image files, folders or globs, see `boneage_jax.exporting.sample`.
     """
 
-    workdir: str
+    workdir: str | None
     output: Path
     precision: str = "float32"
     radiographs: Sequence[str] = ()

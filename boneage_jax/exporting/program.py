@@ -23,8 +23,8 @@ from boneage_jax.inference.segmenter import Segmenter, load_segmenter
 from boneage_jax.models.registry import options_of
 from boneage_jax.report.run_report import read_report
 from boneage_jax.state import Tree
-from boneage_jax.storage.bucket import open_workdir
 from boneage_jax.storage.layout import CONFIG, REPORT
+from boneage_jax.storage.shipped import best_network, open_network
 from boneage_jax.tasks.registry import make_task
 
 Arrays = dict[str, jax.Array]
@@ -128,16 +128,17 @@ class Program:
         return found
 
 
-def load_program(workdir: str | os.PathLike[str]) -> Program:
+def load_program(workdir: str | os.PathLike[str] | None) -> Program:
     """Loads a trained network, an ensemble or a U-Net.
 
     Args:
-      workdir: workdir of a finished training, a local folder or gs://BUCKET/PATH.
+      workdir: workdir of a finished training, a local folder or gs://BUCKET/PATH; a published
+        network by its folder, name or hf:OWNER/REPO; None for the best of these at hand.
 
     Raises:
       InputError: no run in the workdir, a training that has not ended, or a damaged file.
     """
-    folder = open_workdir(checked_workdir(workdir))
+    folder = open_network(best_network() if workdir is None else checked_workdir(workdir))
     report = read_report(folder) if (folder / REPORT).is_file() else {}
     if load_config(folder / CONFIG).task == "hand_mask":
         if not report:
@@ -145,8 +146,8 @@ def load_program(workdir: str | os.PathLike[str]) -> Program:
                 f"{folder / REPORT} is missing: the training in this workdir has not ended; "
                 "start it again"
             )
-        return mask_program(load_segmenter(workdir), report)
-    return age_program(load_predictor(workdir), report)
+        return mask_program(load_segmenter(folder), report)
+    return age_program(load_predictor(folder), report)
 
 
 def age_program(predictor: Predictor, report: Mapping[str, Any]) -> Program:

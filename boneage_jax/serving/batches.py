@@ -91,7 +91,7 @@ class Batches:
         return [{key: values[at] for key, values in rows.items()} for at in range(len(batch))]
 
 
-def load_ladder(workdir: str, batch_size: int) -> list["Predictor"]:
+def load_ladder(workdir: str | None, batch_size: int) -> list["Predictor"]:
     """Loads a network for steps of 1, 2, 4 ... up to `batch_size` images, and compiles each.
 
     Raises:
