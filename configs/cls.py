@@ -55,6 +55,7 @@ def rsna() -> ConfigDict:
     of an accelerator.
     """
     config = base_config()
+    config.view_steps = 3000
     config.data.name = "rsna_bone_age"
     config.data.config = "512"
     config.batch_size = 128
@@ -90,6 +91,7 @@ def subset() -> ConfigDict:
     what each line contributes.
     """
     config = base_config()
+    config.view_steps = 3000
     config.data.name = "rsna_bone_age"
     config.data.config = "192"
     config.batch_size = 16
@@ -134,6 +136,7 @@ def scratch() -> ConfigDict:
     images and small batches: from scratch, more steps help more than more pixels.
     """
     config = base_config()
+    config.view_steps = 3000
     config.data.name = "rsna_bone_age"
     config.data.config = "128"
     config.batch_size = 16
@@ -165,6 +168,7 @@ def earlier() -> ConfigDict:
     initial weights are unknown; --config.model.pretrained=FILE replaces the random ones.
     """
     config = base_config()
+    config.view_steps = 3000
     config.data.name = "rsna_bone_age"
     config.data.config = "256"
     config.data.official_splits = False
