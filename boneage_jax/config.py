@@ -31,6 +31,7 @@ RUNTIME_KEYS = frozenset(
         "nonfinite",
         "nonfinite_limit",
         "compile_cache",
+        "view_steps",
         "data.raw_dir",
         "data.data_dir",
         "data.threads",
@@ -64,6 +65,7 @@ def base_config() -> ConfigDict:
     config.ema_decay = 0.0  # decay of the moving average of the parameters; 0: off
     config.test_flips = False  # average predictions over the image and its mirror image
     config.test_views = 0  # number of augmented copies to average over as well
+    config.view_steps = 750  # at most, of the network that puts radiographs upright; 0: none
     config.bias_correction = "none"  # none | shift | line: fitted on validation ages at the end
     config.select = "latest"  # latest | best: the checkpoint that is reported and predicts
     config.compile_cache = True  # keep compiled programs for the next start on this machine

@@ -60,6 +60,7 @@ def rsna() -> ConfigDict:
     of an accelerator.
     """
     config = base_config()
+    config.view_steps = 3000
     config.data.name = "rsna_bone_age"
     config.data.config = "512"
     config.batch_size = 128
@@ -95,6 +96,7 @@ def subset() -> ConfigDict:
     what each line contributes.
     """
     config = base_config()
+    config.view_steps = 3000
     config.data.name = "rsna_bone_age"
     config.data.config = "192"
     config.batch_size = 16
@@ -159,6 +161,7 @@ def scratch() -> ConfigDict:
     images and small batches: from scratch, more steps help more than more pixels.
     """
     config = base_config()
+    config.view_steps = 3000
     config.data.name = "rsna_bone_age"
     config.data.config = "128"
     config.batch_size = 16
@@ -190,6 +193,7 @@ def earlier() -> ConfigDict:
     initial weights are unknown; --config.model.pretrained=FILE replaces the random ones.
     """
     config = base_config()
+    config.view_steps = 3000
     config.data.name = "rsna_bone_age"
     config.data.config = "256"
     config.data.official_splits = False

@@ -83,4 +83,4 @@ def _view(members: list[Trained], train: Split, validation: Split) -> tuple[View
         spent = sum(report["compute"].get("view_flops", 0) for report in reports)
         return Calibration.load(members[0].folder / CALIBRATION).view, spent
     (trained,) = members
-    return make_view(train, validation, trained.flops_spent, trained.network.config.seed)
+    return make_view(train, validation, trained.network.config, trained.flops_spent)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from boneage_jax.data.handless import KINDS
 from boneage_jax.data.source import Split
@@ -27,44 +28,45 @@ from boneage_jax.training.view_examples import BASE, Examples, draw_examples
 _BATCH = 128
 _LEARNING_RATE = 4e-3
 _WARMUP = 0.15  # fraction of the steps
-_SHARE = 0.025  # of the FLOPs of the training that the fit may cost
-_STEPS = range(100, 3001)  # fewer tell little, more do not help
-_RADIOGRAPHS = range(300, 4001)  # likewise
+_SHARE = 0.15  # of the FLOPs of the training that the fit may cost
+_FEWEST_STEPS = 100  # fewer tell little
+_RADIOGRAPHS = range(300, 4001)  # fewer tell little, more do not help
 _BACKWARD = 2  # times the FLOPs of a forward pass
 _MEASURED = 400  # images of training that the threshold is measured on, beside those of validation
 
 
-def view_steps(images: int, train_flops: int) -> int:
+def view_steps(most: int, images: int, train_flops: int) -> int:
     """Returns the number of steps of a fit; 0 if it is not worth it.
 
     Args:
+      most: `config.view_steps`.
       images: number of radiographs of training.
       train_flops: FLOPs of the training whose predictions the view network accompanies.
     """
     each = (1 + _BACKWARD) * _BATCH * forward_flops()
-    steps = min(int(_SHARE * train_flops) // each, _STEPS[-1])
-    return steps if steps in _STEPS and images >= _RADIOGRAPHS[0] else 0
+    steps = min(int(_SHARE * train_flops) // each, most)
+    return steps if steps >= _FEWEST_STEPS and images >= _RADIOGRAPHS[0] else 0
 
 
 def make_view(
-    train: Split, validation: Split, train_flops: int, seed: int
+    train: Split, validation: Split, config: ConfigDict, train_flops: int
 ) -> tuple[View | None, int]:
     """Fits a view network to the training split and sets its threshold on the validation split.
 
     Args:
       train, validation: splits of radiographs.
+      config: config of the training; its `view_steps` and `seed` are read.
       train_flops: see `view_steps`.
-      seed: seed of all draws.
 
     Returns:
       (view network, or None if there are too few images or steps; FLOPs of the fit).
     """
-    steps = view_steps(len(train), train_flops)
+    steps = view_steps(config.view_steps, len(train), train_flops)
     if not steps:
         return None, 0
     fitted = train.sample(_RADIOGRAPHS[-1])
     say(f"view network: {steps} steps on {len(fitted)} radiographs")
-    weights, flops = fit_view(fitted.images(), steps, seed=seed)
+    weights, flops = fit_view(fitted.images(), steps, seed=config.seed)
     measured = itertools.chain(validation.images(), train.sample(_MEASURED).images())
     return View.calibrated(weights, measured), flops
 
