@@ -138,7 +138,7 @@ def test_intervals_widen_where_errors_grow():
     for youngest in (24, 88, 152):
         part = (predicted >= youngest) & (predicted < youngest + 64)
         assert 0.92 < inside[part].mean() < 0.98
-    assert found.half_widths(60.0) < found.half_width < found.half_widths(180.0)
+    assert found.half_widths(np.float64(60)) < found.half_width < found.half_widths(np.float64(180))
     assert (low >= 0).all() and (low <= predicted).all() and (predicted <= high).all()
     ages, _ = found.possible(np.array([1e4]))
     assert ages == found.interval(ages)[1] == found.bounds[1]

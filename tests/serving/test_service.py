@@ -172,7 +172,7 @@ def test_a_large_upload_waits_on_disk_and_a_full_disk_is_said(held, monkeypatch)
 
 
 def test_an_exception_of_any_decoder_is_an_answer(held, monkeypatch):
-    monkeypatch.setattr(held, "fit", lambda image, stem: {}["x"])
+    monkeypatch.setattr(held, "put_right_and_fit", lambda image, stem: {}["x"])
     answer = during(held, lambda service: service.predict(whole()))
     assert answer.status_code == 422
     assert b'"error":"it cannot be read: KeyError: \'x\'"' in answer.body
