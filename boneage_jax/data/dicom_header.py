@@ -59,6 +59,8 @@ class PatientHeader(NamedTuple):
 
 def is_dicom(path: Path) -> bool:
     """Returns whether a file is DICOM, by its first bytes; False if it cannot be read."""
+    if not path.is_file():  # opening a pipe may never end
+        return False
     try:
         with path.open("rb") as file:
             return _is_dicom(file.read(HEAD), path.name)

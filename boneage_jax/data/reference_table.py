@@ -15,6 +15,7 @@ from boneage_jax.data.label_table import (
 )
 from boneage_jax.errors import InputError
 
+NO_AGE = "no sd_score: the chronological age is unknown"
 NO_SEX = "no sd_score: the sex is unknown"
 OUTSIDE = "no sd_score: the age is beyond the reference"
 
@@ -89,10 +90,12 @@ class ReferenceTable:
           male: 1, 0, or -1 for unknown.
 
         Returns:
-          (NaN, the reason) where there is no score; the reason is "" if an age is unknown.
+          (the score, ""), or (NaN, the reason); the reason is "" for an unknown bone age.
         """
-        if math.isnan(bone_age) or math.isnan(age):
+        if math.isnan(bone_age):
             return math.nan, ""
+        if math.isnan(age):
+            return math.nan, NO_AGE
         if male not in (0, 1):
             return math.nan, NO_SEX
         curve = self._curves.get(male)

@@ -21,11 +21,16 @@ from boneage_jax.data.label_table import (
     read_table,
 )
 from boneage_jax.errors import InputError
+from boneage_jax.inference.outputs import Outputs
+from boneage_jax.inference.patients import Patients, patient_columns
 from boneage_jax.runtime.progress import progress
 from boneage_jax.storage.safe_write import in_one_piece
 
 if TYPE_CHECKING:
     from boneage_jax.inference.predictor import Predictor
+
+
+_NOTHING = Outputs()
 
 
 class Written(NamedTuple):
@@ -112,26 +117,42 @@ def _match(sexes: Mapping[str, int], files: Sequence[Path], path: Path) -> list[
 
 
 def predict_files(
-    predictor: "Predictor", files: Sequence[Path], sexes: Mapping[str, int]
+    predictor: "Predictor",
+    files: Sequence[Path],
+    sexes: Mapping[str, int],
+    outputs: Outputs = _NOTHING,
 ) -> Iterator[dict[str, str]]:
-    """Yields one CSV row per file, in order; threads decode ahead of the network."""
-    male = [sexes.get(image_stem(file), -1) for file in files]
-    remaining = iter(files)
-    for results, rows in predictor.batches(files, male):
+    """Yields one CSV row per file, in order; threads decode ahead of the network.
+
+    The sex of a file that `sexes` lacks is that of its DICOM header. Rows of DICOM files have the
+    columns of `boneage_jax.inference.patients` too.
+    """
+    sex_matters = predictor.takes_sex or outputs.reference is not None
+    patients = Patients(files, sexes, sex_matters=sex_matters)
+    remaining = enumerate(files)
+    features = outputs.features is not None or outputs.need_features
+    for results, rows in predictor.batches(files, patients, features=features):
         numbers = iter(range(len(results)))
         for result in results:
-            row = {"file": os.fspath(next(remaining))}
+            number, file = next(remaining)
+            row = {"file": os.fspath(file)}
             if isinstance(result, InputError):
                 judged = {"accepted": "False"} if predictor.judges_images else {}
                 yield row | judged | {"error": str(result)}
             else:
                 at = next(numbers)
-                cells = {key: _cell(values[at]) for key, values in rows.items()}
-                yield row | cells | {"note": result}
+                read = {key: values[at] for key, values in rows.items()}
+                own, note = outputs.add(file, read, result, patients.take(number))
+                cells = {key: _cell(value) for key, value in read.items() if key != "features"}
+                yield row | cells | {"note": note} | own
 
 
 def write_predictions(
-    predictor: "Predictor", files: Sequence[Path], sexes: Mapping[str, int], output: Path
+    predictor: "Predictor",
+    files: Sequence[Path],
+    sexes: Mapping[str, int],
+    output: Path,
+    outputs: Outputs = _NOTHING,
 ) -> Written:
     """Writes one CSV row per file and shows the progress.
 
@@ -140,7 +161,8 @@ def write_predictions(
     """
     failed = rejected = 0
     notes: Counter[str] = Counter()
-    columns = ("file", *predictor.columns, "error", "note")
+    own = patient_columns(files, outputs.reference)
+    columns = ("file", *predictor.columns, "error", "note", *own)
     try:
         with (
             in_one_piece(output) as part,
@@ -148,12 +170,13 @@ def write_predictions(
         ):
             writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
             writer.writeheader()
-            rows = predict_files(predictor, files, sexes)
+            rows = predict_files(predictor, files, sexes, outputs)
             for row in progress(rows, total=len(files), unit="image"):
                 writer.writerow(row)
                 failed += bool(row.get("error"))
                 rejected += row.get("accepted") == "False" and not row.get("error")
                 notes.update(filter(None, row.get("note", "").split("; ")))
+        outputs.close()
     except OSError as error:
         raise InputError(f"--output={output} cannot be written: {error.strerror}") from error
     return Written(len(files) - failed, rejected, failed, notes)

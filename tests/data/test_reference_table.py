@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from boneage_jax.data.reference_table import NO_SEX, OUTSIDE, ReferenceTable
+from boneage_jax.data.reference_table import NO_AGE, NO_SEX, OUTSIDE, ReferenceTable
 from boneage_jax.errors import InputError
 
 TABLE = """Sex;Age months;Mean;SD
@@ -26,7 +26,7 @@ F;132;130,0;10,0
         (145, 126, -1, math.nan, NO_SEX),
         (145, 119.9, 1, math.nan, OUTSIDE),
         (145, 132.1, 0, math.nan, OUTSIDE),
-        (145, math.nan, 0, math.nan, ""),
+        (145, math.nan, 0, math.nan, NO_AGE),
         (math.nan, 126, 0, math.nan, ""),
     ],
 )
