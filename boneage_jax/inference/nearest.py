@@ -25,7 +25,9 @@ class References:
     """The user's own radiographs, by the features of the network.
 
     Distances are Euclidean after each feature is divided by its standard deviation over the
-    references, relative to the root mean square distance of two references.
+    references, relative to the root mean square distance of two references. The deviation counts as
+    at least the mean one: many features are the same in all of a few references, and the least
+    change of one of these would outweigh all others.
 
     Args:
       folder: searched for images; those that cannot be read are left out.
@@ -57,7 +59,8 @@ class References:
             raise InputError(f"--references={folder}: fewer than two radiographs can be read")
         self._ages = np.concatenate(ages)
         found = np.concatenate(features).astype(np.float64)
-        self._scale = np.maximum(found.std(0), 1e-6)
+        deviations = found.std(0)
+        self._scale = np.maximum(deviations, max(float(deviations.mean()), 1e-6))
         self._features = found / self._scale
         # The mean squared distance of two different rows is twice their unbiased variance.
         self._unit = max(float(np.sqrt(2 * self._features.var(0, ddof=1).sum())), 1e-6)

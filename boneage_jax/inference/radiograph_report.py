@@ -119,9 +119,7 @@ def _facts(reading: Reading, values: dict[str, float]) -> list[tuple[str, str]]:
             ("bone age minus chronological age", f"{difference:+.1f} months"),
         ]
     if reading.cells.get(SCORE):
-        facts.append(
-            ("standard-deviation score, by --reference", f"{float(reading.cells[SCORE]):+.2f}")
-        )
+        facts.append(("standard-deviation score", f"{float(reading.cells[SCORE]):+.2f}"))
     if header and header.laterality:
         facts.append(("side", _SIDES[header.laterality]))
     if header and header.spacing_mm:

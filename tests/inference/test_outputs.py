@@ -157,8 +157,9 @@ def test_the_nearest_references(tmp_path):
         (tmp_path / f"{name}.png").write_bytes(b"")
     references = References(tmp_path, FewFeatures())
     found = references.nearest(tmp_path / "2_0.png", np.array([2, 0], np.float32), count=3)
-    # Deviations of the features: sqrt(2.75) and sqrt(18.75); itself is left out.
-    points = np.array([[0, 0], [2, 0], [4, 0], [0, 10]]) / np.sqrt([2.75, 18.75])
+    # Deviations of the features: sqrt(2.75), which is below the mean, and sqrt(18.75).
+    scale = np.array([np.sqrt([2.75, 18.75]).mean(), np.sqrt(18.75)])
+    points = np.array([[0, 0], [2, 0], [4, 0], [0, 10]]) / scale
     pairs = [np.sum((points[a] - points[b]) ** 2) for a in range(4) for b in range(a)]
     expected = np.linalg.norm(points - points[1], axis=1) / np.sqrt(np.mean(pairs))
     assert [near.file.stem for near in found] == ["0_0", "4_0", "0_10"]
