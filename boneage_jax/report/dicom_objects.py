@@ -7,6 +7,7 @@ The report follows TID 1500 (PS3.16); its bone age has the LOINC code 85151-9. C
 import dataclasses
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ PURPOSE = "Bone age, research use only"
 _SCHEME = "99BONEAGE"
 _SERIES = {"sr": 9101, "sc": 9102, "seg": 9103}  # numbers seldom taken by modalities
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+_OLD_FORM = re.compile(r"\d{4}\.\d\d\.\d\d|\d\d:\d\d(:\d\d(\.\d+)?)?", re.ASCII)
 # Elements of type 2, which must be there but may be empty (PS3.3, C.7.1.1 and C.7.2.1).
 _MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
@@ -72,6 +74,12 @@ def source_header(path: Path) -> Any:
         for name in _MAY_BE_EMPTY:
             if name not in dataset:
                 setattr(dataset, name, None)
+        for name in ("PatientBirthDate", "StudyDate", "StudyTime"):
+            value = str(dataset.get(name) or "")
+            if _OLD_FORM.fullmatch(value):  # 2003.11.01, 14:04:38: of ACR-NEMA (PS3.5, 6.2)
+                setattr(dataset, name, re.sub("[.:]", "", value, count=2))
+        if not dataset.get("Modality"):
+            dataset.Modality = "OT"  # other
     return dataset
 
 

@@ -107,6 +107,17 @@ def test_what_no_object_can_refer_to_is_refused(tmp_path, source):
         hand_segmentation(source, np.ones((30, 40), bool), "unet")
 
 
+def test_headers_of_old_files_serve_too(tmp_path):
+    old = {"StudyDate": "1997.04.24", "StudyTime": "14:04:38.5", "PatientBirthDate": "1990.01.02"}
+    with warnings_off():
+        data = dicom_file(np.zeros((4, 4), np.uint8), **STUDY | old | {"Modality": ""})
+    path = tmp_path / "old.dcm"
+    path.write_bytes(data)
+    report = written(structured_report(source_header(path), FINDING))
+    found = (report.StudyDate, report.StudyTime, report.PatientBirthDate)
+    assert found == ("19970424", "140438.5", "19900102")
+
+
 @pytest.mark.parametrize("left_out", [(), ("PatientID", "StudyDate", "StudyTime", "StudyID")])
 def test_dciodvfy_finds_no_error(tmp_path, left_out):
     beside = Path(sys.executable).with_name("dciodvfy")
