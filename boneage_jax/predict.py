@@ -1,13 +1,16 @@
 """Reads bone age from radiographs (PNG, JPEG, DICOM).
 
 usage: python -m boneage_jax.predict [--workdir=DIR|NAME] [--output=FILE.csv|-] [--json] [--list]
-                                     [--sex_csv=FILE] [--masks=DIR] [--extensions=FILE.py] PATH...
+                                     [--sex_csv=FILE] [--masks=DIR] [--reference=FILE.csv]
+                                     [--features=FILE.npz] [--dicom_out=FOLDER] [--report=FOLDER]
+                                     [--references=FOLDER] [--extensions=FILE.py] PATH...
 
 PATH: image files, folders or globs. Prints the age, its 95 % interval, the probability of a male
 hand, and whether the image is like the radiographs of training. --json prints one JSON object per
 file; --output writes a CSV (- prints it) of one row per file: file, bone_age_months, low_months,
-high_months, p_male, accepted, error, note. An unreadable file gets its row with the error and the
-others go on; the exit status is 1 if no file could be read. For research, not for patient care.
+high_months, p_male, accepted, error, note; for DICOM files columns on the patient follow
+(docs/clinical.md). An unreadable file gets its row with the error and the others go on; the exit
+status is 1 if no file could be read. For research, not for patient care.
 """
 
 import sys
@@ -26,9 +29,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object per file")
     parser.add_argument("--list", action="store_true", help="print the known networks and exit")
     parser.add_argument("--sex_csv", type=Path, help="table of id,male; id is the file's stem")
-    parser.add_argument(
-        "--masks", default="", help="hand masks or a U-Net's workdir, where training had masks"
-    )
+    parser.add_argument("--masks", default="", help="hand masks or a U-Net, as in training")
+    parser.add_argument("--reference", type=Path, help="table of sex,age_months,mean,sd for scores")
+    parser.add_argument("--features", type=Path, help="file .npz for the features of the network")
+    parser.add_argument("--dicom_out", type=Path, help="folder for reports and masks in DICOM")
+    parser.add_argument("--report", type=Path, help="folder for an HTML page per radiograph")
+    parser.add_argument("--references", type=Path, help="folder of radiographs to show beside")
     parser.add_argument("paths", nargs="*", metavar="PATH", help="image files, folders, globs")
     args = parser.parse_args(argv)
     if args.list:
@@ -42,18 +48,18 @@ def main(argv: Sequence[str]) -> int:
         parser.error("the following arguments are required: PATH")
 
     from boneage_jax.inference import predict_files as on_files
+    from boneage_jax.inference.open_outputs import Wanted
 
     files, sexes, found = on_files.check_arguments(args.paths, args.output, args.sex_csv)
-
-    from boneage_jax.inference.predictor import load_predictor
-
+    wanted = Wanted.from_arguments(args)
     prepare_jax()
-    predictor = load_predictor(args.workdir, masks=args.masks)
+    predictor, outputs = wanted.load(args.workdir, args.masks, files)
     if args.output:
-        written = on_files.write_predictions(predictor, files, sexes, args.output)
+        written = on_files.write_predictions(predictor, files, sexes, args.output, outputs)
     else:
-        written = on_files.print_predictions(predictor, files, sexes, as_json=args.json)
-    first, *rest = on_files.describe(predictor, written, sexes)
+        write = on_files.print_predictions
+        written = write(predictor, files, sexes, outputs, as_json=args.json)
+    first, *rest = on_files.describe(predictor, written, {} if args.reference else sexes)
     if args.output and args.output != on_files.STDOUT:
         print(f"{args.output}: {first}", *found, *rest, sep="\n")
     elif len(files) > 1 or found:

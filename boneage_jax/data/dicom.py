@@ -48,7 +48,7 @@ def read_dicom(
     """
     with warnings_off():  # radiographs violate the standard in harmless ways
         try:
-            _check_inflated(data, max_inflated * most_pixels() // MAX_PIXELS)
+            check_inflated(data, max_inflated * most_pixels() // MAX_PIXELS)
             dataset = _parse(data)
             _check(dataset)
             pixels, said = _decode(dataset)
@@ -75,8 +75,16 @@ def _parse(data: bytes) -> pydicom.FileDataset:
     return dataset
 
 
-def _check_inflated(data: bytes, most: int) -> None:
-    """Checks the size of a deflated data set, which pydicom inflates without limit."""
+def check_inflated(data: bytes, most: int = _MAX_INFLATED) -> None:
+    """Checks the size of a deflated data set, which pydicom inflates without limit.
+
+    Args:
+      data: content of the file.
+      most: largest size, bytes.
+
+    Raises:
+      ValueError: it is larger, or damaged.
+    """
     file = io.BytesIO(data)
     read_preamble(file, force=True)
     try:

@@ -25,6 +25,10 @@ from boneage_jax.storage.shipped import find_network
 _NETWORK = "unet"
 
 
+class UnneededMasks(InputError):
+    """Masks were given for a network that was trained on whole radiographs."""
+
+
 class Background:
     """Removes the background of radiographs.
 
@@ -82,6 +86,17 @@ class Background:
         Raises:
           InputError: the mask of that name is missing, damaged or of another size.
         """
+        return remove_background(image, self.mask(image, stem), self.mode, size)
+
+    def mask(self, image: np.ndarray, stem: str) -> np.ndarray:
+        """Returns the mask of a hand, bool [H, W], empty if none was found; thread-safe.
+
+        Args:
+          image, stem: see `__call__`.
+
+        Raises:
+          InputError: see `__call__`.
+        """
         if self._segmenter is not None:
             p_hand = self._segmenter.probabilities([self._segmenter.fit(image)])[0]
             mask, check = self._segmenter.finish(p_hand, *image.shape)
@@ -96,7 +111,7 @@ class Background:
                 self.empty.append(stem)
             elif reasons:
                 self.doubtful[stem] = reasons
-        return remove_background(image, mask, self.mode, size)
+        return mask
 
     def _read(self, stem: str, shape: tuple[int, ...]) -> np.ndarray:
         path = self._paths.get(normal_name(stem))
@@ -158,7 +173,9 @@ def load_background(folder: Path, masks: str = "", *, wanted: str = "") -> Backg
         )
     if note is None:
         if masks:
-            raise InputError("--masks: this network was trained on whole radiographs; leave it out")
+            raise UnneededMasks(
+                "--masks: this network was trained on whole radiographs; leave it out"
+            )
         return None
     source = masks or (folder / _NETWORK if (folder / _NETWORK).is_dir() else "")
     if not source:

@@ -23,6 +23,8 @@ from boneage_jax.data.label_table import (
     read_table,
 )
 from boneage_jax.errors import InputError
+from boneage_jax.inference.outputs import Outputs
+from boneage_jax.inference.patients import Patients, patient_columns
 from boneage_jax.inference.prediction_text import csv_cells, json_line, text_lines
 from boneage_jax.runtime.progress import progress
 from boneage_jax.storage.safe_write import in_one_piece
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from boneage_jax.inference.predictor import Predictor
 
 STDOUT = Path("-")  # as --output: standard output
+
+
+_NOTHING = Outputs()
 
 
 class Written(NamedTuple):
@@ -124,46 +129,63 @@ def _match(sexes: Mapping[str, int], files: Sequence[Path], path: Path) -> list[
 
 
 def predict_files(
-    predictor: "Predictor", files: Sequence[Path], sexes: Mapping[str, int]
+    predictor: "Predictor",
+    files: Sequence[Path],
+    sexes: Mapping[str, int],
+    outputs: Outputs = _NOTHING,
 ) -> Iterator[dict[str, Any]]:
     """Yields one row per file, in order; threads decode ahead of the network.
 
     A row has `file`, the columns of the predictor as NumPy values, `error` and `note`. Columns
-    without a value are absent.
+    without a value are absent. The sex of a file that `sexes` lacks is that of its DICOM header.
+    Rows of DICOM files have the columns of `boneage_jax.inference.patients` too.
     """
-    male = [sexes.get(image_stem(file), -1) for file in files]
-    remaining = iter(files)
-    for results, rows in predictor.batches(files, male):
+    sex_matters = predictor.takes_sex or outputs.reference is not None
+    patients = Patients(files, sexes, sex_matters=sex_matters)
+    remaining = enumerate(files)
+    features = outputs.features is not None or outputs.need_features
+    for results, rows in predictor.batches(files, patients, features=features):
         numbers = iter(range(len(results)))
         for result in results:
-            row: dict[str, Any] = {"file": os.fspath(next(remaining))}
+            number, file = next(remaining)
+            row: dict[str, Any] = {"file": os.fspath(file)}
             if isinstance(result, InputError):
                 judged = {"accepted": False} if predictor.judges_images else {}
                 yield row | judged | {"error": str(result)}
             else:
                 at = next(numbers)
-                yield row | {key: values[at] for key, values in rows.items()} | {"note": result}
+                read = {key: values[at] for key, values in rows.items()}
+                own, note = outputs.add(file, read, result, patients.take(number))
+                read.pop("features", None)
+                yield row | read | {"note": note} | own
 
 
 def write_predictions(
-    predictor: "Predictor", files: Sequence[Path], sexes: Mapping[str, int], output: Path
+    predictor: "Predictor",
+    files: Sequence[Path],
+    sexes: Mapping[str, int],
+    output: Path,
+    outputs: Outputs = _NOTHING,
 ) -> Written:
     """Writes one CSV row per file and shows the progress.
 
     Args:
-      predictor, files, sexes: see `predict_files`.
+      predictor, files, sexes, outputs: see `predict_files`.
       output: the CSV file, or `STDOUT`.
 
     Raises:
       InputError: the file cannot be written; an existing one is left unchanged.
     """
-    columns = ("file", *predictor.columns, "error", "note")
+    own = patient_columns(files, outputs.reference)
+    columns = ("file", *predictor.columns, "error", "note", *own)
     try:
         with _opened(output) as file:
             writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
             writer.writeheader()
-            rows = predict_files(predictor, files, sexes)
-            return _count(rows, lambda row: writer.writerow(csv_cells(row)), total=len(files))
+            rows = predict_files(predictor, files, sexes, outputs)
+            found = _count(rows, lambda row: writer.writerow(csv_cells(row)), total=len(files))
+        outputs.close()
+        return found
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -174,23 +196,28 @@ def print_predictions(
     predictor: "Predictor",
     files: Sequence[Path],
     sexes: Mapping[str, int],
+    outputs: Outputs = _NOTHING,
     *,
     as_json: bool = False,
 ) -> Written:
     """Prints each prediction to standard output as soon as it is known.
 
     Args:
-      predictor, files, sexes: see `predict_files`.
+      predictor, files, sexes, outputs: see `predict_files`.
       as_json: one JSON object per line, else some lines for a person.
     """
-    columns = ("file", *predictor.columns, "error", "note")
+    own = patient_columns(files, outputs.reference)
+    columns = ("file", *predictor.columns, "error", "note", *own)
 
     def show(row: Mapping[str, Any]) -> None:
         lines = [json_line(row, columns)] if as_json else text_lines(row, predictor.columns)
         tqdm.write("\n".join(lines), file=sys.stdout)  # above the bar
         sys.stdout.flush()
 
-    return _count(predict_files(predictor, files, sexes), show, total=len(files))
+    rows = predict_files(predictor, files, sexes, outputs)
+    found = _count(rows, show, total=len(files))
+    outputs.close()
+    return found
 
 
 @contextlib.contextmanager

@@ -43,9 +43,21 @@ def text_lines(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
             ("interval", f"{years_and_months(low)} to {years_and_months(high)}"),
             ("p_male", _cell(row["p_male"])),
             ("accepted", _judgement(row["accepted"])),
+            *_compared(row),
         ]
     shown += [("note", row["note"])] if row.get("note") else []
     return [str(row["file"]), *(f"  {name:<9} {value}" for name, value in shown)]
+
+
+def _compared(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns lines on the chronological age of a DICOM file, and its score; none if unknown."""
+    found = []
+    if math.isfinite(row.get("difference_months", math.nan)):
+        age = years_and_months(row["chronological_age_months"])
+        found.append(("against", f"{row['difference_months']:+.1f} months to an age of {age}"))
+    if math.isfinite(row.get("sd_score", math.nan)):
+        found.append(("sd_score", f"{row['sd_score']:+.2f}"))
+    return found
 
 
 def years_and_months(months: float) -> str:

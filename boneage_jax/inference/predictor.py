@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from boneage_jax.inference.arguments import (
     listed_images,
     rounded_batch_size,
 )
-from boneage_jax.inference.background_removal import load_background
+from boneage_jax.inference.background_removal import Background, load_background
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import Trained, average, load_members
 from boneage_jax.inference.network import Network, Rows
@@ -27,6 +28,9 @@ from boneage_jax.inference.read_ahead import decoding_threads, read_ahead
 from boneage_jax.state import Tree
 from boneage_jax.storage.layout import BACKGROUND, CALIBRATION, CONFIG
 from boneage_jax.storage.shipped import best_network, open_network
+
+if TYPE_CHECKING:
+    from boneage_jax.inference.saliency import GradCam
 
 _BATCH = 16
 _AGE_COLUMNS = ("bone_age_months", "low_months", "high_months", "p_male", "accepted")
@@ -72,6 +76,7 @@ class Predictor:
             self.judges_images = self._calibration.judges_images
             self.columns = _AGE_COLUMNS
         self._background = load_background(folder / BACKGROUND, masks, wanted=info.background)
+        self._grad_cam: GradCam | None = None
         self._variables = [member.variables for member in members]
         self.batch_size: int = self._network.batch_size
         self.image_size: int = info.image_size
@@ -138,6 +143,7 @@ class Predictor:
         items: Sequence[Path | np.ndarray],
         male: Sequence[int] | np.ndarray,
         stems: Sequence[str] | None = None,
+        features: bool = False,
     ) -> Iterator[tuple[list[InputError | str], Rows]]:
         """Runs the network on many images in bounded memory; threads decode ahead of it.
 
@@ -145,6 +151,7 @@ class Predictor:
           items: files, or uint8 arrays [H, W].
           male: 1, 0 or -1 per image.
           stems: see `__call__`.
+          features: yield the `features` of the backbones too, see `read`.
 
         Yields:
           For each batch, in order: for each image its error or its note, and the predictions of
@@ -161,9 +168,8 @@ class Predictor:
         with decoding_threads() as pool:
             for results in read_ahead(range(len(items)), decode, self.batch_size, pool):
                 good = [(n, r) for n, r in results if not isinstance(r, InputError)]
-                rows = (
-                    self.read([r[0] for _, r in good], [male[n] for n, _ in good]) if good else {}
-                )
+                squares, sexes = [r[0] for _, r in good], [male[n] for n, _ in good]
+                rows = self.read(squares, sexes, features=features) if good else {}
                 said = iter(rows.pop("note", ()))
                 yield (
                     [
@@ -176,19 +182,33 @@ class Predictor:
                 )
 
     def read(
-        self, squares: Sequence[np.ndarray], male: Sequence[int] | None = None
+        self,
+        squares: Sequence[np.ndarray],
+        male: Sequence[int] | None = None,
+        *,
+        features: bool = False,
     ) -> dict[str, np.ndarray]:
-        """Runs the network on images from `fit`, uint8 [S, S] each; otherwise like `__call__`."""
-        sexes = checked_sexes(male, len(squares))
+        """Runs the network on images from `fit`, uint8 [S, S] each; otherwise like `__call__`.
+
+        With `features` there are also the pooled features of the backbones, averaged as the ages
+        are over mirror images and views, those of the members side by side: float32 [n, F].
+
+        Raises:
+          InputError: features of a user-defined task, which has none.
+        """
+        if features and self._calibration is None:
+            raise InputError("features are known of networks for bone age only")
+        sexes, size = checked_sexes(male, len(squares)), self.batch_size
         parts = [
-            self._batch(squares[at : at + self.batch_size], sexes[at : at + self.batch_size])
-            for at in range(0, len(squares), self.batch_size)
+            self._batch(squares[at : at + size], sexes[at : at + size], features)
+            for at in range(0, len(squares), size)
         ]
         if not parts:
             empty = {key: np.zeros(0, np.float32) for key in self.columns}
             return empty | {"note": np.zeros(0, str)}
         return {
-            key: np.concatenate([part[key] for part in parts]) for key in (*self.columns, "note")
+            key: np.concatenate([part[key] for part in parts])
+            for key in (*self.columns, "note", *(["features"] if features else []))
         }
 
     def uncalibrated(self, squares: Sequence[np.ndarray], male: Sequence[int] | np.ndarray) -> Rows:
@@ -235,8 +255,38 @@ class Predictor:
         image, notes = view.put_right(image) if view else (image, ())
         return fit_square(image, self.image_size, self._square_by), notes
 
-    def _batch(self, squares: Sequence[np.ndarray], sexes: np.ndarray) -> Rows:
-        return self.calibrated(self._read(squares, sexes), squares, sexes)
+    def contributions(self, square: np.ndarray, male: int = -1) -> np.ndarray:
+        """Returns where the age comes from, see `boneage_jax.inference.saliency`.
+
+        Args:
+          square: an image from `fit`, uint8 [S, S].
+          male: 1, 0 or -1 for unknown.
+
+        Raises:
+          InputError: the network shows no feature map.
+        """
+        if self._grad_cam is None:
+            from boneage_jax.inference.saliency import make_grad_cam
+
+            self._grad_cam = make_grad_cam(self._network)
+        return self._grad_cam(self._variables, square, male)
+
+    def proportions(self, image: np.ndarray) -> float:
+        """Returns the width over the height at which the result of `fit` shows no distortion."""
+        stretched = self._background is None and self._square_by == "stretch"
+        return image.shape[1] / image.shape[0] if stretched else 1.0
+
+    @property
+    def background(self) -> Background | None:
+        """What `fit` removes the background with, None for networks of whole radiographs."""
+        return self._background
+
+    def _batch(self, squares: Sequence[np.ndarray], sexes: np.ndarray, features: bool) -> Rows:
+        keys = (*self._network.task.reported, *(["features"] if features else []))
+        read = self._network.read(self._variables, squares, {"male": sexes}, keys)
+        found = [rows.pop("features") for rows in read] if features else []
+        rows = self.calibrated(average(read), squares, sexes)
+        return rows | ({"features": np.concatenate(found, axis=1)} if features else {})
 
     def _read(self, squares: Sequence[np.ndarray], sexes: np.ndarray) -> Rows:
         return average(self._network.read(self._variables, squares, {"male": sexes}))

@@ -16,10 +16,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
 import boneage_jax
+from boneage_jax.data.dicom_header import read_patient
 from boneage_jax.data.file_names import image_stem
 from boneage_jax.data.files import read_radiograph
 from boneage_jax.data.headers import pixel_limit
 from boneage_jax.errors import InputError
+from boneage_jax.inference.patients import identify
 from boneage_jax.inference.read_ahead import attempt
 from boneage_jax.serving.answers import Health, Prediction, Problem, bad_row, good_row
 from boneage_jax.serving.batches import Batches
@@ -117,19 +119,25 @@ class Service:
         if isinstance(decoded, InputError):
             line = " ".join(str(decoded).split())
             return bad_row(upload.name, predictor.columns, predictor.judges_images, line)
-        square, notes = decoded
-        row = await self.batches.read(square, upload.male)
+        square, notes, male = decoded
+        row = await self.batches.read(square, male)
         if upload.sex_given and not predictor.takes_sex:
             notes = (*notes, f"{SEX} is of no effect: the sex is no input of this network")
         note = "; ".join(filter(None, (*notes, str(row["note"]))))
         return good_row(upload.name, predictor.columns, row, note)
 
-    def _decode(self, upload: Upload) -> tuple[np.ndarray, tuple[str, ...]]:
+    def _decode(self, upload: Upload) -> tuple[np.ndarray, tuple[str, ...], int]:
+        content = upload.content.read()
         with pixel_limit(self.limits.pixels):
-            pixels, notes = read_radiograph(upload.content.read(), upload.name)
+            pixels, notes = read_radiograph(content, upload.name)
+        patient = identify(
+            upload.male,
+            read_patient(content, upload.name),
+            sex_matters=self._predictor.takes_sex,
+        )
         stem = image_stem(PurePosixPath(upload.name))
         square, put_right = self._predictor.put_right_and_fit(pixels, stem)
-        return square, (*notes, *put_right)
+        return square, (*notes, *put_right, *patient.notes), patient.male
 
 
 def build_app(

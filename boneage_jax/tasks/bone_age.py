@@ -69,8 +69,8 @@ class BoneAgeNet(nn.Module):
           image_keys: [B], one key per image, for random draws; None in evaluation.
 
         Returns:
-          `age` (standardised) and `sex_logit` (male positive), float32 [B]; with `centers` also
-          `age_logits` [B, bins].
+          `age` (standardised) and `sex_logit` (male positive), float32 [B]; `features` of the
+          backbone, float32 [B, F]; with `centers` also `age_logits` [B, bins].
         """
         features = self.backbone(images, train=train, image_keys=image_keys)
         if features.ndim != 2:  # the losses would broadcast
@@ -93,14 +93,15 @@ class BoneAgeNet(nn.Module):
             x = jnp.concatenate([x, nn.Dense(32, name="sex_embedding")(sexes)], axis=-1)
         if self.hidden:
             x = nn.relu(nn.Dense(self.hidden, name="age_hidden")(x))
+        found = {"sex_logit": sex_logit, "features": features}
         if not self.centers:
-            return {"age": nn.Dense(1, name="age")(x)[:, 0], "sex_logit": sex_logit}
+            return found | {"age": nn.Dense(1, name="age")(x)[:, 0]}
         # Small weights: the initial distribution is flat, with its mean in the middle of the bins.
         logits = nn.Dense(
             len(self.centers), name="age_bins", kernel_init=nn.initializers.normal(0.01)
         )(x)
         age = jax.nn.softmax(logits) @ jnp.asarray(self.centers)
-        return {"age": age, "sex_logit": sex_logit, "age_logits": logits}
+        return found | {"age": age, "age_logits": logits}
 
 
 @flax.struct.dataclass
@@ -243,6 +244,7 @@ class BoneAge(Task):
         return {
             "predicted_age": outputs["age"] * self.age_std + self.age_mean,
             "p_male": jax.nn.sigmoid(outputs["sex_logit"]),
+            **({"features": outputs["features"]} if "features" in outputs else {}),
         }
 
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from boneage_jax.serving.app import build_app
 from boneage_jax.serving.batches import load_ladder
 from boneage_jax.serving.limits import Limits
 from tests.inference.test_predictor import WORKDIR
+from tests.support.dicom_files import dicom_file
 from tfds_rsna.hand_phantom.render import make_phantom
 
 TOKEN = "0123456789abcdef-secret"
@@ -100,6 +101,17 @@ def test_a_bad_picture_gets_the_line_of_predict(client, ladder, tmp_path):
         assert answer["error"].startswith(f"{name}: ") and "\n" not in answer["error"]
         assert answer["bone_age_months"] is None and answer["accepted"] is False
     assert send(client, HANDS[0]).status_code == 200
+
+
+def test_the_header_of_a_dicom_file_tells_the_sex(client):
+    image = make_phantom(0, 120, "test").image
+    said, told = (
+        send(client, dicom_file(image, PatientSex=sex), "a.dcm", data=data).json()
+        for sex, data in (("", {"male": "M"}), ("M", {}))
+    )
+    assert told["bone_age_months"] == said["bone_age_months"]
+    assert "sex of the DICOM header is used" in told["note"]
+    assert "sex" not in said["note"]
 
 
 def test_a_picture_of_too_many_pixels_is_refused_unread(client):

@@ -1,0 +1,109 @@
+"""Checks what a user wants beside the table of ages, before anything is compiled, and opens it."""
+
+import dataclasses
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from boneage_jax.data.reference_table import ReferenceTable
+from boneage_jax.errors import InputError
+from boneage_jax.inference.background_removal import Background, UnneededMasks
+from boneage_jax.inference.feature_file import FeatureFile
+from boneage_jax.inference.outputs import Outputs
+from boneage_jax.storage.shipped import best_network
+
+if TYPE_CHECKING:
+    from boneage_jax.inference.predictor import Predictor
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """The outputs that were asked for, checked.
+
+    Attributes:
+      reference: gives standard-deviation scores.
+      features: collects features.
+      dicom_out, report: folders.
+      references: folder of radiographs to show the nearest of in a report.
+    """
+
+    reference: ReferenceTable | None
+    features: FeatureFile | None
+    dicom_out: Path | None
+    report: Path | None
+    references: Path | None = None
+
+    @classmethod
+    def from_arguments(cls, args: Namespace) -> "Wanted":
+        """Checks the arguments of these names, each may be None.
+
+        Raises:
+          InputError: a table that cannot be read, a file that cannot be written, or a package that
+            is missing.
+        """
+        if args.dicom_out:
+            from boneage_jax.inference.dicom_output import check_highdicom
+
+            check_highdicom()
+        if args.references and not args.report:
+            raise InputError("--references is shown in the pages of --report; give both")
+        return cls(
+            ReferenceTable(args.reference) if args.reference else None,
+            FeatureFile(args.features) if args.features else None,
+            args.dicom_out,
+            args.report,
+            args.references,
+        )
+
+    def load(
+        self, workdir: str | None, masks: str, files: Sequence[Path]
+    ) -> tuple["Predictor", Outputs]:
+        """Loads the predictor and opens the outputs.
+
+        Masks for a network that reads whole radiographs are for the DICOM output alone.
+
+        Args:
+          workdir: see `load_predictor`.
+          masks: likewise.
+          files: all image files.
+
+        Raises:
+          InputError: see `load_predictor`; or a folder that cannot be written or holds the files.
+        """
+        from boneage_jax.inference.predictor import load_predictor
+
+        workdir, own_masks = workdir or best_network(), None
+        try:
+            predictor = load_predictor(workdir, masks=masks)
+        except UnneededMasks:
+            if not self.dicom_out:
+                raise
+            predictor = load_predictor(workdir)
+            own_masks = Background(masks, "multiply")
+        return predictor, self._open(predictor, Path(workdir).name or workdir, own_masks, files)
+
+    def _open(
+        self, predictor: "Predictor", network: str, masks: Background | None, files: Sequence[Path]
+    ) -> Outputs:
+        options = {
+            "--reference": self.reference,
+            "--features": self.features,
+            "--dicom_out": self.dicom_out,
+            "--report": self.report,
+        }
+        given = [option for option, value in options.items() if value]
+        if given and "bone_age_months" not in predictor.columns:
+            raise InputError(f"{given[0]} needs a network for bone age")
+        others: list[Any] = []
+        if self.dicom_out:
+            from boneage_jax.inference.dicom_output import DicomOutput
+
+            others.append(DicomOutput(self.dicom_out, files, predictor, network, masks))
+        if self.report:
+            from boneage_jax.inference.nearest import References
+            from boneage_jax.inference.radiograph_report import ReportOutput
+
+            near = References(self.references, predictor) if self.references else None
+            others.append(ReportOutput(self.report, files, predictor, network, near))
+        return Outputs(self.reference, self.features, others, bool(self.references))
