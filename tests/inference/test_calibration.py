@@ -143,4 +143,4 @@ def test_intervals_widen_where_errors_grow():
     ages, _ = found.possible(np.array([1e4]))
     assert ages == found.interval(ages)[1] == found.bounds[1]
     few = Calibration.fit(*drawn(99), image)
-    assert few.half_widths(60.0) == few.half_widths(180.0) == few.half_width
+    assert few.half_widths(np.float64(60.0)) == few.half_widths(np.float64(180.0)) == few.half_width

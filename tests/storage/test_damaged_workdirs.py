@@ -231,7 +231,10 @@ def test_a_changed_recipe_is_refused_before_data_are_prepared(train, tmp_path):
         ({"augment__rotate": 80.0, "augment__resample": "matmul"}, "resample='matmul' needs"),
         ({"augment__extra": "snow"}, "unknown augmentation"),
         ({"finetune__last_blocks": 3}, "finetune"),
-        ({"progressive__sizes": "32,48", "progressive__fractions": "0.5,0.5"}, "stored size, 64"),
+        (
+            {"progressive__sizes": "32,48", "progressive__fractions": "0.5,0.5"},
+            "the network reads, 64",
+        ),
         ({"batch_size": 9, "accumulate": 2}, "batch_size=9 does not divide"),
         ({"model__name": "tiny_unet"}, "tiny_unet with .*bone_age fails: TypeError: .*image_keys"),
         ({"task": "hand_mask"}, "tiny with .*hand_mask fails: TypeError: cannot reshape"),
