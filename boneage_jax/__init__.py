@@ -18,7 +18,7 @@ _HOMES = {
     "load_pretrained": "boneage_jax.pretrained.load_pretrained",
     "pretrained_options": "boneage_jax.pretrained.load_pretrained",
     "source_normalization": "boneage_jax.pretrained.load_pretrained",
-    "count_flops": "boneage_jax.flops",
+    "count_flops": "boneage_jax.models.flops",
     "load_extensions": "boneage_jax.extensions",
     "register_augmentation": "boneage_jax.extensions",
     "register_config": "boneage_jax.extensions",
@@ -57,9 +57,9 @@ if TYPE_CHECKING:
         register_model,
         register_task,
     )
-    from boneage_jax.flops import count_flops
     from boneage_jax.inference.predictor import load_predictor
     from boneage_jax.inference.segmenter import load_segmenter
+    from boneage_jax.models.flops import count_flops
     from boneage_jax.models.registry import create_model
     from boneage_jax.pretrained.load_pretrained import (
         load_pretrained,

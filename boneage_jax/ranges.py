@@ -11,7 +11,7 @@ from boneage_jax.errors import InputError
 
 MOST_STEPS = 10_000_000  # the learning rates of all steps are kept in memory
 _SEED = 2**32 - 1  # of grain's shuffle
-_FLOPS = 4e18  # `boneage_jax.state.add_flops` counts that far
+_FLOPS = 4e18  # `boneage_jax.storage.state.add_flops` counts that far
 _IMAGES = 65_536  # per batch
 _SECONDS = 1e8  # three years
 _LONGEST = 200  # characters quoted of a value

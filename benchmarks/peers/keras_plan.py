@@ -25,7 +25,7 @@ from benchmarks.peers.keras_peer import compiled_network
 from benchmarks.provenance import write_provenance
 from boneage_jax.cli import run_door
 from boneage_jax.errors import InputError
-from boneage_jax.flops import count_flops
+from boneage_jax.models.flops import count_flops
 from boneage_jax.planning.chips import parse_machine
 from boneage_jax.planning.plan_run import bounds, compile_and_count
 from boneage_jax.planning.topology import tpu_devices

@@ -28,8 +28,8 @@ from boneage_jax.data.label_table import read_table
 from boneage_jax.errors import InputError
 from boneage_jax.evaluation.stresses import STRESSES
 from boneage_jax.inference.predictor import Predictor
-from boneage_jax.metrics import bootstrap_interval
 from boneage_jax.runtime.compile_cache import use_compile_cache
+from boneage_jax.tasks.metrics import bootstrap_interval
 
 _DRAWN = 200  # pictures of each kind
 _REPAIRED = ("put upright", "swapped", "cut out", "cut off")

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from boneage_jax.benchmarking.result import Result
 from boneage_jax.data.info import DataInfo
 from boneage_jax.data.inputs import batch_shapes, make_inputs
-from boneage_jax.flops import count_flops
+from boneage_jax.models.flops import count_flops
 from boneage_jax.tasks.task import Task
 from boneage_jax.training.run import Run, build_run, fresh_state
 

@@ -12,7 +12,7 @@ from boneage_jax.inference.bias_correction import Correction, cross_fitted
 from boneage_jax.inference.network import Network, Rows
 from boneage_jax.runtime.parallel import process
 from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
-from boneage_jax.state import Tree
+from boneage_jax.storage.state import Tree
 
 
 def evaluate_split(

@@ -22,9 +22,9 @@ from boneage_jax.inference.predictor import Predictor, load_predictor
 from boneage_jax.inference.segmenter import Segmenter, load_segmenter
 from boneage_jax.models.registry import options_of
 from boneage_jax.report.run_report import read_report
-from boneage_jax.state import Tree
 from boneage_jax.storage.layout import CONFIG, REPORT
 from boneage_jax.storage.shipped import best_network, open_network
+from boneage_jax.storage.state import Tree
 from boneage_jax.tasks.registry import make_task
 
 Arrays = dict[str, jax.Array]

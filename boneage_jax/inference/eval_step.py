@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from boneage_jax.data.inputs import Batch, Inputs
 from boneage_jax.runtime.parallel import Metrics, sum_over_devices
-from boneage_jax.state import Tree
+from boneage_jax.storage.state import Tree
 from boneage_jax.tasks.task import Task
 
 EvalStep = Callable[[Tree, Batch], tuple[Metrics, Batch]]

@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 from boneage_jax.config import check_config
 from boneage_jax.errors import InputError
 from boneage_jax.inference.network import Network, Rows, build_network
-from boneage_jax.state import Tree, flops_of
 from boneage_jax.storage.bucket import checkpoint_folder
 from boneage_jax.storage.layout import MEMBERS, WEIGHTS, is_published, member_folder
 from boneage_jax.storage.published import count_networks, read_network
 from boneage_jax.storage.shipped import open_network
+from boneage_jax.storage.state import Tree, flops_of
 from boneage_jax.storage.workdir import read_config, read_run
 
 

@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 
 from boneage_jax.data.info import DataInfo
 from boneage_jax.data.inputs import batch_shapes, input_shape, make_inputs, padded_batch
-from boneage_jax.flops import count_flops
 from boneage_jax.inference.eval_step import EvalStep, make_eval_step
+from boneage_jax.models.flops import count_flops
 from boneage_jax.runtime.parallel import Parallel
-from boneage_jax.state import Tree
+from boneage_jax.storage.state import Tree
 from boneage_jax.tasks.registry import make_task
 from boneage_jax.tasks.task import Task
 

@@ -25,9 +25,9 @@ from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import Trained, average, load_members
 from boneage_jax.inference.network import Network, Rows
 from boneage_jax.inference.read_ahead import decoding_threads, read_ahead
-from boneage_jax.state import Tree
 from boneage_jax.storage.layout import BACKGROUND, CALIBRATION, CONFIG
 from boneage_jax.storage.shipped import best_network, open_network
+from boneage_jax.storage.state import Tree
 
 if TYPE_CHECKING:
     from boneage_jax.inference.saliency import GradCam

@@ -17,7 +17,7 @@ from boneage_jax.data.inputs import make_inputs
 from boneage_jax.errors import InputError
 from boneage_jax.inference.network import Network
 from boneage_jax.models.efficientnet import EfficientNet
-from boneage_jax.state import Tree
+from boneage_jax.storage.state import Tree
 
 GradCam = Callable[[Sequence[Tree], np.ndarray, int], np.ndarray]
 

@@ -18,8 +18,8 @@ from boneage_jax.inference.arguments import (
 )
 from boneage_jax.inference.load_trained import Trained, load_trained
 from boneage_jax.inference.network import Network
-from boneage_jax.state import Tree
 from boneage_jax.storage.shipped import best_network
+from boneage_jax.storage.state import Tree
 
 _BATCH = 16
 

@@ -103,7 +103,7 @@ def _backward(
 _convolve.defvjp(_forward, _backward)
 
 
-# Jitted so that boneage_jax/flops.py can count its FLOPs by name.
+# Jitted so that boneage_jax/models/flops.py can count its FLOPs by name.
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def packed_conv(
     x: Array, kernel: Array, padding: Padding, pixels: int, precision: Any = None

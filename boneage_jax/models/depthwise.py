@@ -198,7 +198,7 @@ _shift_conv.defvjp(_shift_fwd, _shift_bwd)
 
 
 # The three functions below are jitted under their own names: equal shapes are traced and lowered
-# once, and `boneage_jax.flops` finds them by name, since it does not count elementwise products.
+# once, and `boneage_jax.models.flops` finds them by name: it does not count elementwise products.
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

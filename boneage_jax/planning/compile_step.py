@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from boneage_jax.errors import InputError
 from boneage_jax.planning.hlo import Collective, collectives
 from boneage_jax.planning.hlo_memory import main_memory_bytes
-from boneage_jax.state import select
+from boneage_jax.storage.state import select
 from boneage_jax.training.run import Run
 
 

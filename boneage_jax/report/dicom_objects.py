@@ -60,7 +60,8 @@ def source_header(path: Path) -> Any:
     """Reads the header of a radiograph, to which the objects will refer, without its pixels.
 
     Raises:
-      InputError: it lacks an identifier that a reference needs; no value of the header is told.
+      InputError: it lacks an identifier that a reference needs; no value of the header is in the
+        message.
     """
     import pydicom
 

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import Locator, MaxNLocator, MultipleLocator
 
-from boneage_jax.metrics import BAND
 from boneage_jax.report.page import in_unit
 from boneage_jax.storage.safe_write import in_one_piece
+from boneage_jax.tasks.metrics import BAND
 
 DPI = 150
 # Okabe and Ito's palette, distinguishable with any colour vision; sexes also differ in marker.

@@ -25,12 +25,12 @@ from boneage_jax.data.info import DataInfo
 from boneage_jax.errors import InputError, Stopped
 from boneage_jax.runtime.distributed import is_lost_peer
 from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
-from boneage_jax.state import TrainState, Tree, merge, select
 from boneage_jax.storage.bucket import checkpoint_folder, push
 from boneage_jax.storage.checksums import as_field, checksums, first_damaged
 from boneage_jax.storage.layout import CONFIG, INFO
 from boneage_jax.storage.quiet_orbax import clear_frames, without_late_errors, without_orbax
 from boneage_jax.storage.safe_write import cannot_write, is_passing, is_refused_write
+from boneage_jax.storage.state import TrainState, Tree, merge, select
 
 if TYPE_CHECKING:
     import grain

@@ -13,8 +13,8 @@ import optax
 from ml_collections import ConfigDict
 
 from boneage_jax.errors import InputError
-from boneage_jax.metrics import age_summary, sex_summary
 from boneage_jax.models.initializers import init_variables
+from boneage_jax.tasks.metrics import age_summary, sex_summary
 from boneage_jax.tasks.task import AgeScale, Arrays, Task, Tree
 
 LOSSES = ("l1", "huber", "mse", "distribution")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from boneage_jax.metrics import mask_summary
+from boneage_jax.tasks.metrics import mask_summary
 from boneage_jax.tasks.task import AgeScale, Arrays, Task, Tree
 
 _SMOOTH = 1.0  # pixels added to both terms of the soft Dice ratio: finite for empty masks

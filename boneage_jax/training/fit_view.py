@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from boneage_jax.data.handless import KINDS
 from boneage_jax.data.source import Split
-from boneage_jax.flops import count_flops
 from boneage_jax.inference.view import View
 from boneage_jax.inference.view_network import (
     NONE,
@@ -22,6 +21,7 @@ from boneage_jax.inference.view_network import (
     forward_flops,
     thumbnail,
 )
+from boneage_jax.models.flops import count_flops
 from boneage_jax.training.describe import say
 from boneage_jax.training.view_examples import BASE, Examples, draw_examples
 

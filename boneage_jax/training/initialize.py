@@ -16,10 +16,10 @@ from boneage_jax.errors import InputError
 from boneage_jax.inference.load_trained import load_trained
 from boneage_jax.pretrained.load_pretrained import load_pretrained
 from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
-from boneage_jax.state import TrainState, select, split_flops
 from boneage_jax.storage.checkpoints import Checkpoints
 from boneage_jax.storage.layout import PRETRAIN
 from boneage_jax.storage.shared_workdir import catch_up
+from boneage_jax.storage.state import TrainState, select, split_flops
 from boneage_jax.tasks.task import Task
 from boneage_jax.training.describe import say
 from boneage_jax.training.finetune import pretraining_part

@@ -19,8 +19,8 @@ from boneage_jax.runtime.parallel import is_first_process
 from boneage_jax.runtime.preemption import Stopping
 from boneage_jax.runtime.progress import progress
 from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
-from boneage_jax.state import TrainState
 from boneage_jax.storage.checkpoints import Checkpoints
+from boneage_jax.storage.state import TrainState
 from boneage_jax.training.nonfinite import Watched, all_finite
 from boneage_jax.training.run import Run
 from boneage_jax.training.step_log import StepLog

@@ -15,13 +15,13 @@ from ml_collections import ConfigDict
 from boneage_jax.data.info import DataInfo
 from boneage_jax.data.inputs import batch_shapes, input_shape, make_inputs
 from boneage_jax.errors import InputError
-from boneage_jax.flops import count_flops
 from boneage_jax.inference.network import Network, build_network
+from boneage_jax.models.flops import count_flops
 from boneage_jax.ranges import MOST_STEPS
 from boneage_jax.runtime.parallel import Parallel
-from boneage_jax.state import TrainState, Tree, select
 from boneage_jax.storage.bucket import open_workdir
 from boneage_jax.storage.checkpoints import Checkpoints
+from boneage_jax.storage.state import TrainState, Tree, select
 from boneage_jax.storage.workdir import read_run
 from boneage_jax.tasks.registry import make_task
 from boneage_jax.tasks.task import Task

@@ -16,7 +16,7 @@ import optax
 
 from boneage_jax.data.inputs import Batch, Inputs
 from boneage_jax.runtime.parallel import Metrics, mean_over_devices, sum_over_devices
-from boneage_jax.state import TrainState, Tree, add_flops, merge, select
+from boneage_jax.storage.state import TrainState, Tree, add_flops, merge, select
 from boneage_jax.tasks.task import Task
 from boneage_jax.training.nonfinite import Watched, accept, all_finite, record
 

@@ -24,11 +24,11 @@ from boneage_jax.runtime.preemption import Stopping
 from boneage_jax.runtime.process_setup import prepared_process
 from boneage_jax.runtime.supervision import supervised
 from boneage_jax.runtime.watchdog import NO_LIMIT, PATIENCE, waiting_for
-from boneage_jax.state import TrainState, flops_of
 from boneage_jax.storage.bucket import push, workdir_in_use
 from boneage_jax.storage.checkpoints import Checkpoints
 from boneage_jax.storage.layout import REPORT
 from boneage_jax.storage.shared_workdir import check_same_step, check_shared
+from boneage_jax.storage.state import TrainState, flops_of
 from boneage_jax.storage.workdir import check_config_of, claim_workdir
 from boneage_jax.storage.workdir_lock import locked_workdir
 from boneage_jax.training.check_run import check_before_data, check_pretrained

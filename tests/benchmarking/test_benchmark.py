@@ -44,7 +44,7 @@ def run_door(*args, devices=1):
 def counted(config, facts):
     """FLOPs of the train step of a config, by the counter itself."""
     from boneage_jax.data.inputs import make_inputs
-    from boneage_jax.flops import count_flops
+    from boneage_jax.models.flops import count_flops
     from boneage_jax.training.step import make_train_step
 
     run = build_run(config, facts, jax.devices()[:1])

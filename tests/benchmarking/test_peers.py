@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from boneage_jax.flops import count_flops
+from boneage_jax.models.flops import count_flops
 from boneage_jax.models.registry import create_model
 
 

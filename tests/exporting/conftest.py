@@ -68,7 +68,7 @@ def masks(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def squares():
-    """Twelve drawn hands and a picture that is none, uint8 [64, 64]."""
+    """Twelve drawn hands and a picture without one, uint8 [64, 64]."""
     return [*map(hand, range(12)), np.full((_SIDE, _SIDE), 128, np.uint8)]
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from boneage_jax.flops import count_flops
 from boneage_jax.models.convolution import conv_general_dilated, packed_conv, pixels_of
+from boneage_jax.models.flops import count_flops
 
 
 def _normal(*shape, seed=0):

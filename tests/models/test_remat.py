@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from boneage_jax.flops import count_flops
 from boneage_jax.models.efficientnet import EfficientNet
+from boneage_jax.models.flops import count_flops
 from tests.support import tiny_backbone  # noqa: F401  (adds the variant)
 
 

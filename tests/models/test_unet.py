@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from boneage_jax.errors import InputError
-from boneage_jax.flops import count_flops
+from boneage_jax.models.flops import count_flops
 from boneage_jax.models.initializers import init_variables
 from boneage_jax.models.registry import UNET_NAMES, create_model
 from boneage_jax.models.resolution import depth_to_space, space_to_depth

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from boneage_jax.errors import InputError
-from boneage_jax.metrics import age_summary, sex_summary
 from boneage_jax.report.figures import draw_figures
 from boneage_jax.report.page import readable_flops, summary_lines, write_page
 from boneage_jax.report.run_report import json_safe, write_report
+from boneage_jax.tasks.metrics import age_summary, sex_summary
 
 NASTY = "<script>alert('1')</script> & \"co\""
 FIGURES = [

@@ -17,10 +17,10 @@ from jax.errors import JaxRuntimeError
 from boneage_jax.data.loader import train_batches
 from boneage_jax.errors import InputError
 from boneage_jax.runtime.parallel import Parallel
-from boneage_jax.state import TrainState, flops_of, split_flops
 from boneage_jax.storage.bucket import push
 from boneage_jax.storage.checkpoints import Checkpoints
 from boneage_jax.storage.quiet_orbax import without_late_errors
+from boneage_jax.storage.state import TrainState, flops_of, split_flops
 from tests.support.tiny_task import memory_split
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from boneage_jax.inference.eval_step import make_eval_step
-from boneage_jax.metrics import mask_summary
 from boneage_jax.tasks.hand_mask import HandMask
+from boneage_jax.tasks.metrics import mask_summary
 
 
 class Identity(nn.Module):

@@ -13,7 +13,7 @@ from boneage_jax.data.inputs import make_inputs
 from boneage_jax.errors import InputError
 from boneage_jax.models.efficientnet import layer_names, layer_of
 from boneage_jax.models.registry import create_model
-from boneage_jax.state import merge, select
+from boneage_jax.storage.state import merge, select
 from boneage_jax.tasks.registry import make_task
 from boneage_jax.training.finetune import in_backbone, rate_factors, trainable_part
 from boneage_jax.training.optimizer import Groups, make_optimizer, peak_rate

@@ -6,7 +6,6 @@ import pytest
 
 from boneage_jax.config import base_config
 from boneage_jax.data.source import Split
-from boneage_jax.flops import count_flops
 from boneage_jax.inference.view_network import (
     NONE,
     SEVERAL,
@@ -16,6 +15,7 @@ from boneage_jax.inference.view_network import (
     forward_flops,
     thumbnail,
 )
+from boneage_jax.models.flops import count_flops
 from boneage_jax.training.fit_view import fit_view, make_view, view_steps
 from boneage_jax.training.view_examples import BASE, VARIANTS, draw_examples
 from tfds_rsna.hand_phantom.render import make_phantom

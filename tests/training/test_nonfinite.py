@@ -16,7 +16,7 @@ from boneage_jax.errors import InputError
 from boneage_jax.inference.load_trained import load_trained
 from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.runtime.parallel import Parallel
-from boneage_jax.state import flops_of
+from boneage_jax.storage.state import flops_of
 from boneage_jax.training.nonfinite import Guard, Watched
 from boneage_jax.training.run import load_run
 from boneage_jax.training.step import make_train_step

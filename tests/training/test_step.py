@@ -11,7 +11,7 @@ import pytest
 from boneage_jax.errors import InputError
 from boneage_jax.inference.eval_step import make_eval_step
 from boneage_jax.runtime.parallel import Parallel
-from boneage_jax.state import TrainState, flops_of
+from boneage_jax.storage.state import TrainState, flops_of
 from boneage_jax.training.step import make_train_step
 from tests.support.tiny_task import plain_inputs, random_batch, tiny_task
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from boneage_jax.metrics import age_summary, bootstrap_interval, sex_summary
+from boneage_jax.tasks.metrics import age_summary, bootstrap_interval, sex_summary
 
 
 def test_age_summary_in_closed_form() -> None:

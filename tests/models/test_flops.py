@@ -9,9 +9,9 @@ from jax import lax
 from jax.experimental import sparse
 
 from boneage_jax.errors import InputError
-from boneage_jax.flops import MARKED_CONVOLUTIONS, MARKED_DEPTHWISE, count_flops
 from boneage_jax.models import convolution, depthwise
 from boneage_jax.models.efficientnet import VARIANTS
+from boneage_jax.models.flops import MARKED_CONVOLUTIONS, MARKED_DEPTHWISE, count_flops
 from boneage_jax.models.registry import create_model
 
 

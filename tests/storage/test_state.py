@@ -1,6 +1,6 @@
 import jax.numpy as jnp
 
-from boneage_jax.state import add_flops, flops_of
+from boneage_jax.storage.state import add_flops, flops_of
 
 
 def test_flops_are_exact_where_float32_is_not():
