@@ -77,6 +77,7 @@ def time_steps(args: argparse.Namespace, codes: dict[str, Path]) -> None:
             environment["GLIBC_TUNABLES"] = HUGE_PAGES
         file = str(checkout / "benchmarks" / "peers" / "ours.py")
         steppers.append(Contender(name, file, settings, (), environment))
+        steppers[-1].wait()
     times = take_turns(steppers, args.rounds, args.steps)
     peaks = {contender.name: peak_mib(contender) for contender in steppers}
     for contender in steppers:

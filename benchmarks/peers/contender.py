@@ -68,7 +68,7 @@ def serve(setup: Callable[[Settings], Ready], warmup: int = 3) -> None:
 
 
 class Contender:
-    """The benchmark's side of a contender.
+    """The benchmark's side of a contender. It sets itself up until `wait` returns.
 
     Args:
       name: for tables.
@@ -76,9 +76,6 @@ class Contender:
       settings: shared by all.
       options: further arguments of the file.
       environment: changes to that of this process; None removes a variable.
-
-    Raises:
-      RuntimeError: it did not get ready; its last lines are in the message.
     """
 
     def __init__(
@@ -99,11 +96,15 @@ class Contender:
             stdout=subprocess.PIPE,
             text=True,
         )
-        try:
-            self.facts: dict[str, Any] = self._answer()
-        except RuntimeError:
-            self.close()
-            raise
+        self.facts: dict[str, Any] = {}
+
+    def wait(self) -> None:
+        """Waits until it is ready; then `facts` are known.
+
+        Raises:
+          RuntimeError: it ended instead. Close it then, too.
+        """
+        self.facts = self._answer()
 
     def time(self, steps: int) -> float:
         """Seconds that `steps` steps take."""

@@ -2,11 +2,13 @@
 
 usage: python -m benchmarks.peers.train_step --model=b4 --size=256 --batch=8 --rounds=5
            --output=FILE.csv [--mode=inference] [--dtype=bfloat16] [--only="NAME;NAME"]
+           [--together]
 
 Models: b0, b4, lite0 (Keras has no lite0), unet and unet_10 (not Keras). Needs
 pip install 'boneage_jax[peers]'. Each contender is a process that is set up once; then one after
 the other takes --steps steps, round after round. FILE.csv holds every round, FILE.json the medians
-and what they were measured on.
+and what they were measured on. With --together all are set up at the same time, which takes the
+time of the slowest; where few cores compile, one after the other is no slower.
 """
 
 import argparse
@@ -58,6 +60,18 @@ def chosen(only: str, model: str) -> list[str]:
     return names
 
 
+def leave_out_failed(contenders: list[Contender]) -> None:
+    """Waits for all, and removes those that did not get ready, with a word."""
+    for contender in list(contenders):
+        try:
+            if not contender.facts:
+                contender.wait()
+        except RuntimeError as error:
+            print(f"left out: {error}")
+            contenders.remove(contender)
+            contender.close()
+
+
 def main() -> None:
     """Sets up, takes turns, writes."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -70,6 +84,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="of a contender in a round")
     parser.add_argument("--only", default="", help="contenders, with semicolons between")
+    parser.add_argument("--together", action="store_true", help="set all up at the same time")
     parser.add_argument("--output", required=True, type=Path)
     args = parser.parse_args()
     for key in ("size", "batch", "rounds", "steps"):
@@ -83,10 +98,11 @@ def main() -> None:
         for name in chosen(args.only, args.model):
             file, options, environment, _ = CONTENDERS[name]
             print(f"setting up {name}", flush=True)
-            try:
-                contenders.append(Contender(name, file, settings, options, _SHARED | environment))
-            except RuntimeError as error:
-                print(f"left out: {error}")
+            started = Contender(name, file, settings, options, _SHARED | environment)
+            contenders.append(started)
+            if not args.together:
+                leave_out_failed(contenders)
+        leave_out_failed(contenders)
         if not contenders:
             sys.exit("error: no contender can run here")
         times = take_turns(contenders, args.rounds, args.steps)

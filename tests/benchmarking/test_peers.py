@@ -131,12 +131,34 @@ def test_a_contender_answers_with_seconds(tmp_path):
     )
     one = contender.Contender("sleeper", str(sleeper), contender.Settings("b4", 64, 2, "f", "t"))
     try:
+        one.wait()
         assert one.facts["size"] == 64
         assert one.time(5) >= 0.05
     finally:
         one.close()
+    broken = contender.Contender("broken", "none.py", contender.Settings("b4", 64, 2, "f", "t"))
     with pytest.raises(RuntimeError, match="broken ended with status"):
-        contender.Contender("broken", "none.py", contender.Settings("b4", 64, 2, "f", "t"))
+        broken.wait()
+    broken.close()
+
+
+def test_one_contender_that_fails_leaves_the_others(tmp_path, capsys):
+    from benchmarks.peers import contender, train_step
+
+    sleeper = tmp_path / "sleeper.py"
+    sleeper.write_text(
+        "from benchmarks.peers.contender import Ready, serve\n"
+        "serve(lambda settings: Ready(lambda: None, {}))\n"
+    )
+    settings = contender.Settings("b4", 64, 2, "f", "t")
+    both = [contender.Contender(name, name, settings) for name in ("none.py", str(sleeper))]
+    try:
+        train_step.leave_out_failed(both)
+        assert [one.name for one in both] == [str(sleeper)]
+        assert "left out: none.py ended with status 2" in capsys.readouterr().out
+    finally:
+        for one in both:
+            one.close()
 
 
 def test_contenders_share_a_batch():
