@@ -87,7 +87,8 @@ class Contender:
         environment: Mapping[str, str | None] | None = None,
     ):
         self.name = name
-        changes = {"PYTHONPATH": str(ROOT), **(environment or {})}
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        changes = {"PYTHONPATH": path, **(environment or {})}
         kept = {key: value for key, value in os.environ.items() if key not in changes}
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / file), json.dumps(settings._asdict()), *options],

@@ -14,7 +14,7 @@ contenders="ours;torch, channels last;torch, compiled, channels last"
 
 step() { # mode, images per batch, seconds
   timeout "$3" python -m benchmarks.peers.train_step --model=b4 --size=380 --dtype=bfloat16 \
-    --mode="$1" --batch="$2" --rounds=5 --steps=10 --only="$contenders" \
+    --mode="$1" --batch="$2" --rounds=5 --steps=10 --only="$contenders" --together \
     --output="$folder/b4_380_$1_$2.csv" || echo "left out: $1 at $2 images"
 }
 

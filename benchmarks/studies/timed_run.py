@@ -4,12 +4,12 @@ usage: python -m benchmarks.studies.timed_run --config=cls:rsna --raw_dir=DIR --
            --minutes=5 --output=FILE.csv [--config.KEY=VALUE ...]
 
 Measures the train step, sets the number of steps that fill the time, and trains as `main` does, so
-the schedule ends where the time does. On a GPU lent for minutes, with the copy that
-`pack_radiographs` makes:
+the schedule ends where the time does. On a GPU lent for minutes, with what `pack_radiographs`
+packed and unpacked there:
 
-  python -m benchmarks.studies.timed_run --config=cls:rsna --raw_dir=PACK --workdir=/tmp/b4 \\
-    --minutes=5 --output=$OUT/gpu_b4.csv --config.data.config=224 --config.data.fit=stretch \\
-    --config.data.height=224 --config.data.width=178 --config.model.pretrained=
+  python -m benchmarks.studies.timed_run --config=cls:rsna --raw_dir=FOLDER --workdir=/tmp/b4 \\
+    --minutes=5 --output=gpu_b4.csv --config.data.config=256 --config.data.fit=stretch \\
+    --config.data.height=256 --config.data.width=203 --config.model.pretrained=
 """
 
 import argparse

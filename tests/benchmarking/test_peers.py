@@ -119,12 +119,14 @@ def test_synthetic_radiographs_compress_like_radiographs():
     assert 0.2 < size / image.size < 0.6  # 0.36 to 0.46 of 14 RSNA radiographs
 
 
-def test_a_contender_answers_with_seconds(tmp_path):
+def test_a_contender_answers_with_seconds(tmp_path, monkeypatch):
     from benchmarks.peers import contender
 
+    (tmp_path / "elsewhere.py").touch()  # packages may lie in a folder that only this names
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     sleeper = tmp_path / "sleeper.py"
     sleeper.write_text(
-        "import time\n"
+        "import time, elsewhere\n"
         "from benchmarks.peers.contender import Ready, serve\n"
         "print('noise on the standard output')\n"
         "serve(lambda settings: Ready(lambda: time.sleep(0.01), {'size': settings.size}))\n"
