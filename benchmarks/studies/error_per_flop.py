@@ -1,0 +1,208 @@
+"""Error against FLOPs of training: every run, the best of each budget, and a law fitted to them.
+
+usage: python -m benchmarks.studies.error_per_flop --output=law.json --figure=FILE.png RUNS.csv...
+
+RUNS.csv are tables of `run_log` on the same validation images. The law is
+months = floor + factor * (FLOPs / 1e13) ** -exponent, least squares over the runs that no cheaper
+one beats. Its uncertainty: the fit is repeated on errors drawn within the interval of each run. The
+published results stand in a panel of their own: they are errors on other images.
+"""
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.optimize import curve_fit
+
+from benchmarks.provenance import write_provenance
+from boneage_jax.report.figures import DPI, save_figure
+
+_UNIT = 1e13
+_DRAWS = 1000
+_NORMAL = 1.96  # standard deviations from the middle of a 95 % interval to its end
+_ASKED = (1e16, 1e17)
+# Name, FLOPs of training, months, which images. FLOPs of the first two are from their networks,
+# image sizes and epochs.
+PUBLISHED = (
+    ("16Bit 2017", 5e17, 4.27, "official test"),
+    ("josw777, ConvNeXt-T 512 px", 4e16, 4.25, "official test"),
+    ("B4 + U-Net, 10 epochs", 8.7e14, 11.3, "own split"),
+)
+
+
+class Point(NamedTuple):
+    """One run: FLOPs of training, mean absolute error in months with its 95 % interval."""
+
+    name: str
+    flops: float
+    months: float
+    low: float
+    high: float
+
+
+class Law(NamedTuple):
+    """months = floor + factor * (FLOPs / 1e13) ** -exponent."""
+
+    floor: float
+    factor: float
+    exponent: float
+
+    def __call__(self, flops: np.ndarray | float) -> np.ndarray | float:
+        return self.floor + self.factor * (np.asarray(flops) / _UNIT) ** -self.exponent
+
+
+def read_points(path: Path) -> list[Point]:
+    """Returns the runs of a table; one without an interval gets that of 1,354 images, ±0.4."""
+    points = []
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if not row["mae"]:
+                continue
+            months, flops = float(row["mae"]), float(row["train_flops"])
+            ends = [
+                float(row[key]) if row[key] else months + other
+                for key, other in (("mae_low", -0.4), ("mae_high", 0.4))
+            ]
+            points.append(Point(row["arm"], flops, months, *ends))
+    return points
+
+
+def best_of(points: Sequence[Point]) -> list[Point]:
+    """Returns the runs that no cheaper or equally dear one beats, by FLOPs."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda one: (one.flops, one.months)):
+        if not best or point.months < best[-1].months:
+            best.append(point)
+    return best
+
+
+def fit(flops: np.ndarray, months: np.ndarray) -> Law:
+    """Fits the law; a floor below 0 or above the best run is not considered."""
+    found, _ = curve_fit(
+        lambda x, *law: Law(*law)(x),
+        *(flops, months),
+        p0=(months.min() * 0.7, months.max() - months.min() * 0.7, 0.2),
+        bounds=([0.0, 0.0, 0.01], [months.min(), 50.0, 1.0]),
+        maxfev=20_000,
+    )
+    return Law(*found)
+
+
+def draw_laws(best: Sequence[Point], draws: int = _DRAWS, seed: int = 0) -> list[Law]:
+    """Fits the law to errors drawn within the intervals."""
+    rng = np.random.default_rng(seed)
+    flops = np.array([point.flops for point in best])
+    months = np.array([point.months for point in best])
+    spread = np.array([(point.high - point.low) / 2 / _NORMAL for point in best])
+    laws = []
+    for _ in range(draws):
+        try:
+            laws.append(fit(flops, rng.normal(months, spread)))
+        except RuntimeError:  # no optimum: errors that grow with FLOPs
+            continue
+    return laws
+
+
+def draw(path: Path, points: Sequence[Point], best: Sequence[Point], laws: Sequence[Law]) -> None:
+    """Draws the runs with the law, and what others have published beside them."""
+    figure = Figure(figsize=(9.5, 4.2), dpi=DPI, layout="constrained")
+    own, others = figure.subplots(1, 2, width_ratios=(3, 2))
+    x = np.geomspace(8e12, 1.2e15, 100)
+    curves = np.array([law(x) for law in laws])
+    own.fill_between(x, *np.quantile(curves, (0.025, 0.975), axis=0), color="#0072B2", alpha=0.15)
+    own.plot(x, np.median(curves, axis=0), color="#0072B2", linewidth=1)
+    rest = [point for point in points if point not in best]
+    own.plot(
+        *([getattr(p, key) for p in rest] for key in ("flops", "months")),
+        *("o",),
+        color="#999999",
+        markersize=4,
+        label="other runs",
+    )
+    for point in best:
+        own.plot([point.flops] * 2, [point.low, point.high], color="#0072B2", linewidth=1.2)
+    own.plot(
+        *([getattr(p, key) for p in best] for key in ("flops", "months")),
+        *("s",),
+        color="#0072B2",
+        markersize=6,
+        label="best for its FLOPs",
+    )
+    own.set_title("boneage_jax, 1,354 validation radiographs", fontsize=10)
+    own.set_ylabel("Mean absolute error (months)")
+    own.legend(frameon=False, fontsize=9)
+    for name, flops, months, where in PUBLISHED:
+        others.plot(flops, months, "D", color="#D55E00", markersize=6)
+        others.annotate(
+            f"{name}\n{where}",
+            (flops, months),
+            xytext=(0, 9),
+            textcoords="offset points",
+            fontsize=8,
+            ha="center",
+        )
+    others.set_title("published, on other images", fontsize=10)
+    others.set_xlim(1e14, 1e19)
+    others.set_ylim(3.5, 13)
+    for axes in (own, others):
+        _finish(axes)
+    save_figure(figure, path)
+
+
+def _finish(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.set_xlabel("FLOPs of training")
+    axes.grid(color="#DDDDDD", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def main() -> None:
+    """Fits, draws, and prints the law with what it says of more FLOPs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--figure", required=True, type=Path)
+    parser.add_argument("tables", nargs="+", type=Path, metavar="RUNS.csv")
+    args = parser.parse_args()
+    points = [point for table in args.tables for point in read_points(table)]
+    best = best_of(points)
+    law = fit(*(np.array([getattr(p, key) for p in best]) for key in ("flops", "months")))
+    laws = draw_laws(best)
+    spread = {
+        name: [float(v) for v in np.quantile([getattr(one, name) for one in laws], (0.025, 0.975))]
+        for name in Law._fields
+    }
+    expected = {
+        f"{flops:g}": {
+            "months": float(law(flops)),
+            "interval": [float(v) for v in np.quantile([o(flops) for o in laws], (0.025, 0.975))],
+        }
+        for flops in _ASKED
+    }
+    draw(args.figure, points, best, laws)
+    write_provenance(
+        args.output,
+        {"tables": [str(table) for table in args.tables]},
+        runs=len(points),
+        best=[point._asdict() for point in best],
+        law=law._asdict(),
+        law_intervals=spread,
+        expected=expected,
+        fits=len(laws),
+    )
+    for point in best:
+        print(f"{point.flops:.3g} FLOPs: {point.months:.2f} months ({point.name})")
+    print(f"months = {law.floor:.2f} + {law.factor:.2f} * (FLOPs / 1e13) ** -{law.exponent:.3f}")
+    for flops, one in expected.items():
+        low, high = one["interval"]  # type: ignore[misc]
+        print(f"{flops} FLOPs: {one['months']:.2f} months ({low:.2f} to {high:.2f})")
+
+
+if __name__ == "__main__":
+    main()
