@@ -2,11 +2,12 @@
 
 usage: python -m boneage_jax.evaluate --workdir=DIR|NAME [--split=validation] [--unlock_test]
                                       [--raw_dir=DIR] [--data_dir=DIR] [--output=FOLDER]
-                                      [--extensions=FILE.py]
+                                      [--stress[=IMAGES]] [--extensions=FILE.py]
 
 Prints the result and writes WORKDIR/evaluation/SPLIT/{report.json,report.html,predictions.csv,
 figures/}. The splits test and locked need --unlock_test, which is recorded. A published network,
-which stays as it is, needs --output and the data: --raw_dir or --data_dir.
+which stays as it is, needs --output and the data: --raw_dir or --data_dir. --stress also reads 200
+images of the split turned, inverted, blurred, framed and so on: a section of the report.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--raw_dir", default="", help="raw data, if it moved")
     parser.add_argument("--data_dir", default="", help="prepared data, if it moved")
     parser.add_argument("--output", default="", help="folder to write to instead")
+    parser.add_argument("--stress", nargs="?", type=int, const=200, default=0, metavar="IMAGES")
     args = parser.parse_args(argv)
 
     from boneage_jax.evaluation.evaluate_run import evaluate
@@ -37,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
         raw_dir=args.raw_dir,
         data_dir=args.data_dir,
         output=args.output,
+        stress=args.stress,
     )
     folder = args.output or f"{address_of(args.workdir)}/evaluation/{args.split}"
     print(*summary_lines(report), f"report: {folder}/report.html", sep="\n")

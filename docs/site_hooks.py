@@ -1,4 +1,4 @@
-"""What the site needs beyond docs/*.md: pages from the root, the notebook, links that leave docs/.
+"""What the site needs beyond docs/*.md: pages from the root, the notebooks, links that leave docs/.
 
 On GitHub a page links to files anywhere in the repository. The site holds docs/ and the files of
 `PAGES` alone, so other links go to `repo_url` of mkdocs.yml where there is one; else the path
@@ -23,9 +23,9 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOK = "docs/first_steps.ipynb"
+NOTEBOOKS = ("docs/first_steps.ipynb", "docs/from_dicom_to_report.ipynb")
 PAGES = {  # by path in the repository: name of the page
-    NOTEBOOK: "first_steps.md",
+    **{path: f"{Path(path).stem}.md" for path in NOTEBOOKS},
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
@@ -41,7 +41,7 @@ _log = logging.getLogger("mkdocs.hooks.site")
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages of `PAGES` and the pictures outside docs/."""
     for path, page in PAGES.items():
-        if path == NOTEBOOK:
+        if path in NOTEBOOKS:
             text, pictures = _notebook_page(ROOT / path)
             files.append(File.generated(config, page, content=text))
             for name, data in pictures.items():

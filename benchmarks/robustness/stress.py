@@ -26,13 +26,12 @@ from boneage_jax.data.find_files import find_images
 from boneage_jax.data.handless import KINDS, draw_handless
 from boneage_jax.data.label_table import read_table
 from boneage_jax.errors import InputError
-from boneage_jax.evaluation.stresses import STRESSES
+from boneage_jax.evaluation.stress_table import stress_rows
 from boneage_jax.inference.predictor import Predictor
 from boneage_jax.runtime.compile_cache import use_compile_cache
-from boneage_jax.tasks.metrics import bootstrap_interval
 
 _DRAWN = 200  # pictures of each kind
-_REPAIRED = ("put upright", "swapped", "cut out", "cut off")
+_FINE = ("accepted", "put_right", "coverage_accepted")  # columns of four decimals, others have two
 
 
 def read_labels(path: Path) -> dict[str, tuple[float, int]]:
@@ -48,36 +47,17 @@ def read_labels(path: Path) -> dict[str, tuple[float, int]]:
 def stressed(
     predictor: Predictor, images: Sequence[Path], labels: Sequence[tuple[float, int]]
 ) -> Iterator[dict[str, object]]:
-    """Yields a row per stress."""
+    """Yields a row per stress, numbers as text."""
     true = np.array([age for age, _ in labels])
-    male = [sex for _, sex in labels]
-    untouched = np.zeros(0)
-    for name, stress in STRESSES.items():
-        pictures = [
-            stress.draw(read_grey(path), np.random.default_rng(number))
-            for number, path in enumerate(images)
-        ]
-        found = predictor(pictures, male)
-        error = np.abs(found["bone_age_months"] - true)
-        untouched = untouched if len(untouched) else error
-        accepted = found["accepted"] == 1
-        inside = (found["low_months"] <= true) & (true <= found["high_months"])
-        low, high = bootstrap_interval(error)
-        change_low, change_high = bootstrap_interval(error - untouched)
-        repaired = [any(word in note for word in _REPAIRED) for note in found["note"]]
+    pictures = [read_grey(path) for path in images]
+    for row in stress_rows(predictor, pictures, true, [sex for _, sex in labels]):
         yield {
-            "what": name,
-            "n": len(error),
-            "mae": f"{error.mean():.2f}",
-            "mae_low": f"{low:.2f}",
-            "mae_high": f"{high:.2f}",
-            "change": f"{(error - untouched).mean():.2f}",
-            "change_low": f"{change_low:.2f}",
-            "change_high": f"{change_high:.2f}",
-            "accepted": f"{accepted.mean():.4f}",
-            "put_right": f"{np.mean(repaired):.4f}",
-            "mae_accepted": f"{error[accepted].mean():.2f}" if accepted.any() else "",
-            "coverage_accepted": f"{inside[accepted].mean():.4f}" if accepted.any() else "",
+            key: ""
+            if value is None
+            else f"{value:.{4 if key in _FINE else 2}f}"
+            if isinstance(value, float)
+            else value
+            for key, value in row.items()
         }
 
 

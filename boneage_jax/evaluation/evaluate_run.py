@@ -1,20 +1,25 @@
 """Evaluates the run of a workdir on a split of its data set."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from boneage_jax.config import LOCKED
 from boneage_jax.data.info import DataInfo
+from boneage_jax.data.source import Split
 from boneage_jax.datasets import open_dataset
 from boneage_jax.errors import InputError
 from boneage_jax.evaluation.evaluate_split import corrected
 from boneage_jax.evaluation.members import average_beside_labels, predict_split, report_members
 from boneage_jax.evaluation.split_lock import check_unlocked, note_opening
+from boneage_jax.evaluation.stress_table import stress_rows
 from boneage_jax.inference.calibration import Calibration
-from boneage_jax.inference.load_trained import load_members
+from boneage_jax.inference.load_trained import Trained, load_members
+from boneage_jax.inference.predictor import Predictor
 from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.report.run_report import read_report, write_report
 from boneage_jax.storage.bucket import push
@@ -32,6 +37,7 @@ def evaluate(
     raw_dir: str = "",
     data_dir: str = "",
     output: str | Path = "",
+    stress: int = 0,
 ) -> dict[str, Any]:
     """Evaluates the selected checkpoint of a run and writes WORKDIR/evaluation/SPLIT/.
 
@@ -41,13 +47,15 @@ def evaluate(
       unlock_test: must be True if `split` is test; recorded in the workdir.
       raw_dir, data_dir: where the data is now, if it has moved since training.
       output: folder to write to instead; needed for a published network, which is not changed.
+      stress: number of images, spread over the split, that are read under each of `STRESSES` too;
+        the report gets a group `stress`.
 
     Returns:
       Contents of the written report.json.
 
     Raises:
-      InputError: no run, no checkpoint, no such split, the test split without `unlock_test`, or the
-        data cannot be opened.
+      InputError: no run, no checkpoint, no such split, the test split without `unlock_test`, the
+        data cannot be opened, or `stress` for a network without bone ages or calibration.
     """
     check_unlocked(split, unlock_test)
     workdir = open_network(workdir)
@@ -55,6 +63,8 @@ def evaluate(
         raise InputError(f"{workdir} is a published network, which stays as it is; give --output")
     config, _ = read_run(workdir)
     _check_split(workdir, split)
+    if stress:
+        _check_stress(stress, config, workdir)
     data = ConfigDict(config.data.to_dict())
     data.raw_dir = raw_dir or data.raw_dir
     data.data_dir = data_dir or data.data_dir
@@ -86,10 +96,37 @@ def evaluate(
         found = {"mae": float(abs(rows["predicted_age"] - rows["true_age"]).mean())} if ages else {}
         note_opening(records, split, members[0].step, found)
     report = report_members(members, dataset, split, rows, workdir, records)
+    if stress:
+        report["stress"] = _under_stress(members, workdir, part.sample(stress))
     title = f"{config.model.name} on {dataset.name}, {split} split"
     write_report(folder, report, rows, title, part)
     push(workdir)
     return report
+
+
+def _check_stress(stress: int, config: ConfigDict, workdir: Path) -> None:
+    """Refuses what cannot be read under stress, before data are prepared."""
+    if stress < 1:
+        raise InputError(f"--stress={stress} must be at least 1 image")
+    if config.task != "bone_age":
+        raise InputError(f"--stress reads bone ages; {workdir} has a network for {config.task}")
+    if config.data.masks:
+        raise InputError(
+            f"--stress needs whole radiographs; the run in {workdir} stores them without background"
+        )
+    if not (workdir / CALIBRATION).exists():
+        raise InputError(f"--stress tells what is accepted; {workdir} has no {CALIBRATION} yet")
+
+
+def _under_stress(members: Sequence[Trained], workdir: Path, part: Split) -> dict[str, Any]:
+    """Returns the group `stress` of a report: the stored images, changed, as `predict` reads them.
+
+    The images are squares already; a stress that turns one turns what was stretched with it.
+    """
+    male = part.labels.get("male", np.full(len(part), -1))
+    ages = part.labels["bone_age"].astype(float)
+    rows = stress_rows(Predictor(members, workdir), [*part.images()], ages, [*map(int, male)])
+    return {"images": len(part), "rows": [*rows]}
 
 
 def _check_split(workdir: Path, split: str) -> None:

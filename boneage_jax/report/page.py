@@ -97,7 +97,7 @@ def readable_flops(flops: float) -> str:
     return f"{number:.{max(0, 2 - len(str(int(number))) + 1)}f} {unit}"
 
 
-_KNOWN = ("age", "sex", "mask", "dataset", "compute", "curve", "config")
+_KNOWN = ("age", "sex", "mask", "stress", "dataset", "compute", "curve", "config")
 _SEX_NAMES = (
     ("accuracy", "accuracy"),
     ("precision", "precision"),

@@ -20,6 +20,7 @@ import tests.support.tiny_backbone  # noqa: F401  (registers the network)
 from boneage_jax import evaluate, main, predict
 from boneage_jax.cli import exit_status
 from boneage_jax.config import base_config
+from boneage_jax.evaluation.stresses import STRESSES
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.training.run import load_run
@@ -217,6 +218,29 @@ def test_the_test_split_is_locked_and_each_opening_is_recorded(finished, here, c
     assert evaluated("--split=validation") == 0
     report = json.loads((workdir / "evaluation" / "validation" / "report.json").read_text())
     assert report["dataset"]["test_unlocked"] and report["dataset"]["test_openings"] == 2
+
+
+def test_an_evaluation_under_stress_reads_what_is_stored(finished, here, tmp_path, capsys):
+    workdir, _ = finished
+    out = tmp_path / "stressed"
+    assert (
+        exit_status(evaluate.main, [f"--workdir={workdir}", "--stress=6", f"--output={out}"]) == 0
+    )
+    found = json.loads((out / "report.json").read_text())["stress"]
+    rows = {row["what"]: row for row in found["rows"]}
+    assert found["images"] == 6 and list(rows) == list(STRESSES)
+    with (out / "predictions.csv").open() as file:
+        errors = [
+            abs(float(row["predicted_age"]) - float(row["true_age"]))
+            for row in csv.DictReader(file)
+        ]
+    chosen = np.linspace(0, len(errors) - 1, 6).astype(int)
+    assert rows["untouched"]["mae"] == pytest.approx(np.mean([errors[i] for i in chosen]), abs=1e-2)
+    assert rows["untouched"]["change"] == 0 and rows["inverted"]["mae"] != rows["untouched"]["mae"]
+    assert "Under stress" in (out / "report.html").read_text()
+    capsys.readouterr()
+    assert exit_status(evaluate.main, [f"--workdir={workdir}", "--stress=-1"]) == 2
+    assert "--stress=-1 must be at least 1" in capsys.readouterr().err
 
 
 def test_evaluate_names_the_splits_there_are(finished, here, capsys):
