@@ -215,13 +215,15 @@ def finetune() -> ConfigDict:
     predict --list, a folder or hf:OWNER/REPO; config.model and data.config must be those that it
     was trained with. Its FLOPs count in the report.
     """
-    config = subset()
+    config = rsna100t()  # that network
     config.data.name = "radiograph_folder"
+    config.data.locked_fraction = 0.0
     config.data.options.fractions = "train=0.7,validation=0.3"
     config.init_from = SHIPPED
     config.model.pretrained = ""
     config.budget_flops, config.member_flops = 0.0, 0.0
     config.steps = 100
+    config.evaluate_every = 8.0
     config.bias_correction = "shift"
     config.optimizer.learning_rate = 1e-4
     return config

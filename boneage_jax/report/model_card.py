@@ -67,7 +67,8 @@ def model_card(name: str, report: Mapping[str, Any], *, pixels: int, members: in
     Args:
       name: name of the network.
       report: contents of its report.json.
-      pixels: height and width of its input.
+      pixels: height and width of what is stored; the network reads `data.height` x `data.width` of
+        its config, if these are given.
       members: number of networks that are averaged.
 
     Raises:
@@ -146,13 +147,20 @@ def _summary(known: _Data, of_ages: bool) -> str:
     return f"A mask of the hand in a radiograph. Trained on: {known.title}."
 
 
+def _input(config: Mapping[str, Any], pixels: int) -> str:
+    data = config.get("data") or {}
+    height, width = data.get("height") or pixels, data.get("width") or pixels
+    stored = f", from squares of {pixels}" if (height, width) != (pixels, pixels) else ""
+    return f"{height} x {width} pixels, grey{stored}"
+
+
 def _network(config: Mapping[str, Any], compute: Mapping[str, Any], pixels: int, n: int) -> str:
     model = config["model"]
     sex = "; the sex is an input, and estimated where it is unknown" if model["sex_input"] else ""
     several = f"{n} networks whose ages are averaged, each " if n > 1 else ""
     rows = [
         ("architecture", f"{several}{model['name']}{sex}"),
-        ("input", f"{pixels} x {pixels} pixels, grey"),
+        ("input", _input(config, pixels)),
         ("parameters", f"{compute['parameters']:,}"),
         ("FLOPs per image", readable_flops(compute["flops_per_prediction"])),
         ("FLOPs of training", readable_flops(compute["train_flops"])),

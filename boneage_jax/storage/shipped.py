@@ -34,7 +34,7 @@ class Shipped(NamedTuple):
       folder: the folder.
       task: bone_age, hand_mask, or one of the user's.
       network: `config.model.name`, with the number of networks if there are several.
-      pixels: height and width of the input.
+      pixels: height and width of what the network reads, as HEIGHTxWIDTH; one number if equal.
       flops: FLOPs per image.
       parameters: number of parameters of all its networks.
       train_flops: FLOPs of training.
@@ -46,7 +46,7 @@ class Shipped(NamedTuple):
     folder: Path
     task: str
     network: str
-    pixels: int | None
+    pixels: str | None
     flops: int | None
     parameters: int | None
     train_flops: int | None
@@ -181,7 +181,7 @@ def _describe(name: str, folder: Path) -> Shipped:
         folder=folder,
         task=str(task),
         network=f"{members} x {model}" if members > 1 else str(model),
-        pixels=_number(info, "image_size", int),
+        pixels=_pixels(config, info),
         flops=_number(compute, "flops_per_prediction", int),
         parameters=_number(compute, "parameters", int),
         train_flops=_number(compute, "train_flops", int),
@@ -203,6 +203,15 @@ def _read(path: Path) -> dict[str, Any]:
 def _part(found: dict[str, Any], key: str) -> dict[str, Any]:
     part = found.get(key)
     return part if isinstance(part, dict) else {}
+
+
+def _pixels(config: dict[str, Any], info: dict[str, Any]) -> str | None:
+    stored = _number(info, "image_size", int)
+    if stored is None:
+        return None
+    data = _part(config, "data")
+    height, width = (_number(data, key, int) or stored for key in ("height", "width"))
+    return f"{height}" if height == width else f"{height}x{width}"
 
 
 def _number(part: dict[str, Any], key: str, kind: type) -> Any:
