@@ -3,8 +3,8 @@
 usage: python -m benchmarks.studies.error_per_flop --output=law.json --figure=FILE.png RUNS.csv...
 
 RUNS.csv are tables of `run_log` on the same validation images. The law is
-months = floor + factor * (FLOPs / 1e13) ** -exponent, least squares over the runs that no cheaper
-one beats. Its uncertainty: the fit is repeated on errors drawn within the interval of each run. The
+months = floor + factor * (FLOPs / 1e13) ** -exponent, least squares over the runs that none of as
+many FLOPs or fewer beats. Its uncertainty: the fit is repeated on errors drawn within the interval of each run. The
 published results stand in a panel of their own: they are errors on other images.
 """
 
@@ -112,14 +112,16 @@ def draw_laws(best: Sequence[Point], draws: int = _DRAWS, seed: int = 0) -> list
     return laws
 
 
-def draw(path: Path, points: Sequence[Point], best: Sequence[Point], laws: Sequence[Law]) -> None:
-    """Draws the runs with the law, and what others have published beside them."""
+def draw(
+    path: Path, points: Sequence[Point], best: Sequence[Point], law: Law, laws: Sequence[Law]
+) -> None:
+    """Draws the runs with the law and its uncertainty, and beside them what others published."""
     figure = Figure(figsize=(9.5, 4.2), dpi=DPI, layout="constrained")
     own, others = figure.subplots(1, 2, width_ratios=(3, 2))
     x = np.geomspace(8e12, 1.2e15, 100)
     curves = np.array([law(x) for law in laws])
     own.fill_between(x, *np.quantile(curves, (0.025, 0.975), axis=0), color="#0072B2", alpha=0.15)
-    own.plot(x, np.median(curves, axis=0), color="#0072B2", linewidth=1)
+    own.plot(x, law(x), color="#0072B2", linewidth=1)
     rest = [point for point in points if point not in best]
     own.plot(
         *([getattr(p, key) for p in rest] for key in ("flops", "months")),
@@ -189,7 +191,7 @@ def main() -> None:
         }
         for flops in _ASKED
     }
-    draw(args.figure, points, best, laws)
+    draw(args.figure, points, best, law, laws)
     write_provenance(
         args.output,
         {"tables": [str(table) for table in args.tables]},
