@@ -7,13 +7,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import export
 from ml_collections import ConfigDict
 
 from boneage_jax.data.info import DataInfo
 from boneage_jax.data.inputs import batch_shapes, input_shape, make_inputs, padded_batch
+from boneage_jax.extensions import MODELS, TASKS
 from boneage_jax.inference.eval_step import EvalStep, make_eval_step
 from boneage_jax.models.flops import count_flops
 from boneage_jax.runtime.parallel import Parallel
+from boneage_jax.storage.program_cache import keep_program, load_program, program_key
 from boneage_jax.storage.state import Tree
 from boneage_jax.tasks.registry import make_task
 from boneage_jax.tasks.task import Task
@@ -74,11 +77,45 @@ class Network:
             )
         )
 
+    @functools.cached_property
+    def _program_key(self) -> str:
+        """Name of the traced program among those kept; "" if code of the user's is in it."""
+        own = MODELS.keys() | TASKS.keys()
+        used = {self.config.model.name, self.config.task}
+        if used & own or self.config.augment.extra or not self.parallel.is_plain:
+            return ""
+        info = dataclasses.asdict(self.info)
+        return program_key({"config": self.config.to_dict(), "info": info})
+
+    @functools.cached_property
+    def _kept_program(self) -> export.Exported | None:
+        """The eval step without its metrics, as an earlier start traced it."""
+        return load_program(self._program_key) if self._program_key else None
+
+    @functools.cached_property
+    def _traced_shapes(self) -> Tree:
+        """Shapes and dtypes of {'params', 'batch_stats'}."""
+        if kept := self._kept_program:
+            (variables, _), _ = jax.tree.unflatten(kept.in_tree, kept.in_avals)
+            return variables
+        return jax.eval_shape(lambda: self.task.init(jax.random.key(0), (*self.input_shape, 1)))
+
+    @functools.cached_property
+    def _predict_step(self) -> Any:
+        """`eval_step` without its metrics, traced only if no earlier start did so."""
+        program, step = self._kept_program, self.local_step()
+        if self._program_key and not program:
+            program = keep_program(
+                self._program_key,
+                lambda variables, batch: ({}, step(variables, batch)[1]),
+                self._traced_shapes,
+                batch_shapes(self.batch_size, self.info.image_size, self.task),
+            )
+        return self.parallel.eval_step(program.call) if program else self.eval_step
+
     def variable_shapes(self) -> Tree:
         """Returns shapes, dtypes and shardings of {'params', 'batch_stats'}."""
-        return self.parallel.state_shapes(
-            lambda: self.task.init(jax.random.key(0), (*self.input_shape, 1))
-        )
+        return self.parallel.replicated_shapes(self._traced_shapes)
 
     def read(
         self,
@@ -104,7 +141,7 @@ class Network:
         count, keys = len(images), keys or self.task.reported
         batch = padded_batch(self.batch_size, list(images), self.task, labels or {})
         placed = self.parallel.put_batch(batch)
-        outputs = [self.eval_step(variables, placed)[1] for variables in members]
+        outputs = [self._predict_step(variables, placed)[1] for variables in members]
         fetched = [self.parallel.fetch({key: each[key] for key in keys}) for each in outputs]
         return [{key: values[:count] for key, values in rows.items()} for rows in fetched]
 

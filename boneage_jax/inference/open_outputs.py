@@ -71,15 +71,17 @@ class Wanted:
         Raises:
           InputError: see `load_predictor`; or a folder that cannot be written or holds the files.
         """
-        from boneage_jax.inference.predictor import load_predictor
+        from boneage_jax.inference.predictor import BATCH_SIZE, load_predictor
 
+        # A full batch for one file costs 0.7 s more.
+        size = 1 if len(files) == 1 and not self.references else BATCH_SIZE
         workdir, own_masks = workdir or best_network(), None
         try:
-            predictor = load_predictor(workdir, masks=masks)
+            predictor = load_predictor(workdir, batch_size=size, masks=masks)
         except UnneededMasks:
             if not self.dicom_out:
                 raise
-            predictor = load_predictor(workdir)
+            predictor = load_predictor(workdir, batch_size=size)
             own_masks = Background(masks, "multiply")
         return predictor, self._open(predictor, Path(workdir).name or workdir, own_masks, files)
 

@@ -32,7 +32,7 @@ from boneage_jax.storage.state import Tree
 if TYPE_CHECKING:
     from boneage_jax.inference.saliency import GradCam
 
-_BATCH = 16
+BATCH_SIZE = 16  # images per step by default
 _AGE_COLUMNS = ("bone_age_months", "low_months", "high_months", "p_male", "accepted")
 
 _NO_SEX = "sex unknown: the network's own estimate is used"
@@ -368,7 +368,7 @@ class Predictor:
 
 
 def load_predictor(
-    workdir: str | os.PathLike[str] | None = None, *, batch_size: int = _BATCH, masks: str = ""
+    workdir: str | os.PathLike[str] | None = None, *, batch_size: int = BATCH_SIZE, masks: str = ""
 ) -> Predictor:
     """Loads the predictor of a trained network or ensemble.
 

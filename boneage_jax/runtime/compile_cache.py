@@ -21,7 +21,7 @@ def use_compile_cache() -> None:
     cache = cache_folder()
     if cache is None:
         return
-    folder = cache / "compiled" / _processor()
+    folder = cache / "compiled" / processor()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -33,7 +33,8 @@ def use_compile_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Returns a name for the kind of this machine's processor, of its features."""
     fields = cpuinfo()
     features = f"{platform.machine()} {fields.get('model name')} {fields.get('flags')}"
     return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:12]}"

@@ -53,6 +53,12 @@ class Parallel:
     def device_count(self) -> int:
         return len(self.devices)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether steps are programs of one device, compiled by jit."""
+        debugs = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+        return self.mode == "jit" and self.device_count == 1 and not debugs
+
     def check_batch(self, name: str, batch_size: int, accumulate: int = 1) -> None:
         """Checks that every device gets the same number of images.
 
@@ -86,9 +92,12 @@ class Parallel:
 
     def state_shapes(self, make: Callable[[], Any]) -> Any:
         """Returns shapes, dtypes and shardings of the result of `make`, without computing it."""
+        return self.replicated_shapes(jax.eval_shape(make))
+
+    def replicated_shapes(self, shapes: Any) -> Any:
+        """Adds to shapes and dtypes the sharding of arrays that every device holds."""
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated),
-            jax.eval_shape(make),
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), shapes
         )
 
     def batch_shapes(self, shapes: dict[str, jax.ShapeDtypeStruct]) -> Any:
