@@ -165,3 +165,16 @@ def test_restores_side_by_side_leave_the_hook_as_it_was():
             assert sys.unraisablehook is not hook
         assert sys.unraisablehook is not hook
     assert sys.unraisablehook is hook
+
+
+def test_reads_that_fail_beside_a_failed_one_say_nothing(caplog):
+    """What asyncio logs of them, cut after the first words; what it logs of others stays."""
+    wait_for_late_errors()
+    said = "_GatheringFuture exception was never retrieved\nfuture: <_GatheringFuture finished "
+    reading = "exception=Exception('Encountered error while reading array. See full TensorStore')"
+    logger = logging.getLogger("asyncio")
+    with without_late_errors:
+        logger.error(said + reading)
+        logger.error(said + "exception=Exception('in orbax/checkpoint.py')")
+        logger.error(said + "exception=KeyError('mine')")
+    assert [record.getMessage().endswith("KeyError('mine')") for record in caplog.records] == [True]
