@@ -64,13 +64,17 @@ def keep_program(key: str, function: Callable[..., Any], *shapes: Any) -> export
       *shapes: its arguments, `jax.ShapeDtypeStruct` in place of arrays.
 
     Returns:
-      The program; None if programs are not kept on this machine, and nothing was traced.
+      The program; None if programs are not kept on this machine, or `jax.export` cannot take this
+      one, e.g. for a kernel of the platform without a promise to stay as it is.
     """
     folder = _folder()
     if folder is None:
         return None
-    traced = export.export(jax.jit(function))(*shapes)
-    program = bytes(traced.serialize())
+    try:
+        traced = export.export(jax.jit(function))(*shapes)
+        program = bytes(traced.serialize())
+    except (ValueError, NotImplementedError):  # what is wrong with the function itself, a call says
+        return None
     part = folder / f"{key}.{os.getpid()}"  # two starts at once: the last one stays
     with contextlib.suppress(OSError):  # a full disk: the next start traces again
         try:

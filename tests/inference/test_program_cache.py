@@ -125,6 +125,16 @@ def test_code_of_the_user_is_traced_anew(folder):
     assert not folder.exists()
 
 
+def test_what_cannot_be_exported_is_not_kept(folder):
+    shape = jax.ShapeDtypeStruct((3,), jnp.float32)
+
+    def calls_back(x):
+        return jax.pure_callback(np.negative, shape, x)
+
+    assert keep_program("c" * 64, calls_back, shape) is None
+    assert not folder.exists() or not [*folder.iterdir()]
+
+
 @pytest.mark.parametrize("place", [None, "gs://bucket/cache"])
 def test_without_a_local_cache_nothing_is_kept(place):
     before = jax.config.jax_compilation_cache_dir
