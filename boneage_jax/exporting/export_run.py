@@ -3,10 +3,12 @@
 import dataclasses
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 
 from boneage_jax.errors import InputError
@@ -58,6 +60,11 @@ def check_request(form: str, request: Request) -> None:
     for package in _PACKAGES[form]:
         if importlib.util.find_spec(package) is None:
             raise InputError(f"--format={form} needs the package {package}; pip install '{EXTRA}'")
+    if form != "stablehlo" and not _ONNX_JAX.match(jax.__version__):
+        raise InputError(
+            f"--format={form} needs jax 0.10, as jax2onnx does, not {jax.__version__}; pip install "
+            f"'{EXTRA}', or use --format=stablehlo"
+        )
     if request.precision not in PRECISIONS:
         raise InputError(f"--precision={request.precision} must be one of {', '.join(PRECISIONS)}")
     if request.precision != "float32" and form != "onnx":
@@ -176,5 +183,6 @@ FORMATS: dict[str, Callable[[Program, Request], tuple[bytes, list[str]]]] = {
     "stablehlo": _stablehlo,
     "web": _web,
 }
+_ONNX_JAX = re.compile(r"0\.10\.")  # versions of jax whose inside jax2onnx 0.13.0 knows
 _ONNX = ("jax2onnx", "onnx", "onnxruntime")
 _PACKAGES = {"onnx": _ONNX, "stablehlo": ("flatbuffers",), "web": _ONNX}

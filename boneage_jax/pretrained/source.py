@@ -96,7 +96,10 @@ def _in_package(package: str) -> Path:
         raise InputError(f"package {package!r} is not installed; pip install {package}") from error
     found = [file for file in files if file.suffix in _SUFFIXES]
     if len(found) != 1:
-        raise InputError(f"package {package!r} holds {len(found)} weight files, not 1; name a file")
+        raise InputError(
+            f"package {package!r} holds {len(found)} weight files, not 1; name a file, or pip "
+            "install it again if one is gone"
+        )
     path = Path(str(found[0].locate()))
     if not path.is_file():
         raise InputError(f"{path} of package {package!r} is gone; pip install it again")

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 
+import jax
 import pytest
 
 from boneage_jax import export
@@ -14,6 +15,8 @@ from tests.support.unet_run import call
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("jax2onnx")
+if not jax.__version__.startswith("0.10."):
+    pytest.skip("jax2onnx needs jax 0.10", allow_module_level=True)
 
 
 def test_onnx_of_radiographs(workdirs, radiographs, tmp_path, capsys):
@@ -73,6 +76,14 @@ def test_missing_package_names_the_extra(workdirs, tmp_path, monkeypatch, capsys
     output = f"--output={tmp_path / 'net.onnx'}"
     assert call(export, f"--workdir={workdirs / 'bone_age'}", "--format=onnx", output) == 2
     assert "pip install 'boneage_jax[export]'" in capsys.readouterr().err
+
+
+def test_a_jax_that_the_converter_does_not_know(workdirs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "__version__", "0.12.0")
+    output = f"--output={tmp_path / 'net.onnx'}"
+    assert call(export, f"--workdir={workdirs / 'bone_age'}", "--format=onnx", output) == 2
+    said = capsys.readouterr().err
+    assert "needs jax 0.10, as jax2onnx does, not 0.12.0" in said and said.count("\n") == 1
 
 
 def test_int8_is_not_fitted_on_drawn_hands(ages, tmp_path, monkeypatch):

