@@ -30,6 +30,7 @@ from boneage_jax.storage.shipped import best_network, open_network
 from tfds_rsna.radiograph_folder.table import Columns, Label, read_labels
 
 _FOLDS = 10
+_CLEAR = 0.5  # standard errors by which a correction must lower the squared error
 _SUMMARY = "site_calibration.json"
 
 
@@ -192,21 +193,23 @@ def match_labels(
 
 
 def best_method(predicted: np.ndarray, true: np.ndarray) -> str:
-    """Returns the correction to use, by cross-fitted absolute errors.
+    """Returns the correction to use, by cross-fitted squared errors.
 
-    A method replaces a simpler one if it lowers the error by more than the standard error of that
-    difference (the one-standard-error rule, Breiman et al. 1984).
+    A method replaces a simpler one if it lowers the mean squared error by more than half a standard
+    error of that difference. Among 100 radiographs this finds a bias of 3 months in 45 of 60 draws
+    and corrects an unbiased network in 10; absolute errors and a whole standard error find it in 20
+    and correct in one, and the ages of others are then further off (docs/radiographs.md).
 
     Args:
       predicted, true: months [n], uncorrected predictions and true ages.
     """
-    best, lowest = METHODS[0], np.abs(predicted - true)
+    best, lowest = METHODS[0], np.square(predicted - true)
     for method in METHODS[1:]:
         if Correction.fit(predicted, true, method).slope <= 0:
             continue  # the network does not read these ages; their order must not be turned
-        errors = np.abs(cross_fitted(predicted, true, method) - true)
+        errors = np.square(cross_fitted(predicted, true, method) - true)
         gain = lowest - errors
-        if gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)):
+        if gain.mean() > _CLEAR * gain.std(ddof=1) / np.sqrt(len(gain)):
             best, lowest = method, errors
     return best
 

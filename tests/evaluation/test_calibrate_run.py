@@ -14,6 +14,7 @@ import tests.support.tiny_backbone  # noqa: F401  (registers the networks)
 from boneage_jax import calibrate, predict
 from boneage_jax.errors import InputError
 from boneage_jax.evaluation.calibrate_run import best_method, held_out_predictions, match_labels
+from boneage_jax.inference.bias_correction import Correction
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import load_trained
 from tests.support.unet_run import call
@@ -136,13 +137,30 @@ def test_units_and_sexes_of_the_table_are_read(site, tmp_path):
     ],
 )
 def test_the_correction_is_no_more_than_the_errors_call_for(change, method):
-    rng = np.random.default_rng(3)
-    true = rng.uniform(20, 220, 100)
-    predicted = change(true, rng.normal(0, 4, 100))
-    assert best_method(predicted, true) == method
-    corrected, widths = held_out_predictions(predicted, true, "")
-    errors = np.abs(corrected - true)
-    assert errors.mean() < 5.5 and 0.88 <= (errors <= widths).mean() <= 1
+    chosen, errors, inside = [], [], []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        true = rng.uniform(20, 220, 100)
+        predicted = change(true, rng.normal(0, 4, 100))
+        chosen.append(best_method(predicted, true))
+        corrected, widths = held_out_predictions(predicted, true, "")
+        errors.append(np.abs(corrected - true).mean())
+        inside.append((np.abs(corrected - true) <= widths).mean())
+    assert chosen.count(method) >= 14
+    assert np.mean(errors) < (4.7 if method == "line" else 3.5)  # noise 3.19, line: over its slope
+    assert 0.93 <= np.mean(inside) <= 0.97
+
+
+def test_a_bias_of_two_standard_errors_is_mostly_taken_back():
+    def left(seed):
+        rng = np.random.default_rng(seed)
+        true = rng.uniform(20, 220, 100)
+        predicted = true + 2.5 + rng.normal(0, 10, 100)  # the mean of 100 is known to 1 month
+        new = rng.uniform(20, 220, 1000)
+        corrected = Correction.fit(predicted, true, best_method(predicted, true))(new + 2.5)
+        return (corrected - new).mean()
+
+    assert abs(np.mean([left(seed) for seed in range(40)])) < 1.25
 
 
 def test_a_correction_does_not_turn_the_order_of_ages():
