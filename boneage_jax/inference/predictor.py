@@ -375,7 +375,7 @@ def load_predictor(
     Args:
       workdir: name of a published network, its folder or hf:OWNER/REPO; or the workdir of a
         finished training run, a local folder or gs://BUCKET/PATH. None for the network that comes
-        with the package and has the lowest error.
+        with the package and, of single networks, has the lowest error.
       batch_size: images per step, rounded up to a multiple of the number of devices.
       masks: see `Predictor`.
 

@@ -34,6 +34,7 @@ class Shipped(NamedTuple):
       folder: the folder.
       task: bone_age, hand_mask, or one of the user's.
       network: `config.model.name`, with the number of networks if there are several.
+      members: that number.
       pixels: height and width of what the network reads, as HEIGHTxWIDTH; one number if equal.
       flops: FLOPs per image.
       parameters: number of parameters of all its networks.
@@ -46,6 +47,7 @@ class Shipped(NamedTuple):
     folder: Path
     task: str
     network: str
+    members: int
     pixels: str | None
     flops: int | None
     parameters: int | None
@@ -84,12 +86,14 @@ def shipped_networks() -> list[Shipped]:
 def best_network(task: str = "bone_age") -> str:
     """Returns the name of the published network with the lowest error on its validation split.
 
+    Of single networks; an ensemble, which takes several times as long, only if there are no others.
+
     Raises:
       InputError: there is none.
     """
-    for one in shipped_networks():
-        if one.task == task:
-            return one.name
+    known = [one for one in shipped_networks() if one.task == task]
+    for one in sorted(known, key=lambda one: one.members > 1):
+        return one.name
     raise InputError(
         "no trained network comes with this version; name the workdir of a training, a folder of "
         f"published weights or hf:OWNER/REPO with --workdir, or the folder they are in with "
@@ -181,6 +185,7 @@ def _describe(name: str, folder: Path) -> Shipped:
         folder=folder,
         task=str(task),
         network=f"{members} x {model}" if members > 1 else str(model),
+        members=members,
         pixels=_pixels(config, info),
         flops=_number(compute, "flops_per_prediction", int),
         parameters=_number(compute, "parameters", int),
