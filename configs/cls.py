@@ -48,14 +48,19 @@ def get_config(preset: str = "") -> ConfigDict:
 def phantom() -> ConfigDict:
     """python -m boneage_jax.main --config=configs/cls.py"""
     config = base_config()
-    config.batch_size = 32
+    config.batch_size = 16  # random weights need steps: half as many images, twice as many
     config.epochs = 2.8
     config.model.bn_momentum = 0.95  # a short run: statistics must adapt within tens of steps
     config.model.drop_path_rate = 0.0
     config.model.dropout = 0.1
+    config.model.sex_input = True
+    config.model.hidden = 256
+    config.loss.age = "distribution"
     config.loss.sex_weight = 0.2
     config.ema_decay = 0.98
     config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule = "one_cycle"
+    config.optimizer.warmup = 0.2
     return config
 
 
