@@ -110,7 +110,7 @@ def shift_row(
     """
     there = (labels[:, 0] >= shift.youngest) & (labels[:, 0] <= shift.oldest)
     true, male = shift.read(labels[there, 0]), labels[there, 1].astype(int)
-    kept = [shift.draw(pictures[n]) for n in np.flatnonzero(there)]
+    kept = [shift.draw(each) for each, here in zip(pictures, there, strict=True) if here]
     squares = [predictor.fit(picture, "") for picture in kept]
     rows = predictor.uncalibrated(squares, male)
     raw = rows["predicted_age"].astype(np.float64)
