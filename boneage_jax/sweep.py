@@ -5,7 +5,8 @@ usage: python -m boneage_jax.sweep --config=RECIPE[:PRESET] --arms=ARMS --output
                                    [--config.KEY=VALUE ...] [--dry_run] [--redraw]
 
 ARMS is a Python file with get_arms(), or the name of a shipped one (levers, transfer,
-transfer_full, budgets). It returns {"base": {}, "huber": {"loss.age": "huber"}}; the others are compared with the first arm.
+transfer_full, budgets). It returns {"base": {}, "huber": {"loss.age": "huber"}}; the others are
+compared with the first arm.
 --seeds is a number of seeds or a list such as 3,4 (a single seed: 3,). Writes FOLDER/runs.csv,
 summary.csv, best.md, mae_vs_flops.png and hardware.json. Started again, it continues with the runs
 that are missing; arms, seeds or budgets may be added. --redraw only makes tables and figure.
