@@ -12,7 +12,7 @@ from typing import Any
 
 def get_arms() -> dict[str, dict[str, Any]]:
     """Returns the overrides of the recipe by arm; the first trains all layers from ImageNet."""
-    phantom = {"model.pretrained": "", "pretrain.data": "hand_phantom/192", "pretrain.steps": 150}
+    phantom = {"model.pretrained": "", "pretrain.data": "hand_phantom/299", "pretrain.steps": 150}
     return {
         "imagenet-all": {},
         "imagenet-last-12-blocks": {"finetune.last_blocks": 12},

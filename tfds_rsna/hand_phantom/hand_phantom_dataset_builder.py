@@ -11,7 +11,7 @@ from boneage_jax.runtime.progress import progress
 from tfds_rsna.hand_phantom.workers import draw_many
 
 _FIRST_ID = {"train": 0, "validation": 1_000_000, "test": 2_000_000}
-_SIZES = (64, 96, 128, 160, 192, 224, 256, 512)
+_SIZES = (64, 96, 128, 160, 192, 224, 256, 299, 512)
 
 
 @dataclasses.dataclass
