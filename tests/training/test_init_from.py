@@ -55,7 +55,13 @@ def test_a_name_is_a_start_whose_flops_count(tiny_train, tmp_path, monkeypatch):
     write_published(load_members(OLD / "ensemble"), OLD / "ensemble", tmp_path / "w" / "two")
     monkeypatch.setenv("BONEAGE_JAX_WEIGHTS", str(tmp_path / "w"))
     first = load_trained(OLD / "ensemble" / "members" / "0")
-    changed = {"model__sex_input": bool(first.network.config.model.sex_input), "steps": 2}
+    same = first.network.config
+    changed = {
+        "model__sex_input": bool(same.model.sex_input),
+        "model__hidden": int(same.model.hidden),
+        "loss__age": str(same.loss.age),
+        "steps": 2,
+    }
     report, _ = tiny_train("plain", **changed)
     again, _ = tiny_train("from", init_from="two", **changed)
     costs = [each["compute"]["train_flops"] for each in (report, again)]
