@@ -4,9 +4,8 @@ usage: python -m boneage_jax.sweep --config=RECIPE[:PRESET] --arms=ARMS --output
                                    [--seeds=3] [--budgets=5e12,10e12] [--only=ARM,ARM]
                                    [--config.KEY=VALUE ...] [--dry_run] [--redraw]
 
-ARMS is a Python file with get_arms(), or the name of a shipped one (levers, transfer,
-transfer_full, budgets). It returns {"base": {}, "huber": {"loss.age": "huber"}}; the others are
-compared with the first arm.
+ARMS is a Python file with get_arms(), or the name of a shipped one (levers, transfer, budgets). It
+returns {"base": {}, "huber": {"loss.age": "huber"}}; the others are compared with the first arm.
 --seeds is a number of seeds or a list such as 3,4 (a single seed: 3,). Writes FOLDER/runs.csv,
 summary.csv, best.md, mae_vs_flops.png and hardware.json. Started again, it continues with the runs
 that are missing; arms, seeds or budgets may be added. --redraw only makes tables and figure.
@@ -23,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the sweep given by `argv`; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
     parser.add_argument("--output", required=True, type=path_argument, help="folder of the sweep")
-    parser.add_argument("--arms", help="Python file with get_arms(), or the name of a shipped one")
+    parser.add_argument("--arms", help="Python file with get_arms(), or levers, transfer, budgets")
     parser.add_argument("--seeds", default="3", help="how many, or which")
     parser.add_argument("--budgets", default="0", help="FLOPs; 0 is the recipe's own length")
     parser.add_argument("--only", default="", help="these arms alone")

@@ -5,7 +5,7 @@ usage: python -m benchmarks.studies.error_per_flop --output=law.json --figure=FI
 RUNS.csv are tables of `run_log` on the same validation images. The law is
 months = floor + factor * (FLOPs / 1e13) ** -exponent, least squares over the runs that none of as
 many FLOPs or fewer beats. Its uncertainty: the fit is repeated on errors drawn within the interval
-of each run. The published results stand in a panel of their own: they are errors on other images.
+of each run. Results on other images stand in a panel of their own.
 """
 
 import argparse

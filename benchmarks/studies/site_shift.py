@@ -3,8 +3,8 @@
 usage: python -m benchmarks.studies.site_shift --images=FOLDER --csv=FILE --ids=FILE
            --output=FILE.csv [--workdir=DIR|NAME] [--images_of_site=100] [--draws=20]
 
-FILE of --csv has columns as `id,boneage,male`; that of --ids a column `id` or `image`, which names
-radiographs that the network was not trained on: predictions.csv of a run of the same split does.
+FILE of --csv has columns as `id,boneage,male`; that of --ids a column `id`, which names radiographs
+that the network was not trained on: predictions.csv of a run of the same split does.
 Each shift changes all of them as another department's would differ. A draw takes some as those that
 the site has ages for, fits to them what `boneage_jax.calibrate` fits, and reads the others. A row
 per shift: bias and error in months of the others as the network comes and after calibration, part
@@ -29,8 +29,8 @@ from boneage_jax.data.file_names import image_stem
 from boneage_jax.data.files import read_grey
 from boneage_jax.data.find_files import find_images
 from boneage_jax.data.label_table import read_table
-from boneage_jax.evaluation.calibrate_run import best_method
-from boneage_jax.inference.calibration import Calibration
+from boneage_jax.evaluation.calibrate_run import best_method, fit_site
+from boneage_jax.evaluation.stresses import gamma
 from boneage_jax.inference.predictor import Predictor
 from boneage_jax.runtime.compile_cache import use_compile_cache
 
@@ -50,9 +50,9 @@ class Shift(NamedTuple):
     oldest: float = 240.0
 
 
-def _gamma(power: float) -> Callable[[np.ndarray], np.ndarray]:
-    levels = np.rint(255 * (np.arange(256) / 255) ** power).astype(np.uint8)
-    return lambda image: levels[image]
+def _exposed(power: float) -> Callable[[np.ndarray], np.ndarray]:
+    draw = gamma(power)
+    return lambda image: draw(image, np.random.default_rng(0))  # which it does not use
 
 
 def _overexposed(image: np.ndarray) -> np.ndarray:
@@ -77,8 +77,8 @@ def _close(image: np.ndarray) -> np.ndarray:
 
 SHIFTS = {
     "none": Shift(),
-    "dark: gamma 3": Shift(draw=_gamma(3.0)),
-    "pale: gamma 0.3": Shift(draw=_gamma(0.3)),
+    "dark: gamma 3": Shift(draw=_exposed(3.0)),
+    "pale: gamma 0.3": Shift(draw=_exposed(0.3)),
     "overexposed: a third saturated": Shift(draw=_overexposed),
     "pixels three times as large": Shift(draw=_pixels(1 / 3)),
     "pixels five times as large": Shift(draw=_pixels(1 / 5)),
@@ -124,15 +124,7 @@ def shift_row(
         site, others = order[:size], order[size:]
         method = best_method(raw[site], true[site])
         chosen[method] += 1
-        ages = np.array([old.youngest, old.oldest, *true[site]])
-        fitted = Calibration.fit(
-            raw[site],
-            true[site],
-            [squares[n] for n in site],
-            method,
-            training_ages=ages[np.isfinite(ages)],
-            view=old.view,
-        )
+        fitted = fit_site(raw[site], true[site], [squares[n] for n in site], method, old)
         now = []
         for each in (predictor, predictor.with_calibration(fitted)):
             seen = each.calibrated(
@@ -157,12 +149,6 @@ def shift_row(
     }
 
 
-def named_ids(path: Path) -> set[str]:
-    """Returns the stems in the column `id` or `image` of a table."""
-    rows = [row for _, row in read_table(path).rows]
-    return {image_stem(Path(row.get("id") or row["image"])) for row in rows}
-
-
 def main() -> None:
     """Writes the table and prints its rows."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -176,7 +162,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=20)
     args = parser.parse_args()
     use_compile_cache()
-    labels, wanted = read_labels(args.csv), named_ids(args.ids)
+    labels = read_labels(args.csv)
+    wanted = {row["id"] for _, row in read_table(args.ids).rows}
     files = [path for path in find_images([args.images]) if image_stem(path) in wanted]
     known = np.array([labels[image_stem(path)] for path in files])
     pictures = [read_grey(path) for path in files]

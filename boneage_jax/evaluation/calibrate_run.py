@@ -129,9 +129,7 @@ def _fit(
     raw = rows["predicted_age"].astype(np.float64)
     if not np.isfinite(raw).all():
         raise InputError("the network gives no number for some of the radiographs; train it again")
-    ages = [age for age in (old.youngest, old.oldest, *true) if np.isfinite(age)]
-    chosen = method or best_method(raw, true)
-    new = Calibration.fit(raw, true, squares, chosen, training_ages=np.array(ages), view=old.view)
+    new = fit_site(raw, true, squares, method or best_method(raw, true), old)
     seen, now = (
         each.calibrated(rows, squares, male)
         for each in (predictor, predictor.with_calibration(new))
@@ -140,6 +138,25 @@ def _fit(
     before = _result(seen["bone_age_months"], old_widths, true, seen["accepted"])
     after = _result(*held_out_predictions(raw, true, method), true, now["accepted"])
     return new, before, dataclasses.replace(after, half_width=new.half_width)
+
+
+def fit_site(
+    raw: np.ndarray,
+    true: np.ndarray,
+    squares: Sequence[np.ndarray],
+    method: str,
+    old: Calibration,
+) -> Calibration:
+    """Returns the calibration of a site, which also knows the ages and views of the old one.
+
+    Args:
+      raw, true: months [n], uncorrected predictions and true ages.
+      squares: the images, uint8 [S, S] each.
+      method: of the correction.
+      old: the calibration that came with the network.
+    """
+    ages = [age for age in (old.youngest, old.oldest, *true) if np.isfinite(age)]
+    return Calibration.fit(raw, true, squares, method, training_ages=np.array(ages), view=old.view)
 
 
 def match_labels(
@@ -196,9 +213,8 @@ def best_method(predicted: np.ndarray, true: np.ndarray) -> str:
     """Returns the correction to use, by cross-fitted squared errors.
 
     A method replaces a simpler one if it lowers the mean squared error by more than half a standard
-    error of that difference. Among 100 radiographs this finds a bias of 3 months in 45 of 60 draws
-    and corrects an unbiased network in 10; absolute errors and a whole standard error find it in 20
-    and correct in one, and the ages of others are then further off (docs/radiographs.md).
+    error of that difference, which takes a bias of about two standard errors of the mean error;
+    what that gives back on simulated sites: docs/radiographs.md.
 
     Args:
       predicted, true: months [n], uncorrected predictions and true ages.

@@ -48,7 +48,8 @@ def rotated(image: np.ndarray, degrees: float) -> np.ndarray:
     return cv2.warpAffine(image, matrix, (width, height))
 
 
-def _gamma(power: float) -> Draw:
+def gamma(power: float) -> Draw:
+    """Returns the change of grey levels, as fractions of the full range, to that power."""
     levels = np.rint(255 * (np.arange(256) / 255) ** power).astype(np.uint8)
     return lambda image, rng: levels[image]
 
@@ -103,10 +104,10 @@ STRESSES: dict[str, Stress] = {
     "mirrored": Stress(lambda image, rng: np.ascontiguousarray(image[:, ::-1]), False),
     "turned by 10": Stress(_turned(10), False),
     "turned by -10": Stress(_turned(-10), False),
-    "gamma 0.5": Stress(_gamma(0.5), False),
-    "gamma 0.7": Stress(_gamma(0.7), False),
-    "gamma 1.4": Stress(_gamma(1.4), False),
-    "gamma 2": Stress(_gamma(2.0), False),
+    "gamma 0.5": Stress(gamma(0.5), False),
+    "gamma 0.7": Stress(gamma(0.7), False),
+    "gamma 1.4": Stress(gamma(1.4), False),
+    "gamma 2": Stress(gamma(2.0), False),
     "JPEG quality 30": Stress(lambda image, rng: _jpeg(image), False),
     "blurred": Stress(
         lambda image, rng: cv2.GaussianBlur(image, (0, 0), _BLUR * max(image.shape)), False
