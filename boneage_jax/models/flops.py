@@ -2,6 +2,7 @@
 
 FLOPs are 2 x the multiply-adds of convolutions and matrix products, padded taps included, of the
 function that is actually executed, forward and backward; of complex numbers, 4 times as many.
+Elementwise work and sums count nothing, nor does the product of two vectors, which is no more.
 Fourier transforms and factorisations count by their usual formulas. XLA's own cost analysis is not
 used: it is off by more than 10x for the gradient of a depthwise convolution on CPU.
 """
@@ -113,6 +114,8 @@ def _uncountable(name: str) -> InputError:
 
 def _count_dot(eqn: Any) -> int:
     (contract, _), _ = eqn.params["dimension_numbers"]
+    if all(len(v.aval.shape) == 1 for v in eqn.invars):
+        return 0  # an elementwise product and its sum, which count nothing in any other form
     inner = math.prod(eqn.invars[0].aval.shape[axis] for axis in contract)
     return 2 * inner * math.prod(eqn.outvars[0].aval.shape)
 

@@ -115,7 +115,7 @@ class Loop:
             total=self._run.total_steps,
             initial=self._first,
             unit="step",
-            desc="compiling",
+            desc="compiling" if self._run.parallel.mode == "pmap" else "training",
             disable=not is_first_process(),
         )
 

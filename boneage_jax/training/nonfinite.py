@@ -16,23 +16,33 @@ from clu.metrics import Collection
 from ml_collections import ConfigDict
 
 from boneage_jax.errors import InputError
+from boneage_jax.training.adam import AcceptedState, join_small
 
 _REMEDY = "lower config.optimizer.learning_rate or .clip_norm, or look at the data of those steps"
 
 
 def all_finite(*trees: Any) -> jax.Array:
-    """Returns bool [], whether all values of the trees are finite and small enough to be summed."""
-    sums = [jnp.sum(leaf) for leaf in jax.tree.leaves(trees) if jnp.issubdtype(leaf, jnp.inexact)]
-    return jnp.isfinite(jnp.stack(sums)).all() if sums else jnp.ones((), bool)
+    """Returns bool [], whether all values of the trees are finite.
+
+    Those of more than one axis must be small enough to be summed, too.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(trees) if jnp.issubdtype(leaf, jnp.inexact)]
+    values = [leaf if leaf.ndim == 1 else leaf.sum(keepdims=True) for leaf in join_small(leaves)]
+    # Of each value, not of sums of vectors: XLA turns a sum of joined vectors into a sum for each.
+    return jnp.stack([jnp.isfinite(value).all() for value in values] or [jnp.ones((), bool)]).all()
 
 
 def accept(good: jax.Array, new: Any, old: Any) -> Any:
-    """Returns `new` if `good` (bool []), else `old`, leaf by leaf.
+    """Returns `new` if `good` (bool []), else `old`, leaf by leaf; an `AcceptedState` as it is.
 
     A select, not a branch: it fuses into the loop that writes each leaf, while a branch would be a
     separate program.
     """
-    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+
+    def choose(a: Any, b: Any) -> Any:
+        return a if isinstance(a, AcceptedState) else jnp.where(good, a, b)
+
+    return jax.tree.map(choose, new, old, is_leaf=lambda node: isinstance(node, AcceptedState))
 
 
 @flax.struct.dataclass

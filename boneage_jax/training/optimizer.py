@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from boneage_jax.errors import InputError
 from boneage_jax.ranges import check_value
+from boneage_jax.training.adam import clip_by_global_norm, scale_by_adam
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +131,7 @@ def make_optimizer(
             ),
         )
     if config.clip_norm:
-        return optax.chain(optax.clip_by_global_norm(config.clip_norm), core)
+        return optax.chain(clip_by_global_norm(config.clip_norm), core)
     return core
 
 
@@ -141,9 +142,9 @@ def _core(
     parts = []
     match config.name:
         case "adam":
-            parts += [optax.scale_by_adam(**betas)]
+            parts += [scale_by_adam(**betas)]
         case "adamw":
-            parts += [optax.scale_by_adam(**betas), *_decays(config.weight_decay, groups)]
+            parts += [scale_by_adam(**betas), *_decays(config.weight_decay, groups)]
         case "lion":
             parts += [optax.scale_by_lion(**betas), *_decays(config.weight_decay, groups)]
         case "sgd":

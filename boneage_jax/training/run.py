@@ -33,6 +33,7 @@ from boneage_jax.training.finetune import (
     rate_factors,
     trainable_part,
 )
+from boneage_jax.training.nonfinite import Watched
 from boneage_jax.training.optimizer import Groups, make_optimizer, peak_rate
 from boneage_jax.training.phases import Phase, Stretch, plan, steps_within
 from boneage_jax.training.step import TrainStep, make_train_step
@@ -132,6 +133,18 @@ class Run:
         """Returns the train step, on the devices, for update number `step` (from 0)."""
         phase = next(phase for phase in self.phases if step < phase.stop)
         return self._train_steps(phase.stretch)
+
+    def compile_ahead(self, step: int) -> None:
+        """Compiles the train step for update number `step` (from 0) before there is a state.
+
+        So the memory of the compiler and that of the parameters do not add up. A step of pmap is
+        compiled by its first call instead.
+        """
+        if self.parallel.mode == "pmap":
+            return
+        metrics = self.parallel.put_state(Watched.begin(self.task.metrics_type.empty()))
+        batch = self.parallel.batch_shapes(self.batch_shapes())
+        self.train_step_at(step).lower(self.state_shapes(), metrics, batch).compile()
 
     @functools.cached_property
     def _train_steps(self) -> Callable[[Stretch], Any]:

@@ -18,6 +18,7 @@ from boneage_jax.data.inputs import Batch, Inputs
 from boneage_jax.runtime.parallel import Metrics, mean_over_devices, sum_over_devices
 from boneage_jax.storage.state import TrainState, Tree, add_flops, merge, select
 from boneage_jax.tasks.task import Task
+from boneage_jax.training.adam import global_norm
 from boneage_jax.training.nonfinite import Watched, accept, all_finite, record
 
 Wanted = Callable[[tuple[str, ...]], bool]
@@ -72,6 +73,7 @@ def make_train_step(
         layers before the first of these.
     """
     learning = learning or trained
+    advance = optax.with_extra_args_support(optimizer).update
 
     def loss_fn(part: Tree, params: Tree, batch_stats: Tree, batch: Batch, keys: jax.Array) -> Any:
         params = merge(params, part)
@@ -125,22 +127,19 @@ def make_train_step(
         loss, grads, batch_stats, new = gradients(state, batch)
         # One reduction for all; statistics are already equal if BatchNorm is synced.
         loss, grads, batch_stats = mean_over_devices((loss, grads, batch_stats), axis_name)
-        before = part = select(state.params, trained)
+        part = select(state.params, trained)
         grads = merge(jax.tree.map(jnp.zeros_like, part), grads)
         # The same norm as in gradient clipping: XLA computes it once.
-        good = all_finite(loss, optax.tree.norm(grads), batch_stats)
-        updates, opt_state = optimizer.update(grads, state.opt_state, part)
-        part = optax.apply_updates(part, updates)
+        good = all_finite(loss, global_norm(grads), batch_stats)
+        updates, opt_state = advance(grads, state.opt_state, part, good=good)
+        opt_state = accept(good, opt_state, state.opt_state)
+        part = accept(good, optax.apply_updates(part, updates), part)
+        batch_stats = accept(good, batch_stats, state.batch_stats)
         ema = state.ema_params
         if ema_decay:
             step = state.step.astype(jnp.float32)
             decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
-            ema = optax.incremental_update(part, ema, 1.0 - decay)
-        part, batch_stats, ema, opt_state = accept(
-            good,
-            (part, batch_stats, ema, opt_state),
-            (before, state.batch_stats, state.ema_params, state.opt_state),
-        )
+            ema = accept(good, optax.incremental_update(part, ema, 1.0 - decay), ema)
         state = dataclasses.replace(
             state,
             step=state.step + 1,

@@ -151,6 +151,11 @@ def _make_steps(
         buffer=config.data.buffer,
     )
     try:
+        if start != run.total_steps:
+            say("compiling the train step")
+            waiting_for("the compilation of the step", PATIENCE)
+            with stopping.deferred():
+                run.compile_ahead(start or 0)
         state = initial_state(run, workdir, checkpoints, batches, start, train)
         spent = flops_of(state.flops_spent) - run.flops_until(start or 0)
         eval_split = dataset.split(config.data.eval_split)

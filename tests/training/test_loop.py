@@ -63,6 +63,7 @@ def run_loop(step, until, platform="tpu", devices=1):
         evaluate_every=1000,
         task=SimpleNamespace(metrics_type=SimpleNamespace(empty=lambda: None)),
         parallel=SimpleNamespace(
+            mode="jit",
             put_state=lambda _: Metrics(),
             as_global=lambda state: state,
             devices=[device] * devices,

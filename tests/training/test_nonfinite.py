@@ -17,7 +17,8 @@ from boneage_jax.inference.load_trained import load_trained
 from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.runtime.parallel import Parallel
 from boneage_jax.storage.state import flops_of
-from boneage_jax.training.nonfinite import Guard, Watched
+from boneage_jax.training import adam
+from boneage_jax.training.nonfinite import Guard, Watched, all_finite
 from boneage_jax.training.run import load_run
 from boneage_jax.training.step import make_train_step
 from configs import cls
@@ -25,12 +26,18 @@ from tests.support.tiny_backbone import TinyBackbone
 from tests.support.tiny_task import plain_inputs, random_batch, tiny_task
 from tests.training.test_step import new_state
 
+OURS = optax.chain(
+    adam.clip_by_global_norm(1.0),
+    adam.scale_by_adam(0.9, 0.999),
+    optax.scale_by_learning_rate(1e-2),
+)
+OPTAX = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
 
-def steps(batches, mode="jit", devices=1, accumulate=1, task=None):
+
+def steps(batches, mode="jit", devices=1, accumulate=1, task=None, optimizer=OURS):
     """Final state and what was watched, over batches."""
     parallel = Parallel(mode, jax.devices()[:devices])
     task = task or tiny_task(parallel.axis_name)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
     step = make_train_step(
         task,
         optimizer,
@@ -56,22 +63,41 @@ def spoilt(seed):
     return batch
 
 
+@pytest.mark.parametrize("where", ["vector", "matrix"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_bad_value_among_many_is_seen(where, value):
+    tree = {"vector": np.ones(7, np.float32), "matrix": np.ones((3, 4), np.float32), "count": 3}
+    tree["other"] = np.zeros((), np.float32)
+    assert jax.jit(all_finite)(tree)
+    tree[where].flat[5] = value
+    assert not jax.jit(all_finite)(tree)
+
+
 @pytest.mark.parametrize(
-    ("mode", "devices", "accumulate"),
-    [("jit", 1, 1), ("jit", 4, 2), ("pmap", 4, 1), ("pmap", 2, 2)],
+    ("mode", "devices", "accumulate", "optimizer"),
+    [
+        ("jit", 1, 1, OURS),
+        ("jit", 4, 2, OURS),
+        ("pmap", 4, 1, OURS),
+        ("pmap", 2, 2, OPTAX),
+        ("jit", 1, 1, OPTAX),
+    ],
 )
-def test_a_bad_step_changes_nothing_but_the_counters(mode, devices, accumulate):
+def test_a_bad_step_changes_nothing_but_the_counters(mode, devices, accumulate, optimizer):
     good = random_batch(16, seed=1)
-    before, _ = steps([good], mode, devices, accumulate)
-    after, watched = steps([good, spoilt(2), spoilt(3)], mode, devices, accumulate)
+    steps_of = functools.partial(
+        steps, mode=mode, devices=devices, accumulate=accumulate, optimizer=optimizer
+    )
+    before, _ = steps_of([good])
+    after, watched = steps_of([good, spoilt(2), spoilt(3)])
     for part in ("params", "batch_stats", "ema_params", "opt_state", "rng"):
         jax.tree.map(np.testing.assert_array_equal, getattr(before, part), getattr(after, part))
     assert after.step == 3 and flops_of(after.flops_spent) == 21
     assert (watched.total, watched.streak, watched.first) == (2, 2, 2)
     # The metrics are those of the one good step.
-    _, alone = steps([good], mode, devices, accumulate)
+    _, alone = steps_of([good])
     assert watched.metrics.compute() == alone.metrics.compute()
-    _, watched = steps([good, spoilt(2), good], mode, devices, accumulate)
+    _, watched = steps_of([good, spoilt(2), good])
     assert (watched.total, watched.streak, watched.longest, watched.first) == (1, 0, 1, 2)
 
 

@@ -1,5 +1,6 @@
 """From a config to a run: lengths by budget, and configs whose parts do not fit."""
 
+import jax
 import pytest
 
 from boneage_jax import register_model
@@ -8,6 +9,7 @@ from boneage_jax.config import check_config
 from boneage_jax.data.info import DataInfo
 from boneage_jax.errors import InputError
 from boneage_jax.tasks.registry import make_task
+from boneage_jax.training.nonfinite import Watched
 from boneage_jax.training.run import build_run
 from configs import cls, seg
 from tests.support.tiny_backbone import TinyUNet
@@ -61,6 +63,25 @@ def test_counting_flops_and_compiling_share_one_trace():
     batch = run.parallel.put_batch(synthetic_batch(8, INFO, run.task))
     stepper.step.lower(stepper.state, stepper.empty, batch)
     assert traced == ["train"]
+
+
+def test_the_step_compiled_ahead_is_the_one_that_runs():
+    run = _run(steps=2)
+    compilations = []
+
+    def note(event, _, **__):
+        compilations.extend([event] * (event == "/jax/core/compile/backend_compile_duration"))
+
+    stepper, batch = Stepper(run), run.parallel.put_batch(synthetic_batch(8, INFO, run.task))
+    metrics = run.parallel.put_state(Watched.begin(run.task.metrics_type.empty()))
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        run.compile_ahead(0)
+        ahead = len(compilations)
+        jax.block_until_ready(run.train_step_at(0)(stepper.state, metrics, batch))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert 0 < ahead == len(compilations)
 
 
 def test_a_budget_needs_pretraining_at_the_same_size():
