@@ -13,6 +13,8 @@ from tests.support.compiling import xla_flags
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(devices=4)}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["KERAS_BACKEND"] = "jax"
+# Processes that tests start do not compile C++ each; tests of that code ask for it.
+os.environ["BONEAGE_JAX_NATIVE"] = "0"
 # Programs that take 0.1 s and more are compiled once per session, by whichever test comes first.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -30,7 +32,7 @@ gc.set_threshold(*COLLECTIONS)
 
 # Fixtures that several files of tests share.
 pytest_plugins = [
-    f"tests.support.{name}" for name in ("unet_run", "weight_files", "clouds", "tiny_run")
+    f"tests.support.{name}" for name in ("unet_run", "weight_files", "clouds", "tiny_run", "native")
 ]
 
 

@@ -11,7 +11,6 @@ compilation caches. Peak memory is that of the process, compilation included.
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -59,13 +58,6 @@ class Predict:
         return time.perf_counter() - began
 
 
-def peak_mib(contender: Contender) -> float:
-    """Peak resident memory of a contender so far, in MiB."""
-    status = Path(f"/proc/{contender._process.pid}/status").read_text()
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(found[1]) / 1024 if found else 0.0
-
-
 def time_steps(args: argparse.Namespace, codes: dict[str, Path]) -> None:
     """Lets the train steps of both checkouts take turns and writes their table."""
     settings = Settings(args.model, args.size, args.batch, "float32", "train")
@@ -79,7 +71,7 @@ def time_steps(args: argparse.Namespace, codes: dict[str, Path]) -> None:
         steppers.append(Contender(name, file, settings, (), environment))
         steppers[-1].wait()
     times = take_turns(steppers, args.rounds, args.steps)
-    peaks = {contender.name: peak_mib(contender) for contender in steppers}
+    peaks = {contender.name: contender.peak_mib() for contender in steppers}
     for contender in steppers:
         contender.close()
     rows = summary_rows(times, args.batch)

@@ -7,6 +7,7 @@ alone computes at any time and what drifts meets all of them.
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -113,6 +114,12 @@ class Contender:
         self._process.stdin.write(f"{steps}\n")
         self._process.stdin.flush()
         return float(self._answer())
+
+    def peak_mib(self) -> float:
+        """Peak resident memory of the process so far, setting up included, in MiB."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        return int(found[1]) / 1024 if found else 0.0
 
     def close(self) -> None:
         """Ends the process."""

@@ -6,9 +6,10 @@ usage: python -m benchmarks.peers.train_step --model=b4 --size=256 --batch=8 --r
 
 Models: b0, b4, lite0 (Keras has no lite0), unet and unet_10 (not Keras). Needs
 pip install 'boneage_jax[peers]'. Each contender is a process that is set up once; then one after
-the other takes --steps steps, round after round. FILE.csv holds every round, FILE.json the medians
-and what they were measured on. With --together all are set up at the same time, which takes the
-time of the slowest; where few cores compile, one after the other is no slower.
+the other takes --steps steps, round after round. FILE.csv holds every round, FILE.json the medians,
+the peak of each process's memory from its start, and what they were measured on. With --together
+all are set up at the same time, which takes the time of the slowest; where few cores compile, one
+after the other is no slower.
 """
 
 import argparse
@@ -106,13 +107,17 @@ def main() -> None:
         if not contenders:
             sys.exit("error: no contender can run here")
         times = take_turns(contenders, args.rounds, args.steps)
-        facts = {contender.name: contender.facts for contender in contenders}
+        facts = {
+            contender.name: contender.facts | {"peak_mib": round(contender.peak_mib())}
+            for contender in contenders
+        }
     finally:
         for contender in contenders:
             contender.close()
     rows = summary_rows(times, args.batch)
     write_rounds(args.output, times, args.batch, vars(args), rows, contenders=facts)
     print_summary(rows)
+    print("peak MiB:", {name: known["peak_mib"] for name, known in facts.items()})
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from boneage_jax.benchmarking.result import Result
 from boneage_jax.data.info import DataInfo
 from boneage_jax.data.inputs import batch_shapes, make_inputs
 from boneage_jax.models.flops import count_flops
+from boneage_jax.runtime.native_code import load_native_code
 from boneage_jax.tasks.task import Task
 from boneage_jax.training.run import Run, build_run, fresh_state
 
@@ -85,6 +86,7 @@ def prepare_train(
     recipe: ConfigDict, info: DataInfo, devices: Sequence[jax.Device] | None = None
 ) -> Prepared:
     """Returns the train step on one batch, compiled but not yet called."""
+    load_native_code()  # as `boneage_jax.train` does
     run = build_run(recipe, info, devices)
     stepper = Stepper(run)
     batch = run.parallel.put_batch(synthetic_batch(recipe.batch_size, info, run.task))

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from boneage_jax.errors import InputError
+from boneage_jax.models.depthwise_native import KERNELS, Padding, is_enabled, native_conv
 
 IMPLEMENTATIONS = ("auto", "lax", "shift", "fused")
-Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 def depthwise_conv(
@@ -27,6 +27,7 @@ def depthwise_conv(
     stride: int = 1,
     padding: str | Sequence[tuple[int, int]] = "SAME",
     implementation: str = "auto",
+    train: bool = False,
 ) -> jax.Array:
     """Convolves each channel with its own kernel.
 
@@ -38,6 +39,9 @@ def depthwise_conv(
       implementation: 'lax', 'shift', 'fused' (lax here, see `fused_depthwise`), or 'auto', by
         `implementation_for` the default backend. The choice is made while tracing: name one when
         compiling for another machine.
+      train: with 'auto', use compiled code where that is enabled; see
+        `boneage_jax.models.depthwise_native`. Reading is left to XLA, so that a trained network
+        gives the same numbers everywhere.
 
     Returns:
       [B, H', W', C] of the dtype of `x`.
@@ -46,6 +50,9 @@ def depthwise_conv(
       InputError: an unknown implementation.
     """
     exact = _pads(x, kernel, stride, padding)
+    known = x.dtype == kernel.dtype == jnp.float32 and kernel.shape[0] in KERNELS
+    if train and implementation == "auto" and known and is_enabled():
+        return native_conv(x, kernel, stride, exact)
     if chosen(implementation) == "shift":
         return _shift_conv(x, kernel, stride, exact)
     return _lax_conv(x, kernel, stride, exact)

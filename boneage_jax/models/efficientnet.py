@@ -174,6 +174,7 @@ class DepthwiseConv(nn.Module):
     stride: int = 1
     padding: str = "same"
     implementation: str = "auto"
+    train: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -190,6 +191,7 @@ class DepthwiseConv(nn.Module):
             stride=self.stride,
             padding=padding,
             implementation=self.implementation,
+            train=self.train,
         )
 
 
@@ -271,6 +273,7 @@ class EfficientNet(nn.Module):
             DepthwiseConv,
             padding=self.padding,
             implementation=self.depthwise,
+            train=train,
             dtype=self.dtype,
         )
         make_norm = functools.partial(

@@ -19,12 +19,15 @@ import numpy as np
 from boneage_jax.errors import InputError
 
 # A contract with boneage_jax/models, checked by tests/test_flops.py: jitted functions of these
-# names are convolutions, although their jaxprs hold shifted products (depthwise.py) or products
-# with zeros and borders that must not count (convolution.py).
+# names are convolutions, although their jaxprs hold shifted products (depthwise.py), foreign code
+# (depthwise_native.py) or products with zeros and borders that must not count (convolution.py).
 MARKED_DEPTHWISE = (
     "depthwise_shift_forward",
     "depthwise_shift_input_grad",
     "depthwise_shift_kernel_grad",
+    "depthwise_native_forward",
+    "depthwise_native_input_grad",
+    "depthwise_native_kernel_grad",
 )
 MARKED_CONVOLUTIONS = _PACKED, _SWAPPED = "packed_conv", "swapped_weight_gradient"
 _HOME = f"{os.sep}boneage_jax{os.sep}models{os.sep}"  # of the marked functions

@@ -1,0 +1,341 @@
+// Depthwise convolution of float32 [B, H, W, C] by kernels [k, k, 1, C], and its two gradients, as
+// XLA custom calls for CPUs. Sums run over the taps that lie within the image, so nothing is padded.
+// boneage_jax/runtime/native_code.py compiles this file; boneage_jax/models/depthwise_native.py
+// calls it.
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int kLanes = 16;
+#else
+constexpr int kLanes = 8;
+#endif
+constexpr int kPixels = 4;     // neighbours that share the loads of the weights
+constexpr int kGroupTasks = 8;  // the least number of tasks of a kernel gradient
+constexpr int kLargest = 7;    // kernel
+
+template <int L>
+struct Vector {
+  typedef float type __attribute__((vector_size(L * sizeof(float))));
+};
+
+template <int L>
+inline typename Vector<L>::type Load(const float* from) {
+  typename Vector<L>::type value;
+  std::memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+template <int L>
+inline void Store(float* to, typename Vector<L>::type value) {
+  std::memcpy(to, &value, sizeof(value));
+}
+
+// Runs fn(0) ... fn(count - 1) on the pool and the calling thread. The caller takes what no other
+// thread has begun, so it never waits for a thread to become free.
+template <typename Fn>
+void Parallel(ffi::ThreadPool& pool, int64_t count, const Fn& fn) {
+  struct Shared {
+    std::atomic<int64_t> next{0}, done{0};
+  };
+  auto shared = std::make_shared<Shared>();
+  const Fn* call = &fn;  // outlives every index that is handed out
+  auto work = [shared, call, count] {
+    for (int64_t i; (i = shared->next.fetch_add(1)) < count;) {
+      (*call)(i);
+      shared->done.fetch_add(1, std::memory_order_release);
+    }
+  };
+  const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
+  for (int64_t i = 0; i < helpers; ++i) pool.Schedule(std::decay_t<decltype(work)>(work));
+  work();
+  while (shared->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
+}
+
+// Calls fn.template Run<L, N>(c) for blocks of N vectors of L channels that cover all channels.
+template <typename Fn>
+void ForChannels(int64_t channels, const Fn& fn) {
+  int64_t c = 0;
+  for (; channels - c >= 2 * kLanes; c += 2 * kLanes) fn.template Run<kLanes, 2>(c);
+  for (; channels - c >= kLanes; c += kLanes) fn.template Run<kLanes, 1>(c);
+  for (; channels - c >= 8; c += 8) fn.template Run<8, 1>(c);
+  for (; c < channels; ++c) fn.template Run<1, 1>(c);
+}
+
+struct Taps {
+  int count = 0;
+  int64_t shift[kLargest];   // source pixel of output q: q * step + shift
+  int64_t weight[kLargest];  // offset of the weights within a row of the kernel
+};
+
+// A row of outputs: out[q] = sum over rows and taps of source[q * step + shift] * weight.
+struct Row {
+  float* out;
+  int64_t count, out_step;  // outputs, and the floats from one to the next
+  int rows;
+  const float *source[kLargest], *weights[kLargest];
+  int64_t step, width, channels;
+  Taps taps;
+
+  template <int L, int N>
+  void Run(int64_t c) const {
+    int64_t low = 0, high = count;  // outputs all of whose taps are within the image
+    for (int t = 0; t < taps.count; ++t) {
+      while (low < count && low * step + taps.shift[t] < 0) ++low;
+      while (high > low && (high - 1) * step + taps.shift[t] >= width) --high;
+    }
+    int64_t q = 0;
+    for (; q < low; ++q) Some<L, N>(q, c);
+    for (; q + kPixels <= high; q += kPixels) All<L, N, kPixels>(q, c);
+    for (; q < high; ++q) All<L, N, 1>(q, c);
+    for (; q < count; ++q) Some<L, N>(q, c);
+  }
+
+  template <int L, int N, int P>
+  void All(int64_t q, int64_t c) const {
+    typename Vector<L>::type sum[P][N] = {};
+    for (int r = 0; r < rows; ++r) {
+      for (int t = 0; t < taps.count; ++t) {
+        const float* w = weights[r] + taps.weight[t] + c;
+        const float* x = source[r] + (q * step + taps.shift[t]) * channels + c;
+        for (int n = 0; n < N; ++n) {
+          const auto weight = Load<L>(w + n * L);
+          for (int p = 0; p < P; ++p) sum[p][n] += Load<L>(x + p * step * channels + n * L) * weight;
+        }
+      }
+    }
+    for (int p = 0; p < P; ++p)
+      for (int n = 0; n < N; ++n) Store<L>(out + (q + p) * out_step + c + n * L, sum[p][n]);
+  }
+
+  template <int L, int N>
+  void Some(int64_t q, int64_t c) const {
+    typename Vector<L>::type sum[N] = {};
+    for (int t = 0; t < taps.count; ++t) {
+      const int64_t at = q * step + taps.shift[t];
+      if (at < 0 || at >= width) continue;
+      for (int r = 0; r < rows; ++r)
+        for (int n = 0; n < N; ++n)
+          sum[n] += Load<L>(source[r] + at * channels + c + n * L) *
+                    Load<L>(weights[r] + taps.weight[t] + c + n * L);
+    }
+    for (int n = 0; n < N; ++n) Store<L>(out + q * out_step + c + n * L, sum[n]);
+  }
+};
+
+using Array = ffi::Buffer<ffi::F32>;
+using Result = ffi::Result<Array>;
+
+struct Shape {
+  int64_t batch, height, width, channels;  // of the input
+  int64_t out_height, out_width;
+  int64_t kernel, stride, top, left;
+};
+
+ffi::Error Check(ffi::Span<const int64_t> input, ffi::Span<const int64_t> kernel,
+                 ffi::Span<const int64_t> output, int64_t stride, int64_t top, int64_t left,
+                 Shape* shape) {
+  if (input.size() != 4 || kernel.size() != 4 || output.size() != 4 || kernel[0] != kernel[1] ||
+      kernel[0] > kLargest || kernel[2] != 1 || kernel[3] != input[3] || output[3] != input[3] ||
+      output[0] != input[0] || stride < 1 || top < 0 || left < 0)
+    return ffi::Error::InvalidArgument("depthwise: shapes do not fit each other");
+  *shape = {input[0], input[1], input[2], input[3], output[1], output[2],
+            kernel[0], stride, top, left};
+  return ffi::Error::Success();
+}
+
+ffi::Error Forward(ffi::ThreadPool pool, Array input, Array kernel, Result output, int64_t stride,
+                   int64_t top, int64_t left) {
+  Shape s;
+  auto error = Check(input.dimensions(), kernel.dimensions(), output->dimensions(), stride, top,
+                     left, &s);
+  if (error.failure()) return error;
+  const float *x = input.typed_data(), *w = kernel.typed_data();
+  float* out = output->typed_data();
+  Parallel(pool, s.batch * s.out_height, [&](int64_t task) {
+    const int64_t image = task / s.out_height, line = task % s.out_height;
+    Row row{out + task * s.out_width * s.channels, s.out_width, s.channels, 0, {}, {},
+            s.stride, s.width, s.channels, {}};
+    for (int64_t i = 0; i < s.kernel; ++i) {
+      const int64_t at = line * s.stride + i - s.top;
+      if (at < 0 || at >= s.height) continue;
+      row.source[row.rows] = x + (image * s.height + at) * s.width * s.channels;
+      row.weights[row.rows++] = w + i * s.kernel * s.channels;
+    }
+    for (int64_t j = 0; j < s.kernel; ++j) {
+      row.taps.shift[j] = j - s.left;
+      row.taps.weight[j] = j * s.channels;
+    }
+    row.taps.count = s.kernel;
+    ForChannels(s.channels, row);
+  });
+  return ffi::Error::Success();
+}
+
+// Input pixel h got tap i of output (h + top - i) / stride, where that is a whole number.
+ffi::Error InputGradient(ffi::ThreadPool pool, Array gradient, Array kernel, Result output,
+                         int64_t stride, int64_t top, int64_t left) {
+  Shape s;
+  auto error = Check(output->dimensions(), kernel.dimensions(), gradient.dimensions(), stride, top,
+                     left, &s);
+  if (error.failure()) return error;
+  const float *g = gradient.typed_data(), *w = kernel.typed_data();
+  float* out = output->typed_data();
+  Parallel(pool, s.batch * s.height, [&](int64_t task) {
+    const int64_t image = task / s.height, line = task % s.height;
+    for (int64_t phase = 0; phase < std::min(s.stride, s.width); ++phase) {
+      Row row{out + (task * s.width + phase) * s.channels,
+              (s.width - phase + s.stride - 1) / s.stride, s.stride * s.channels, 0, {}, {},
+              1, s.out_width, s.channels, {}};
+      for (int64_t i = 0; i < s.kernel; ++i) {
+        const int64_t at = line + s.top - i;
+        if (at < 0 || at % s.stride || at / s.stride >= s.out_height) continue;
+        row.source[row.rows] = g + (image * s.out_height + at / s.stride) * s.out_width * s.channels;
+        row.weights[row.rows++] = w + i * s.kernel * s.channels;
+      }
+      for (int64_t j = 0; j < s.kernel; ++j) {
+        const int64_t at = phase + s.left - j;
+        if (at % s.stride) continue;  // exact also below 0
+        row.taps.shift[row.taps.count] = at / s.stride;
+        row.taps.weight[row.taps.count++] = j * s.channels;
+      }
+      ForChannels(s.channels, row);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// The kernel gradient over some images, for a block of channels: part[i, j, c].
+template <int K>
+struct Correlation {
+  const float *x, *g;
+  float* part;  // [K, K, C]
+  int64_t first, last;
+  Shape s;
+
+  template <int L, int N>
+  void Run(int64_t c) const {
+    for (int64_t i = 0; i < K; ++i) {
+      typename Vector<L>::type sum[K][N] = {};
+      for (int64_t image = first; image < last; ++image) {
+        for (int64_t line = 0; line < s.out_height; ++line) {
+          const int64_t at = line * s.stride + i - s.top;
+          if (at < 0 || at >= s.height) continue;
+          Line<L, N>(x + (image * s.height + at) * s.width * s.channels + c,
+                     g + (image * s.out_height + line) * s.out_width * s.channels + c, sum);
+        }
+      }
+      for (int j = 0; j < K; ++j)
+        for (int n = 0; n < N; ++n)
+          Store<L>(part + (i * K + j) * s.channels + c + n * L, sum[j][n]);
+    }
+  }
+
+  template <int L, int N>
+  inline void Line(const float* source, const float* gradient,
+                   typename Vector<L>::type (&total)[K][N]) const {
+    typename Vector<L>::type sum[K][N];  // in registers for the length of a line
+    std::memcpy(sum, total, sizeof(sum));
+    for (int64_t q = 0; q < s.out_width; ++q) {
+      const int64_t from = q * s.stride - s.left;
+      const float* here = gradient + q * s.channels;
+      if (from >= 0 && from + K <= s.width) {
+        for (int n = 0; n < N; ++n) {
+          const auto value = Load<L>(here + n * L);
+          for (int j = 0; j < K; ++j)
+            sum[j][n] += Load<L>(source + (from + j) * s.channels + n * L) * value;
+        }
+      } else {
+        for (int j = 0; j < K; ++j) {
+          if (from + j < 0 || from + j >= s.width) continue;
+          for (int n = 0; n < N; ++n)
+            sum[j][n] += Load<L>(source + (from + j) * s.channels + n * L) * Load<L>(here + n * L);
+        }
+      }
+    }
+    std::memcpy(total, sum, sizeof(sum));
+  }
+};
+
+// Some channels of a correlation, cut so that the blocks are the same whatever the cut.
+template <int K>
+struct Part {
+  const Correlation<K>& whole;
+  int64_t from, to;
+
+  template <int L, int N>
+  void Run(int64_t c) const {
+    if (c >= from && c < to) whole.template Run<L, N>(c);
+  }
+};
+
+template <int K>
+void Correlate(ffi::ThreadPool& pool, const Shape& s, const float* x, const float* g, float* out) {
+  // As many groups of images as make enough tasks; never by the number of threads, so that the
+  // order of the sums, and with it each bit, is the same on any machine of a kind.
+  const int64_t span = 4 * kLanes, blocks = (s.channels + span - 1) / span;
+  const int64_t groups = std::min(s.batch, std::max<int64_t>(1, kGroupTasks / blocks));
+  const int64_t size = K * K * s.channels;
+  std::vector<float> scratch(groups > 1 ? groups * size : 0);
+  float* parts = groups > 1 ? scratch.data() : out;
+  Parallel(pool, groups * blocks, [&](int64_t task) {
+    const int64_t group = task / blocks, from = task % blocks * span;
+    Correlation<K> whole{x, g, parts + group * size, s.batch * group / groups,
+                         s.batch * (group + 1) / groups, s};
+    ForChannels(s.channels, Part<K>{whole, from, from + span});
+  });
+  if (groups == 1) return;
+  for (int64_t i = 0; i < size; ++i) {
+    float sum = 0;
+    for (int64_t group = 0; group < groups; ++group) sum += parts[group * size + i];
+    out[i] = sum;
+  }
+}
+
+ffi::Error KernelGradient(ffi::ThreadPool pool, Array input, Array gradient, Result output,
+                          int64_t stride, int64_t top, int64_t left) {
+  Shape s;
+  auto error = Check(input.dimensions(), output->dimensions(), gradient.dimensions(), stride, top,
+                     left, &s);
+  if (error.failure()) return error;
+  const float *x = input.typed_data(), *g = gradient.typed_data();
+  float* out = output->typed_data();
+  switch (s.kernel) {
+    case 1: Correlate<1>(pool, s, x, g, out); break;
+    case 3: Correlate<3>(pool, s, x, g, out); break;
+    case 5: Correlate<5>(pool, s, x, g, out); break;
+    case 7: Correlate<7>(pool, s, x, g, out); break;
+    default: return ffi::Error::InvalidArgument("depthwise: the kernel must be 1, 3, 5 or 7 wide");
+  }
+  return ffi::Error::Success();
+}
+
+auto Bind() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<Array>()
+      .Arg<Array>()
+      .Ret<Array>()
+      .Attr<int64_t>("stride")
+      .Attr<int64_t>("top")
+      .Attr<int64_t>("left");
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_forward, Forward, Bind());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_input_gradient, InputGradient, Bind());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_kernel_gradient, KernelGradient, Bind());

@@ -1,0 +1,121 @@
+"""Depthwise convolution by compiled code on a CPU, see depthwise.cc.
+
+XLA's loops over shifted products read and write memory for every tap; half of a train step of
+EfficientNet-Lite0 was theirs. `boneage_jax.runtime.native_code` compiles the code where there is a
+compiler; everything works without it, to the same results but for rounding.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+TARGETS = ("depthwise_forward", "depthwise_input_gradient", "depthwise_kernel_gradient")
+KERNELS = (1, 3, 5, 7)  # sizes that there is code for
+
+_PREFIX = "boneage_jax_"
+_registered = False
+
+
+def register(library: Any) -> None:
+    """Makes the functions of a loaded library known to XLA, once.
+
+    Args:
+      library: a `ctypes.CDLL` with the functions named in `TARGETS`.
+    """
+    global _registered
+    if _registered:
+        return
+    for name in TARGETS:
+        capsule = jax.ffi.pycapsule(getattr(library, name))
+        jax.ffi.register_ffi_target(_PREFIX + name, capsule, platform="cpu")
+    _registered = True
+
+
+def is_of_use() -> bool:
+    """Returns whether train steps can use compiled code here: on a single CPU device.
+
+    XLA cannot share out a call of foreign code among several.
+    """
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+def is_enabled() -> bool:
+    """Returns whether train steps use compiled code."""
+    return _registered and is_of_use()
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def native_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    """Convolves float32 [B, H, W, C] by [k, k, 1, C], k one of `KERNELS`."""
+    return depthwise_native_forward(x, kernel, stride, padding)
+
+
+def _fwd(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return depthwise_native_forward(x, kernel, stride, padding), (x, kernel)
+
+
+def _bwd(
+    stride: int, padding: Padding, saved: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    return (
+        depthwise_native_input_grad(grad, kernel, stride, padding, x.shape[1:3]),
+        depthwise_native_kernel_grad(x, grad, stride, padding, kernel.shape[0]),
+    )
+
+
+native_conv.defvjp(_fwd, _bwd)
+
+
+# Jitted under names by which `boneage_jax.models.flops` counts them, like those of depthwise.py.
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def depthwise_native_forward(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> jax.Array:
+    """Returns [B, H', W', C]."""
+    high, wide = (
+        (length + sum(pads) - kernel.shape[0]) // stride + 1
+        for length, pads in zip(x.shape[1:3], padding, strict=True)
+    )
+    shape = (x.shape[0], high, wide, x.shape[3])
+    return _call("depthwise_forward", shape, x, kernel, stride, padding)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def depthwise_native_input_grad(
+    grad: jax.Array, kernel: jax.Array, stride: int, padding: Padding, shape: tuple[int, int]
+) -> jax.Array:
+    """Returns [B, H, W, C] of the gradient [B, H', W', C]; `shape` is (H, W)."""
+    whole = (grad.shape[0], *shape, grad.shape[3])
+    return _call("depthwise_input_gradient", whole, grad, kernel, stride, padding)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def depthwise_native_kernel_grad(
+    x: jax.Array, grad: jax.Array, stride: int, padding: Padding, size: int
+) -> jax.Array:
+    """Returns [size, size, 1, C]."""
+    shape = (size, size, 1, x.shape[3])
+    return _call("depthwise_kernel_gradient", shape, x, grad, stride, padding)
+
+
+def _call(
+    name: str,
+    shape: tuple[int, ...],
+    first: jax.Array,
+    second: jax.Array,
+    stride: int,
+    padding: Padding,
+) -> jax.Array:
+    (top, _), (left, _) = padding
+    call = jax.ffi.ffi_call(
+        _PREFIX + name, jax.ShapeDtypeStruct(shape, np.float32), vmap_method="sequential"
+    )
+    return call(first, second, stride=np.int64(stride), top=np.int64(top), left=np.int64(left))

@@ -1,0 +1,101 @@
+"""Compiled code is found, made or done without."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from boneage_jax.runtime import native_code
+from boneage_jax.runtime.native_code import SWITCH, build_library, load_native_code
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "boneage_jax" / "native"
+
+
+def test_no_compiler_is_no_error(cache, monkeypatch, tmp_path):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build_library() is None and not cache.exists()
+
+
+@pytest.mark.parametrize("text", ["exit 1", 'test "$1" = --version || exit 1', "exec missing"])
+def test_a_compiler_that_fails_is_no_error(cache, monkeypatch, tmp_path, text):
+    monkeypatch.setenv("CXX", script(tmp_path / "cxx", text))
+    assert build_library() is None
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_a_library_is_made_once_for_each_compiler(cache, monkeypatch, tmp_path):
+    count = tmp_path / "count"
+    for version in ("1", "1", "2"):
+        compiler = script(
+            tmp_path / "cxx",
+            f'if test "$1" = --version; then echo {version}; exit; fi\n'
+            f'echo x >> {count}\nwhile test "$1" != -o; do shift; done; echo code > "$2"',
+        )
+        monkeypatch.setenv("CXX", compiler)
+        assert build_library().read_text() == "code\n"
+    assert count.read_text() == "x\nx\n" and len(list(cache.iterdir())) == 2
+
+
+def test_a_damaged_library_is_no_error(monkeypatch, tmp_path):
+    damaged = tmp_path / "damaged.so"
+    damaged.write_bytes(b"no library")
+    monkeypatch.delenv(SWITCH, raising=False)
+    monkeypatch.setattr(native_code.depthwise_native, "is_of_use", lambda: True)
+    monkeypatch.setattr(native_code.depthwise_native, "is_enabled", lambda: False)
+    monkeypatch.setattr(native_code, "build_library", lambda: damaged)
+    assert load_native_code() is False
+
+
+# A train step of a small part of the network, by `prepared_process`, as `train` runs it.
+_STEP = """
+import sys
+import jax, jax.numpy as jnp
+from boneage_jax.models.registry import create_model
+from boneage_jax.runtime.process_setup import prepared_process
+
+model = create_model("efficientnet_lite0", drop_path_rate=0.0)
+images = jax.random.normal(jax.random.key(0), (2, 32, 32, 1))
+
+def run(train):
+    def loss(variables):
+        found = model.apply(variables, images, train=train, mutable=["batch_stats"])
+        return jnp.square(found[0]).sum()
+    return loss
+
+with prepared_process():
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    print(*("ffi_call" in str(jax.make_jaxpr(run(train))(shapes)) for train in (True, False)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("devices", "switch", "found"),
+    [(1, "1", "True False"), (1, "0", "False False"), (2, "1", "False False")],
+)
+def test_train_steps_of_one_cpu_use_it_and_reading_does_not(native_library, devices, switch, found):
+    home = native_library.parents[2]  # where it is compiled already
+    environment = os.environ | {
+        "XDG_CACHE_HOME": str(home),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(ROOT),
+        SWITCH: switch,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _STEP], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == found, done.stderr[-2000:]
