@@ -9,13 +9,14 @@ operations before a convolution while reading its input, if nothing else needs t
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from boneage_jax.errors import InputError
-from boneage_jax.models.depthwise_native import KERNELS, Padding, is_enabled, native_conv
+from boneage_jax.models.depthwise_native import Padding, is_enabled, native_conv, native_fused
 
 IMPLEMENTATIONS = ("auto", "lax", "shift", "fused")
 
@@ -50,8 +51,7 @@ def depthwise_conv(
       InputError: an unknown implementation.
     """
     exact = _pads(x, kernel, stride, padding)
-    known = x.dtype == kernel.dtype == jnp.float32 and kernel.shape[0] in KERNELS
-    if train and implementation == "auto" and known and is_enabled():
+    if train and runs_natively(implementation, x.dtype):
         return native_conv(x, kernel, stride, exact)
     if chosen(implementation) == "shift":
         return _shift_conv(x, kernel, stride, exact)
@@ -72,6 +72,11 @@ def chosen(implementation: str) -> str:
     return implementation_for(jax.default_backend()) if implementation == "auto" else implementation
 
 
+def runs_natively(implementation: str, dtype: Any) -> bool:
+    """Returns whether train steps use compiled code for this implementation and dtype."""
+    return implementation == "auto" and dtype == jnp.float32 and is_enabled()
+
+
 def implementation_for(backend: str) -> str:
     """Returns what 'auto' means on a backend (cpu, gpu, tpu): shift | lax | fused."""
     return {"cpu": "shift", "tpu": "fused"}.get(backend, "lax")
@@ -86,11 +91,14 @@ def fused_depthwise(
     act: Callable[[jax.Array], jax.Array],
     stride: int = 1,
     padding: str | Sequence[tuple[int, int]] = "SAME",
+    native: bool = False,
 ) -> jax.Array:
-    """Computes `depthwise_conv(act(x * a + b), kernel)`, arranged for XLA's TPU compiler.
+    """Computes `depthwise_conv(act(x * a + b), kernel)` without keeping what is convolved.
 
-    The compiler computes normalisation and activation inside the convolution, forward and in the
-    gradients of input and kernel, so that act(x * a + b) is never written to memory. It does so
+    Arranged for XLA's TPU compiler, or, with `native`, for compiled code on a CPU.
+
+    XLA's TPU compiler computes normalisation and activation inside the convolution, forward and in
+    the gradients of input and kernel, so that act(x * a + b) is never written to memory. It does so
     only if the convolution is the sole reader, so the derivative rule recomputes that value from
     `x` instead of storing it.
 
@@ -100,11 +108,13 @@ def fused_depthwise(
       kernel: [k, k, 1, C], of the dtype of `x`.
       act: activation, applied to float32 values.
       stride, padding: as in `depthwise_conv`.
+      native: use `boneage_jax.models.depthwise_native.native_fused`; `x` is float32.
 
     Returns:
       [B, H', W', C] of the dtype of `x`.
     """
-    return _fused_conv(x, a, b, kernel, act, stride, _pads(x, kernel, stride, padding))
+    conv = native_fused if native else _fused_conv
+    return conv(x, a, b, kernel, act, stride, _pads(x, kernel, stride, padding))
 
 
 def _pads(

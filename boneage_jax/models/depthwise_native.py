@@ -6,12 +6,14 @@ compiler; everything works without it, to the same results but for rounding.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
+Activation = Callable[[jax.Array], jax.Array]
 TARGETS = ("depthwise_forward", "depthwise_input_gradient", "depthwise_kernel_gradient")
 KERNELS = (1, 3, 5, 7)  # sizes that there is code for
 
@@ -70,6 +72,65 @@ def _bwd(
 
 
 native_conv.defvjp(_fwd, _bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def native_fused(
+    x: jax.Array,
+    a: jax.Array,
+    b: jax.Array,
+    kernel: jax.Array,
+    act: Activation,
+    stride: int,
+    padding: Padding,
+) -> jax.Array:
+    """Computes `native_conv(act(x * a + b), kernel)` and keeps `x` alone for the gradient.
+
+    The activated values of all layers would otherwise stay in memory until the backward pass: 290
+    MB of EfficientNet-B4's, 8 images of 256 px.
+    """
+    return depthwise_native_forward(act(x * a + b), kernel, stride, padding)
+
+
+def _fused_fwd(
+    x: jax.Array,
+    a: jax.Array,
+    b: jax.Array,
+    kernel: jax.Array,
+    act: Activation,
+    stride: int,
+    padding: Padding,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return native_fused(x, a, b, kernel, act, stride, padding), (x, a, b, kernel)
+
+
+def _fused_bwd(
+    act: Activation,
+    stride: int,
+    padding: Padding,
+    saved: tuple[jax.Array, ...],
+    grad: jax.Array,
+) -> tuple[jax.Array, ...]:
+    x, a, b, kernel = saved
+    y = act(_after(grad, x) * a + b)
+    kernel_grad = depthwise_native_kernel_grad(y, grad, stride, padding, kernel.shape[0])
+    y_grad = depthwise_native_input_grad(grad, kernel, stride, padding, x.shape[1:3])
+    (z_grad,) = jax.vjp(act, _after(y_grad, x) * a + b)[1](y_grad)
+    axes = (0, 1, 2)
+    return z_grad * a, (z_grad * x).sum(axes), z_grad.sum(axes), kernel_grad
+
+
+def _after(first: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns `x`, so that what is computed from it comes after `first`.
+
+    The compiler cannot know that nothing is added, so it computes anew in place of keeping what an
+    earlier pass has computed from `x`. A barrier does not make XLA's CPU compiler do so. Where
+    `first` is not finite, nor is the gradient.
+    """
+    return x + 0 * first[0, 0, 0, 0]
+
+
+native_fused.defvjp(_fused_fwd, _fused_bwd)
 
 
 # Jitted under names by which `boneage_jax.models.flops` counts them, like those of depthwise.py.

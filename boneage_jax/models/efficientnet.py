@@ -16,7 +16,12 @@ import jax.numpy as jnp
 
 from boneage_jax.errors import InputError
 from boneage_jax.models.batch_norm import BatchNorm
-from boneage_jax.models.depthwise import chosen, depthwise_conv, fused_depthwise
+from boneage_jax.models.depthwise import (
+    chosen,
+    depthwise_conv,
+    fused_depthwise,
+    runs_natively,
+)
 from boneage_jax.models.initializers import variance_scaling
 
 Array = jax.Array
@@ -184,7 +189,10 @@ class DepthwiseConv(nn.Module):
         weights = self.param("kernel", _depthwise_init, shape, jnp.float32).astype(self.dtype)
         x, padding = x.astype(self.dtype), pads(self.padding, self.kernel)
         if norm is not None:
-            return fused_depthwise(x, *norm, weights, act=act, stride=self.stride, padding=padding)
+            native = self.train and runs_natively(self.implementation, x.dtype)
+            return fused_depthwise(
+                *(x, *norm, weights), act=act, stride=self.stride, padding=padding, native=native
+            )
         return depthwise_conv(
             x,
             weights,
@@ -268,6 +276,7 @@ class EfficientNet(nn.Module):
         dropout = spec.dropout if self.dropout is None else self.dropout
         act: Callable[[Array], Array] = nn.relu6 if spec.lite else nn.swish
         fused = chosen(self.depthwise) == "fused"
+        fold = fused or (train and runs_natively(self.depthwise, self.dtype))
         conv = functools.partial(Conv, padding=self.padding, flat=not fused, dtype=self.dtype)
         depthwise = functools.partial(
             DepthwiseConv,
@@ -319,7 +328,7 @@ class EfficientNet(nn.Module):
                     rate=rate,
                     act=act,
                     lite=spec.lite,
-                    fused=fused,
+                    fold=fold,
                     conv=conv,
                     depthwise=depthwise,
                     norm=norm,
@@ -355,7 +364,7 @@ class EfficientNet(nn.Module):
         rate: float,
         act: Callable[[Array], Array],
         lite: bool,
-        fused: bool,
+        fold: bool,
         conv: Module,
         depthwise: Module,
         norm: Module,
@@ -366,8 +375,8 @@ class EfficientNet(nn.Module):
         spatial = depthwise(stage.kernel, stride, name=f"{name}_dwconv")
         if stage.expand != 1:
             x = conv(channels * stage.expand, name=f"{name}_expand_conv")(x)
-            expand_norm = norm(act=act, name=f"{name}_expand_bn", fold=fused)
-            x = spatial(x, expand_norm(x), act) if fused else spatial(expand_norm(x))
+            expand_norm = norm(act=act, name=f"{name}_expand_bn", fold=fold)
+            x = spatial(x, expand_norm(x), act) if fold else spatial(expand_norm(x))
         else:
             x = spatial(x)
         x = norm(act=act, name=f"{name}_bn")(x)

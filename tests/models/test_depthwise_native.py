@@ -2,13 +2,14 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from boneage_jax.models.depthwise import depthwise_conv
-from boneage_jax.models.depthwise_native import is_enabled, native_conv
+from boneage_jax.models.depthwise_native import is_enabled, native_conv, native_fused
 from boneage_jax.models.flops import count_flops
 from boneage_jax.models.registry import create_model
 
@@ -74,6 +75,32 @@ def test_any_number_of_channels(channels):
 )
 def test_borders(shape, size, stride, padding):
     compare(shape, size, stride, padding)
+
+
+@pytest.mark.parametrize("act", [nn.swish, nn.relu6])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_normalised_and_activated_on_the_way(act, stride):
+    """Gradients of all four arguments, though only the first is kept for them."""
+    rng = np.random.default_rng(0)
+    shapes = (2, 9, 8, 24), (24,), (24,), (3, 3, 1, 24)
+    args = [rng.normal(size=shape) for shape in shapes]
+    pads = ((1, 1), (1, 1))
+
+    def theirs(x, a, b, kernel):
+        conv = functools.partial(depthwise_conv, implementation="lax", stride=stride, padding=pads)
+        return conv(act(x * a + b), kernel)
+
+    def ours(x, a, b, kernel):
+        return native_fused(x, a, b, kernel, act, stride, pads)
+
+    found, pull = jax.vjp(ours, *(jnp.asarray(x, jnp.float32) for x in args))
+    weights = rng.normal(size=found.shape)
+    gradients = pull(jnp.asarray(weights, jnp.float32))
+    with jax.enable_x64(True):
+        expected, pull = jax.vjp(theirs, *map(jnp.asarray, args))
+        exact = [np.asarray(x) for x in (expected, *pull(jnp.asarray(weights)))]
+    for mine, theirs in zip((found, *gradients), exact, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=3e-6 * np.abs(theirs).max())
 
 
 def test_the_same_bits_each_time():

@@ -9,6 +9,7 @@ import pytest
 
 from boneage_jax.runtime import native_code
 from boneage_jax.runtime.native_code import SWITCH, build_library, load_native_code
+from tests.support.compiling import xla_flags
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,9 +62,7 @@ def test_a_damaged_library_is_no_error(monkeypatch, tmp_path):
     assert load_native_code() is False
 
 
-# A train step of a small part of the network, by `prepared_process`, as `train` runs it.
 _STEP = """
-import sys
 import jax, jax.numpy as jnp
 from boneage_jax.models.registry import create_model
 from boneage_jax.runtime.process_setup import prepared_process
@@ -99,3 +98,47 @@ def test_train_steps_of_one_cpu_use_it_and_reading_does_not(native_library, devi
         [sys.executable, "-c", _STEP], env=environment, capture_output=True, text=True
     )
     assert done.stdout.strip() == found, done.stderr[-2000:]
+
+
+_GRADIENT = """
+import jax, jax.numpy as jnp, numpy as np
+from boneage_jax.models.registry import create_model
+from boneage_jax.runtime.process_setup import prepared_process
+
+images = jax.random.normal(jax.random.key(0), (4, 64, 64, 1))
+found = []
+with prepared_process():
+    for depthwise in ("auto", "shift"):
+        model = create_model("efficientnet_b0", drop_path_rate=0.0, depthwise=depthwise)
+        if not found:
+            shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+            rng = np.random.default_rng(0)  # of about the size of trained ones
+            draw = lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape) + (x.ndim < 2), x.dtype)
+            variables = jax.tree.map(draw, shapes)
+
+        @jax.jit
+        def gradient(params):
+            def loss(params):
+                both = variables | {"params": params}
+                pooled, new = model.apply(both, images, train=True, mutable=["batch_stats"])
+                return jnp.square(pooled).mean(), new
+            return jax.value_and_grad(loss, has_aux=True)(params)
+        assert ("ffi_call" in str(gradient.trace(variables["params"]).jaxpr)) == (not found)
+        found.append(gradient(variables["params"]))
+for ours, theirs in zip(*map(jax.tree.leaves, found), strict=True):
+    assert np.linalg.norm(ours - theirs) <= 0.01 * np.linalg.norm(theirs) + 1e-6
+print(len(jax.tree.leaves(found[0])))
+"""
+
+
+def test_gradients_of_the_whole_network_are_those_of_xlas_loops(native_library):
+    environment = os.environ | {
+        "XDG_CACHE_HOME": str(native_library.parents[2]),
+        "XLA_FLAGS": xla_flags(),
+        "PYTHONPATH": str(ROOT),
+        SWITCH: "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _GRADIENT], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and int(done.stdout) > 300, done.stderr[-2000:]
