@@ -7,6 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from boneage_jax.models.batch_norm_native import knows, native_moments, native_scale_and_act
+from boneage_jax.models.native import is_enabled
+
 Array = jax.Array
 
 
@@ -51,10 +54,11 @@ class BatchNorm(nn.Module):
         moving_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+        native = not self.use_running_average and is_enabled(x.dtype) and knows(self.act)
         if self.use_running_average:
             mean, var = moving_mean.value, moving_var.value
         else:
-            mean, var = _moments(x, None if self.is_initializing() else self.axis_name)
+            mean, var = _moments(x, None if self.is_initializing() else self.axis_name, native)
             if not self.is_initializing():
                 for moving, new in ((moving_mean, mean), (moving_var, var)):
                     moving.value = self.momentum * moving.value + (1 - self.momentum) * new
@@ -62,14 +66,18 @@ class BatchNorm(nn.Module):
         b = bias - mean * a
         if self.fold:
             return a, b
+        if native:
+            return native_scale_and_act(x, a, b, self.act)
         return _scale_and_act(x, a, b, self.act, self.recompute)
 
 
-def _moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
+def _moments(x: Array, axis_name: str | None, native: bool) -> tuple[Array, Array]:
     """Returns mean and biased variance of each channel, float32 [C]; one collective for both."""
     exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     axes = tuple(range(x.ndim - 1))
-    moments: Any = (exact.mean(axes), jnp.square(exact).mean(axes))
+    moments: Any = (
+        native_moments(exact) if native else (exact.mean(axes), jnp.square(exact).mean(axes))
+    )
     if axis_name is not None:
         moments = jax.lax.pmean(moments, axis_name)
     mean, square = moments

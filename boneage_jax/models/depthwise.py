@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from boneage_jax.errors import InputError
-from boneage_jax.models.depthwise_native import Padding, is_enabled, native_conv, native_fused
+from boneage_jax.models.depthwise_native import KERNELS, Padding, native_conv, native_fused
+from boneage_jax.models.native import is_enabled
 
 IMPLEMENTATIONS = ("auto", "lax", "shift", "fused")
 
@@ -41,7 +42,7 @@ def depthwise_conv(
         `implementation_for` the default backend. The choice is made while tracing: name one when
         compiling for another machine.
       train: with 'auto', use compiled code where that is enabled; see
-        `boneage_jax.models.depthwise_native`. Reading is left to XLA, so that a trained network
+        `boneage_jax.models.native`. Reading is left to XLA, so that a trained network
         gives the same numbers everywhere.
 
     Returns:
@@ -51,7 +52,7 @@ def depthwise_conv(
       InputError: an unknown implementation.
     """
     exact = _pads(x, kernel, stride, padding)
-    if train and runs_natively(implementation, x.dtype):
+    if train and runs_natively(implementation, x.dtype) and kernel.shape[0] in KERNELS:
         return native_conv(x, kernel, stride, exact)
     if chosen(implementation) == "shift":
         return _shift_conv(x, kernel, stride, exact)
@@ -74,7 +75,7 @@ def chosen(implementation: str) -> str:
 
 def runs_natively(implementation: str, dtype: Any) -> bool:
     """Returns whether train steps use compiled code for this implementation and dtype."""
-    return implementation == "auto" and dtype == jnp.float32 and is_enabled()
+    return implementation == "auto" and is_enabled(dtype)
 
 
 def implementation_for(backend: str) -> str:
@@ -108,7 +109,8 @@ def fused_depthwise(
       kernel: [k, k, 1, C], of the dtype of `x`.
       act: activation, applied to float32 values.
       stride, padding: as in `depthwise_conv`.
-      native: use `boneage_jax.models.depthwise_native.native_fused`; `x` is float32.
+      native: use `boneage_jax.models.depthwise_native.native_fused`; `x` is float32, the kernel 1,
+        3, 5 or 7 wide, and `act` one of ReLU, ReLU6 and swish.
 
     Returns:
       [B, H', W', C] of the dtype of `x`.

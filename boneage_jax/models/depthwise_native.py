@@ -1,52 +1,20 @@
-"""Depthwise convolution by compiled code on a CPU, see depthwise.cc.
+"""Depthwise convolution by compiled code on a CPU, see native_code/depthwise.cc.
 
 XLA's loops over shifted products read and write memory for every tap; half of a train step of
-EfficientNet-Lite0 was theirs. `boneage_jax.runtime.native_code` compiles the code where there is a
-compiler; everything works without it, to the same results but for rounding.
+EfficientNet-Lite0 was theirs.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
-import numpy as np
+
+from boneage_jax.models.batch_norm_native import gradient
+from boneage_jax.models.native import call
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 Activation = Callable[[jax.Array], jax.Array]
-TARGETS = ("depthwise_forward", "depthwise_input_gradient", "depthwise_kernel_gradient")
 KERNELS = (1, 3, 5, 7)  # sizes that there is code for
-
-_PREFIX = "boneage_jax_"
-_registered = False
-
-
-def register(library: Any) -> None:
-    """Makes the functions of a loaded library known to XLA, once.
-
-    Args:
-      library: a `ctypes.CDLL` with the functions named in `TARGETS`.
-    """
-    global _registered
-    if _registered:
-        return
-    for name in TARGETS:
-        capsule = jax.ffi.pycapsule(getattr(library, name))
-        jax.ffi.register_ffi_target(_PREFIX + name, capsule, platform="cpu")
-    _registered = True
-
-
-def is_of_use() -> bool:
-    """Returns whether train steps can use compiled code here: on a single CPU device.
-
-    XLA cannot share out a call of foreign code among several.
-    """
-    return jax.default_backend() == "cpu" and jax.device_count() == 1
-
-
-def is_enabled() -> bool:
-    """Returns whether train steps use compiled code."""
-    return _registered and is_of_use()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -115,9 +83,7 @@ def _fused_bwd(
     y = act(_after(grad, x) * a + b)
     kernel_grad = depthwise_native_kernel_grad(y, grad, stride, padding, kernel.shape[0])
     y_grad = depthwise_native_input_grad(grad, kernel, stride, padding, x.shape[1:3])
-    (z_grad,) = jax.vjp(act, _after(y_grad, x) * a + b)[1](y_grad)
-    axes = (0, 1, 2)
-    return z_grad * a, (z_grad * x).sum(axes), z_grad.sum(axes), kernel_grad
+    return *gradient(x, a, b, y_grad, act), kernel_grad
 
 
 def _after(first: jax.Array, x: jax.Array) -> jax.Array:
@@ -142,7 +108,7 @@ def depthwise_native_forward(
 ) -> jax.Array:
     """Returns [B, H', W', C]."""
     high, wide = (
-        (length + sum(pads) - kernel.shape[0]) // stride + 1
+        max(0, (length + sum(pads) - kernel.shape[0]) // stride + 1)
         for length, pads in zip(x.shape[1:3], padding, strict=True)
     )
     shape = (x.shape[0], high, wide, x.shape[3])
@@ -176,7 +142,5 @@ def _call(
     padding: Padding,
 ) -> jax.Array:
     (top, _), (left, _) = padding
-    call = jax.ffi.ffi_call(
-        _PREFIX + name, jax.ShapeDtypeStruct(shape, np.float32), vmap_method="sequential"
-    )
-    return call(first, second, stride=np.int64(stride), top=np.int64(top), left=np.int64(left))
+    result: jax.Array = call(name, shape, first, second, stride=stride, top=top, left=left)
+    return result

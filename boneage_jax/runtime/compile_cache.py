@@ -37,4 +37,6 @@ def processor() -> str:
     """Returns a name for the kind of this machine's processor, of its features."""
     fields = cpuinfo()
     features = f"{platform.machine()} {fields.get('model name')} {fields.get('flags')}"
+    arm = [fields[key] for key in ("CPU implementer", "CPU part", "Features") if key in fields]
+    features = " ".join([features, *arm])
     return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:12]}"

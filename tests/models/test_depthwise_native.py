@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from boneage_jax.models.depthwise import depthwise_conv
-from boneage_jax.models.depthwise_native import is_enabled, native_conv, native_fused
+from boneage_jax.models.depthwise_native import native_conv, native_fused
 from boneage_jax.models.flops import count_flops
+from boneage_jax.models.native import is_enabled
 from boneage_jax.models.registry import create_model
 
 pytestmark = pytest.mark.usefixtures("native_library")

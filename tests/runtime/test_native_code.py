@@ -52,14 +52,34 @@ def test_a_library_is_made_once_for_each_compiler(cache, monkeypatch, tmp_path):
     assert count.read_text() == "x\nx\n" and len(list(cache.iterdir())) == 2
 
 
-def test_a_damaged_library_is_no_error(monkeypatch, tmp_path):
-    damaged = tmp_path / "damaged.so"
-    damaged.write_bytes(b"no library")
+def test_a_damaged_library_is_made_again_once(monkeypatch, tmp_path):
+    damaged, made = tmp_path / "damaged.so", []
+
+    def build():
+        made.append(damaged)
+        damaged.write_bytes(b"no library")
+        return damaged
+
     monkeypatch.delenv(SWITCH, raising=False)
-    monkeypatch.setattr(native_code.depthwise_native, "is_of_use", lambda: True)
-    monkeypatch.setattr(native_code.depthwise_native, "is_enabled", lambda: False)
-    monkeypatch.setattr(native_code, "build_library", lambda: damaged)
+    monkeypatch.setattr(native_code.native, "is_of_use", lambda: True)
+    monkeypatch.setattr(native_code.native, "is_enabled", lambda: False)
+    monkeypatch.setattr(native_code, "build_library", build)
     assert load_native_code() is False
+    assert len(made) == 2 and not damaged.exists()
+
+
+def test_code_that_others_can_write_is_not_run(cache, monkeypatch, tmp_path):
+    compiler = 'test "$1" = --version && exit\nwhile test "$1" != -o; do shift; done; echo > "$2"'
+    monkeypatch.setenv("CXX", script(tmp_path / "cxx", compiler))
+    library = build_library()
+    assert library.exists()
+    library.chmod(0o666)
+    assert build_library() is None
+    library.chmod(0o600)
+    cache.chmod(0o777)
+    assert build_library() is None
+    cache.chmod(0o700)
+    assert build_library() == library
 
 
 _STEP = """
@@ -102,14 +122,16 @@ def test_train_steps_of_one_cpu_use_it_and_reading_does_not(native_library, devi
 
 _GRADIENT = """
 import jax, jax.numpy as jnp, numpy as np
+from boneage_jax.models import native
 from boneage_jax.models.registry import create_model
 from boneage_jax.runtime.process_setup import prepared_process
 
 images = jax.random.normal(jax.random.key(0), (4, 64, 64, 1))
 found = []
 with prepared_process():
-    for depthwise in ("auto", "shift"):
-        model = create_model("efficientnet_b0", drop_path_rate=0.0, depthwise=depthwise)
+    for on in (True, False):
+        native._registered = on
+        model = create_model("efficientnet_b0", drop_path_rate=0.0)
         if not found:
             shapes = jax.eval_shape(model.init, jax.random.key(0), images)
             rng = np.random.default_rng(0)  # of about the size of trained ones
@@ -123,7 +145,7 @@ with prepared_process():
                 pooled, new = model.apply(both, images, train=True, mutable=["batch_stats"])
                 return jnp.square(pooled).mean(), new
             return jax.value_and_grad(loss, has_aux=True)(params)
-        assert ("ffi_call" in str(gradient.trace(variables["params"]).jaxpr)) == (not found)
+        assert ("ffi_call" in str(gradient.trace(variables["params"]).jaxpr)) == on
         found.append(gradient(variables["params"]))
 for ours, theirs in zip(*map(jax.tree.leaves, found), strict=True):
     assert np.linalg.norm(ours - theirs) <= 0.01 * np.linalg.norm(theirs) + 1e-6

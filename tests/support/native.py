@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 
-from boneage_jax.models import depthwise_native
+from boneage_jax.models import native
 from boneage_jax.runtime.native_code import build_library
 
 
@@ -18,5 +18,5 @@ def native_library(tmp_path_factory):
         library = build_library()
     if library is None:
         pytest.skip("no C++ compiler")
-    depthwise_native.register(ctypes.CDLL(str(library)))
+    native.register(ctypes.CDLL(str(library)))
     return library

@@ -1,79 +1,30 @@
 // Depthwise convolution of float32 [B, H, W, C] by kernels [k, k, 1, C], and its two gradients, as
 // XLA custom calls for CPUs. Sums run over the taps that lie within the image, so nothing is padded.
-// boneage_jax/runtime/native_code.py compiles this file; boneage_jax/models/depthwise_native.py
-// calls it.
+// boneage_jax/models/depthwise_native.py calls this.
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <cstring>
-#include <memory>
-#include <thread>
-#include <type_traits>
 #include <vector>
 
-#include "xla/ffi/api/ffi.h"
+#include "vectors.h"
 
 namespace ffi = xla::ffi;
 
 namespace {
 
-#ifdef __AVX512F__
-constexpr int kLanes = 16;
-#else
-constexpr int kLanes = 8;
-#endif
+using native::Array;
+using native::ForChannels;
+using native::kLanes;
+using native::Load;
+using native::Parallel;
+using native::Result;
+using native::Store;
+using native::Vector;
+
 constexpr int kPixels = 4;     // neighbours that share the loads of the weights
 constexpr int kGroupTasks = 8;  // the least number of tasks of a kernel gradient
 constexpr int kLargest = 7;    // kernel
-
-template <int L>
-struct Vector {
-  typedef float type __attribute__((vector_size(L * sizeof(float))));
-};
-
-template <int L>
-inline typename Vector<L>::type Load(const float* from) {
-  typename Vector<L>::type value;
-  std::memcpy(&value, from, sizeof(value));
-  return value;
-}
-
-template <int L>
-inline void Store(float* to, typename Vector<L>::type value) {
-  std::memcpy(to, &value, sizeof(value));
-}
-
-// Runs fn(0) ... fn(count - 1) on the pool and the calling thread. The caller takes what no other
-// thread has begun, so it never waits for a thread to become free.
-template <typename Fn>
-void Parallel(ffi::ThreadPool& pool, int64_t count, const Fn& fn) {
-  struct Shared {
-    std::atomic<int64_t> next{0}, done{0};
-  };
-  auto shared = std::make_shared<Shared>();
-  const Fn* call = &fn;  // outlives every index that is handed out
-  auto work = [shared, call, count] {
-    for (int64_t i; (i = shared->next.fetch_add(1)) < count;) {
-      (*call)(i);
-      shared->done.fetch_add(1, std::memory_order_release);
-    }
-  };
-  const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
-  for (int64_t i = 0; i < helpers; ++i) pool.Schedule(std::decay_t<decltype(work)>(work));
-  work();
-  while (shared->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
-}
-
-// Calls fn.template Run<L, N>(c) for blocks of N vectors of L channels that cover all channels.
-template <typename Fn>
-void ForChannels(int64_t channels, const Fn& fn) {
-  int64_t c = 0;
-  for (; channels - c >= 2 * kLanes; c += 2 * kLanes) fn.template Run<kLanes, 2>(c);
-  for (; channels - c >= kLanes; c += kLanes) fn.template Run<kLanes, 1>(c);
-  for (; channels - c >= 8; c += 8) fn.template Run<8, 1>(c);
-  for (; c < channels; ++c) fn.template Run<1, 1>(c);
-}
 
 struct Taps {
   int count = 0;
@@ -136,9 +87,6 @@ struct Row {
   }
 };
 
-using Array = ffi::Buffer<ffi::F32>;
-using Result = ffi::Result<Array>;
-
 struct Shape {
   int64_t batch, height, width, channels;  // of the input
   int64_t out_height, out_width;
@@ -149,7 +97,7 @@ ffi::Error Check(ffi::Span<const int64_t> input, ffi::Span<const int64_t> kernel
                  ffi::Span<const int64_t> output, int64_t stride, int64_t top, int64_t left,
                  Shape* shape) {
   if (input.size() != 4 || kernel.size() != 4 || output.size() != 4 || kernel[0] != kernel[1] ||
-      kernel[0] > kLargest || kernel[2] != 1 || kernel[3] != input[3] || output[3] != input[3] ||
+      kernel[0] > kLargest || kernel[2] != 1 || kernel[3] < 1 || kernel[3] != input[3] || output[3] != input[3] ||
       output[0] != input[0] || stride < 1 || top < 0 || left < 0)
     return ffi::Error::InvalidArgument("depthwise: shapes do not fit each other");
   *shape = {input[0], input[1], input[2], input[3], output[1], output[2],
@@ -247,8 +195,8 @@ struct Correlation {
   template <int L, int N>
   inline void Line(const float* source, const float* gradient,
                    typename Vector<L>::type (&total)[K][N]) const {
-    typename Vector<L>::type sum[K][N];  // in registers for the length of a line
-    std::memcpy(sum, total, sizeof(sum));
+    // In registers for the length of a line, and no longer: short sums lose fewer bits.
+    typename Vector<L>::type sum[K][N] = {};
     for (int64_t q = 0; q < s.out_width; ++q) {
       const int64_t from = q * s.stride - s.left;
       const float* here = gradient + q * s.channels;
@@ -266,7 +214,8 @@ struct Correlation {
         }
       }
     }
-    std::memcpy(total, sum, sizeof(sum));
+    for (int j = 0; j < K; ++j)
+      for (int n = 0; n < N; ++n) total[j][n] += sum[j][n];
   }
 };
 

@@ -1,0 +1,74 @@
+"""Compiled code for train steps on a CPU: C++ in native_code/, called through `jax.ffi`.
+
+`boneage_jax.runtime.native_code` compiles it where there is a compiler; everything works without
+it, to the same results but for rounding. Reading radiographs never uses it, so a trained network
+gives the same numbers everywhere.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+TARGETS = (
+    "depthwise_forward",
+    "depthwise_input_gradient",
+    "depthwise_kernel_gradient",
+    "batch_norm_moments",
+    "batch_norm_gradient",
+)
+
+_PREFIX = "boneage_jax_"
+_registered = False
+
+
+def register(library: Any) -> None:
+    """Makes the functions of a loaded library known to XLA, once.
+
+    Args:
+      library: a `ctypes.CDLL` with the functions named in `TARGETS`.
+
+    Raises:
+      AttributeError: one of them is missing.
+    """
+    global _registered
+    if _registered:
+        return
+    functions = [getattr(library, name) for name in TARGETS]  # all, before any is registered
+    for name, function in zip(TARGETS, functions, strict=True):
+        capsule = jax.ffi.pycapsule(function)
+        jax.ffi.register_ffi_target(_PREFIX + name, capsule, platform="cpu")
+    _registered = True
+
+
+def is_of_use() -> bool:
+    """Returns whether train steps can use compiled code here: on a single CPU device.
+
+    XLA cannot share out a call of foreign code among several.
+    """
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+def is_enabled(dtype: Any = jnp.float32) -> bool:
+    """Returns whether train steps that compute in `dtype` use compiled code."""
+    return dtype == jnp.float32 and _registered and is_of_use()
+
+
+def call(
+    name: str, shapes: tuple[int, ...] | list[tuple[int, ...]], *args: jax.Array, **options: int
+) -> Any:
+    """Calls a function of `TARGETS`.
+
+    Args:
+      name: of the function.
+      shapes: shape of its float32 result, or a list of those of several.
+      args: float32 arrays.
+      options: whole numbers.
+    """
+    many = isinstance(shapes, list)
+    results = [jax.ShapeDtypeStruct(shape, np.float32) for shape in (shapes if many else [shapes])]
+    function = jax.ffi.ffi_call(
+        _PREFIX + name, results if many else results[0], vmap_method="sequential"
+    )
+    return function(*args, **{key: np.int64(value) for key, value in options.items()})

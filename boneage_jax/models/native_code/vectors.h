@@ -1,0 +1,78 @@
+// Vectors of floats, and loops shared out among the threads of XLA's pool.
+
+#ifndef BONEAGE_JAX_VECTORS_H_
+#define BONEAGE_JAX_VECTORS_H_
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <type_traits>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace native {
+
+using Array = xla::ffi::Buffer<xla::ffi::F32>;
+using Result = xla::ffi::Result<Array>;
+
+#ifdef __AVX512F__
+constexpr int kLanes = 16;
+#else
+constexpr int kLanes = 8;
+#endif
+
+template <int L>
+struct Vector {
+  typedef float type __attribute__((vector_size(L * sizeof(float))));
+  typedef int32_t integer __attribute__((vector_size(L * sizeof(int32_t))));
+};
+
+template <int L>
+inline typename Vector<L>::type Load(const float* from) {
+  typename Vector<L>::type value;
+  std::memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+template <int L>
+inline void Store(float* to, typename Vector<L>::type value) {
+  std::memcpy(to, &value, sizeof(value));
+}
+
+// Calls fn.template Run<L, N>(c) for blocks of N vectors of L channels that cover all channels.
+template <typename Fn>
+void ForChannels(int64_t channels, const Fn& fn) {
+  int64_t c = 0;
+  for (; channels - c >= 2 * kLanes; c += 2 * kLanes) fn.template Run<kLanes, 2>(c);
+  for (; channels - c >= kLanes; c += kLanes) fn.template Run<kLanes, 1>(c);
+  for (; channels - c >= 8; c += 8) fn.template Run<8, 1>(c);
+  for (; c < channels; ++c) fn.template Run<1, 1>(c);
+}
+
+// Runs fn(0) ... fn(count - 1) on the pool and the calling thread. The caller takes what no other
+// thread has begun, so it never waits for a thread to become free.
+template <typename Fn>
+void Parallel(xla::ffi::ThreadPool& pool, int64_t count, const Fn& fn) {
+  struct Shared {
+    std::atomic<int64_t> next{0}, done{0};
+  };
+  auto shared = std::make_shared<Shared>();
+  const Fn* call = &fn;  // outlives every index that is handed out
+  auto work = [shared, call, count] {
+    for (int64_t i; (i = shared->next.fetch_add(1)) < count;) {
+      (*call)(i);
+      shared->done.fetch_add(1, std::memory_order_release);
+    }
+  };
+  const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
+  for (int64_t i = 0; i < helpers; ++i) pool.Schedule(std::decay_t<decltype(work)>(work));
+  work();
+  while (shared->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
+}
+
+}  // namespace native
+
+#endif  // BONEAGE_JAX_VECTORS_H_
