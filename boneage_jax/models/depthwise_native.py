@@ -89,9 +89,9 @@ def _fused_bwd(
 def _after(first: jax.Array, x: jax.Array) -> jax.Array:
     """Returns `x`, so that what is computed from it comes after `first`.
 
-    The compiler cannot know that nothing is added, so it computes anew in place of keeping what an
-    earlier pass has computed from `x`. A barrier does not make XLA's CPU compiler do so. Where
-    `first` is not finite, nor is the gradient.
+    Adds zero times a value of `first`, which XLA may not simplify. So it recomputes what the
+    forward pass has computed from `x` instead of storing it; its CPU compiler ignores
+    `optimization_barrier`. Where `first` is not finite, nor is the gradient.
     """
     return x + 0 * first[0, 0, 0, 0]
 

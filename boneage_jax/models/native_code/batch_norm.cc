@@ -8,18 +8,8 @@
 
 #include "vectors.h"
 
-namespace ffi = xla::ffi;
-
+namespace native {
 namespace {
-
-using native::Array;
-using native::ForChannels;
-using native::kLanes;
-using native::Load;
-using native::Parallel;
-using native::Result;
-using native::Store;
-using native::Vector;
 
 constexpr int64_t kTaskValues = 1 << 16;
 constexpr int64_t kTasks = 64;  // at most
@@ -203,3 +193,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(batch_norm_gradient, Gradient,
                                   .Ret<Array>()
                                   .Ret<Array>()
                                   .Attr<int64_t>("activation"));
+
+}  // namespace native

@@ -9,18 +9,8 @@
 
 #include "vectors.h"
 
-namespace ffi = xla::ffi;
-
+namespace native {
 namespace {
-
-using native::Array;
-using native::ForChannels;
-using native::kLanes;
-using native::Load;
-using native::Parallel;
-using native::Result;
-using native::Store;
-using native::Vector;
 
 constexpr int kPixels = 4;     // neighbours that share the loads of the weights
 constexpr int kGroupTasks = 8;  // the least number of tasks of a kernel gradient
@@ -288,3 +278,5 @@ auto Bind() {
 XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_forward, Forward, Bind());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_input_gradient, InputGradient, Bind());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_kernel_gradient, KernelGradient, Bind());
+
+}  // namespace native

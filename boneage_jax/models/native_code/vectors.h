@@ -15,8 +15,9 @@
 
 namespace native {
 
-using Array = xla::ffi::Buffer<xla::ffi::F32>;
-using Result = xla::ffi::Result<Array>;
+namespace ffi = xla::ffi;
+using Array = ffi::Buffer<ffi::F32>;
+using Result = ffi::Result<Array>;
 
 #ifdef __AVX512F__
 constexpr int kLanes = 16;
@@ -55,7 +56,7 @@ void ForChannels(int64_t channels, const Fn& fn) {
 // Runs fn(0) ... fn(count - 1) on the pool and the calling thread. The caller takes what no other
 // thread has begun, so it never waits for a thread to become free.
 template <typename Fn>
-void Parallel(xla::ffi::ThreadPool& pool, int64_t count, const Fn& fn) {
+void Parallel(ffi::ThreadPool& pool, int64_t count, const Fn& fn) {
   struct Shared {
     std::atomic<int64_t> next{0}, done{0};
   };
