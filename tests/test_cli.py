@@ -3,7 +3,6 @@
 import logging
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -26,8 +25,8 @@ from boneage_jax import (
 from boneage_jax.cli import exit_status, load_recipe, parse_config
 from boneage_jax.config import base_config, config_lines
 from boneage_jax.errors import InputError
-from boneage_jax.storage.quiet_orbax import without_late_errors
 from configs import cls
+from tests.support.late_errors import wait_for_late_errors
 from tfds_rsna import prepare
 
 ROOT = Path(__file__).parent.parent
@@ -279,9 +278,7 @@ def test_no_package_re_exports(tmp_path):
 
 
 def test_a_training_leaves_the_process_as_it_was(tiny_train):
-    deadline = time.monotonic() + 30  # restores that failed in earlier tests
-    while without_late_errors._depth and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for_late_errors()
     hook, verbosity = sys.unraisablehook, absl_logging.get_verbosity()
     filters = list(logging.getLogger("absl").filters)
     config = cls.get_config()

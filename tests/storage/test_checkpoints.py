@@ -5,7 +5,6 @@ import errno
 import logging
 import sys
 import tempfile
-import time
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from boneage_jax.storage.bucket import push
 from boneage_jax.storage.checkpoints import Checkpoints
 from boneage_jax.storage.quiet_orbax import without_late_errors
 from boneage_jax.storage.state import TrainState, flops_of, split_flops
+from tests.support.late_errors import wait_for_late_errors
 from tests.support.tiny_task import memory_split
 
 
@@ -138,13 +138,6 @@ def test_another_network_is_refused_by_name(tmp_path, one_device, change):
         )
     assert "\n" not in str(error.value)
     checkpoints.close()
-
-
-def wait_for_late_errors():
-    """Waits until restores that failed in earlier tests are forgotten."""
-    deadline = time.monotonic() + 30
-    while without_late_errors._depth and time.monotonic() < deadline:
-        time.sleep(0.1)
 
 
 def test_absl_logging_of_others_is_left_alone(tmp_path, caplog):

@@ -22,6 +22,7 @@ from boneage_jax.storage.safe_write import (
     is_refused_write,
 )
 from boneage_jax.training.run import load_run
+from tests.support.late_errors import wait_for_late_errors
 
 
 @pytest.fixture
@@ -96,6 +97,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(what, small_disk, tiny_train, 
 
 
 def test_what_orbax_logs_after_a_failure_is_dropped_for_a_while():
+    wait_for_late_errors()
     logger = logging.getLogger("absl")
     late = [
         logging.LogRecord("absl", logging.ERROR, f"/site/{name}/a.py", 1, "late", (), None)
