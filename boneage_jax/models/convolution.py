@@ -12,7 +12,8 @@ the copy costs more than the product. Hence:
   8 channels it took 5.1 instead of 8.6 ms, 40 to 20 channels 15 instead of 25 ms.
 
 (2 cores of an Intel Xeon, XLA's flags as `boneage_jax/runtime/xla_flags.py` sets them;
-`benchmarks/results/speed/*_convolutions.csv`.) Other backends get lax's convolutions.
+`benchmarks/results/speed/*_convolutions.csv`.) Train steps of one CPU device run compiled code
+instead, where there is a compiler (convolution_native.py). Other backends get lax's convolutions.
 """
 
 import functools
@@ -22,8 +23,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from boneage_jax.models.convolution_native import (
+    Padding,
+    native_convolution,
+    native_weight_gradient,
+)
+
 Array = jax.Array
-Padding = tuple[tuple[int, int], tuple[int, int]]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -37,13 +43,15 @@ def conv_general_dilated(
     rhs_dilation: Sequence[int] | None = None,
     dimension_numbers: Any = None,
     feature_group_count: int = 1,
+    native: bool = False,
     **options: Any,
 ) -> Array:
     """Replaces `jax.lax.conv_general_dilated` in `flax.linen.Conv(conv_general_dilated=...)`.
 
     The methods of this file apply to [B, H, W, C] in and out, without strides, dilations, groups
     and options other than `precision`; they have no forward-mode derivative. Everything else goes
-    to lax.
+    to lax. With `native`, compiled code computes what the methods apply to: float32, for train
+    steps where `boneage_jax.models.native` is enabled.
     """
     precision = options.pop("precision", None)
     ones = (*window_strides, *(lhs_dilation or ()), *(rhs_dilation or ()), feature_group_count)
@@ -55,7 +63,7 @@ def conv_general_dilated(
         rows, columns = ((int(low), int(high)) for low, high in padding)
         # For the whole layer: the backward pass may run under another default.
         precision = precision or jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-        return _convolve(lhs, rhs, (rows, columns), precision)
+        return _convolve(lhs, rhs, (rows, columns), precision, native)
     return jax.lax.conv_general_dilated(
         lhs,
         rhs,
@@ -75,24 +83,33 @@ def _is_nhwc(lhs: Array, rhs: Array, dimension_numbers: Any) -> bool:
     return jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == usual
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(x: Array, kernel: Array, padding: Padding, precision: Any) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolve(x: Array, kernel: Array, padding: Padding, precision: Any, native: bool) -> Array:
+    if native:
+        return native_convolution(x, kernel, padding)
     return _on_cpu(_packed, _plain, padding, precision)(x, kernel)
 
 
 def _forward(
-    x: Array, kernel: Array, padding: Padding, precision: Any
+    x: Array, kernel: Array, padding: Padding, precision: Any, native: bool
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve(x, kernel, padding, precision), (x, kernel)
+    return _convolve(x, kernel, padding, precision, native), (x, kernel)
 
 
 def _backward(
-    padding: Padding, precision: Any, saved: tuple[Array, Array], gradient: Array
+    padding: Padding,
+    precision: Any,
+    native: bool,
+    saved: tuple[Array, Array],
+    gradient: Array,
 ) -> tuple[Array, Array]:
     x, kernel = saved
     # The gradient of the inputs is a convolution with the flipped kernel.
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
     back = _opposite(kernel.shape[:2], padding)
+    if native:
+        of_kernel = native_weight_gradient(x, gradient, padding, kernel.shape[:2])
+        return native_convolution(gradient, turned, back), of_kernel
     of_input = _on_cpu(_packed, _plain, back, precision)(gradient, turned)
     wide = kernel.shape[2] > kernel.shape[3]
     ours = swapped_weight_gradient if wide else _weight_gradient

@@ -20,7 +20,7 @@ from boneage_jax.errors import InputError
 
 # A contract with boneage_jax/models, checked by tests/test_flops.py: jitted functions of these
 # names are convolutions, although their jaxprs hold shifted products (depthwise.py), foreign code
-# (depthwise_native.py) or products with zeros and borders that must not count (convolution.py).
+# (*_native.py) or products with zeros and borders that must not count (convolution.py).
 MARKED_DEPTHWISE = (
     "depthwise_shift_forward",
     "depthwise_shift_input_grad",
@@ -29,7 +29,8 @@ MARKED_DEPTHWISE = (
     "depthwise_native_input_grad",
     "depthwise_native_kernel_grad",
 )
-MARKED_CONVOLUTIONS = _PACKED, _SWAPPED = "packed_conv", "swapped_weight_gradient"
+_FORWARD = ("packed_conv", "native_convolution")
+MARKED_CONVOLUTIONS = (*_FORWARD, "swapped_weight_gradient", "native_weight_gradient")
 _HOME = f"{os.sep}boneage_jax{os.sep}models{os.sep}"  # of the marked functions
 # Foreign code of boneage_jax/models that does elementwise work and sums, which count nothing.
 _ELEMENTWISE = ("boneage_jax_batch_norm_moments", "boneage_jax_batch_norm_gradient")
@@ -227,7 +228,7 @@ def _count_convolution(eqn: Any) -> int:
     if [len(shape) for shape in shapes] != [4, 4, 4]:
         return 0
     first, second, result = shapes
-    if eqn.params["name"] == _PACKED:  # inputs, kernel, result
+    if eqn.params["name"] in _FORWARD:  # inputs, kernel, result
         kernel, pixels = second, result
         known = (first[3], result[3]) == kernel[2:]
     else:  # inputs, gradient, kernel

@@ -17,6 +17,8 @@ TARGETS = (
     "depthwise_kernel_gradient",
     "batch_norm_moments",
     "batch_norm_gradient",
+    "convolution",
+    "convolution_kernel_gradient",
 )
 
 _PREFIX = "boneage_jax_"

@@ -5,6 +5,7 @@ Variants are one line each in `VARIANTS`. `unet` reads the image in blocks of pi
 at 256 px it costs a twelfth of `unet_10`, the network of the earlier recipe.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from boneage_jax.models.batch_norm import BatchNorm
 from boneage_jax.models.convolution import conv_general_dilated
 from boneage_jax.models.initializers import variance_scaling
+from boneage_jax.models.native import is_enabled
 from boneage_jax.models.resolution import ConvTranspose, depth_to_space, max_pool, space_to_depth
 
 Array = jax.Array
@@ -91,16 +93,17 @@ class UNet(nn.Module):
             spec.block**2,
             (spec.head, spec.head),
             dtype=self.dtype,
-            conv_general_dilated=self._convolution,
+            conv_general_dilated=self._convolution(train),
             bias_init=nn.initializers.constant(_PRIOR),
             name="head",
         )(x)
         logits = depth_to_space(x.astype(jnp.float32), spec.block)
         return logits[:, :height, :width]
 
-    @property
-    def _convolution(self) -> Any:
-        return jax.lax.conv_general_dilated if self.portable else conv_general_dilated
+    def _convolution(self, train: bool) -> Any:
+        if self.portable:
+            return jax.lax.conv_general_dilated
+        return functools.partial(conv_general_dilated, native=train and is_enabled(self.dtype))
 
     def _convs(self, x: Array, filters: int, name: str, train: bool) -> Array:
         spec = VARIANTS[self.variant]
@@ -111,7 +114,7 @@ class UNet(nn.Module):
                 (3, 3),
                 use_bias=not spec.norm,
                 dtype=self.dtype,
-                conv_general_dilated=self._convolution,
+                conv_general_dilated=self._convolution(train),
                 kernel_init=_HE,
                 name=f"{part}_conv",
             )(x)

@@ -11,6 +11,10 @@
 #include <thread>
 #include <type_traits>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #include "xla/ffi/api/ffi.h"
 
 namespace native {
@@ -41,6 +45,16 @@ inline typename Vector<L>::type Load(const float* from) {
 template <int L>
 inline void Store(float* to, typename Vector<L>::type value) {
   std::memcpy(to, &value, sizeof(value));
+}
+
+// Stores the first floats of kLanes.
+inline void StoreFirst(float* to, typename Vector<kLanes>::type value, int64_t count) {
+  if (count >= kLanes) return Store<kLanes>(to, value);
+#ifdef __AVX512F__
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)value);
+#else
+  for (int64_t i = 0; i < count; ++i) to[i] = value[i];
+#endif
 }
 
 // Calls fn.template Run<L, N>(c) for blocks of N vectors of L channels that cover all channels.
