@@ -44,10 +44,11 @@ class BatchNorm(nn.Module):
     fold: bool = False
 
     @nn.compact
-    def __call__(self, x: Array) -> Any:
+    def __call__(self, x: Array, *moments: Array) -> Any:
         """Normalises [B, H, W, C], keeping shape and dtype.
 
-        With `fold`, returns the two arrays a and b, float32 [C], instead.
+        Takes the means of `x` and of its square, float32 [C], if they are known. With `fold`,
+        returns the two arrays a and b, float32 [C], instead.
         """
         channels = (x.shape[-1],)
         moving_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
@@ -58,7 +59,8 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             mean, var = moving_mean.value, moving_var.value
         else:
-            mean, var = _moments(x, None if self.is_initializing() else self.axis_name, native)
+            axis_name = None if self.is_initializing() else self.axis_name
+            mean, var = _moments(moments or _local(x, native), axis_name)
             if not self.is_initializing():
                 for moving, new in ((moving_mean, mean), (moving_var, var)):
                     moving.value = self.momentum * moving.value + (1 - self.momentum) * new
@@ -71,16 +73,16 @@ class BatchNorm(nn.Module):
         return _scale_and_act(x, a, b, self.act, self.recompute)
 
 
-def _moments(x: Array, axis_name: str | None, native: bool) -> tuple[Array, Array]:
-    """Returns mean and biased variance of each channel, float32 [C]; one collective for both."""
+def _local(x: Array, native: bool) -> tuple[Array, ...]:
+    """Returns the means of `x` and of its square, float32 [C], over the values of this device."""
     exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     axes = tuple(range(x.ndim - 1))
-    moments: Any = (
-        native_moments(exact) if native else (exact.mean(axes), jnp.square(exact).mean(axes))
-    )
-    if axis_name is not None:
-        moments = jax.lax.pmean(moments, axis_name)
-    mean, square = moments
+    return native_moments(exact) if native else (exact.mean(axes), jnp.square(exact).mean(axes))
+
+
+def _moments(local: tuple[Array, ...], axis_name: str | None) -> tuple[Array, Array]:
+    """Returns mean and biased variance of each channel, float32 [C]; one collective for both."""
+    mean, square = local if axis_name is None else jax.lax.pmean(local, axis_name)
     return mean, jnp.maximum(square - jnp.square(mean), 0.0)
 
 

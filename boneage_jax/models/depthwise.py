@@ -171,8 +171,9 @@ def _fused_bwd(
     saved: tuple[jax.Array, ...],
     grad: jax.Array,
 ) -> tuple[jax.Array, ...]:
-    # Without the barrier the compiler would reuse, and so store, the forward pass's result.
-    x, a, b, kernel = lax.optimization_barrier(saved)
+    # Without the barrier the compiler would reuse, and so store, the forward pass's result, and
+    # would compute the gradient again in both convolutions from more than one array.
+    (x, a, b, kernel), grad = lax.optimization_barrier((saved, grad))
     z = x * a + b
     y, act_vjp = jax.vjp(lambda z: act(z).astype(x.dtype), z)
 
