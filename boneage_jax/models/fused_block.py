@@ -28,6 +28,18 @@ def pointwise(x: Array, kernel: Array, dtype: Any = None) -> Array:
     )
 
 
+def _by_kernel(x: Array, grad: Array) -> Array:
+    """Returns the gradient of `pointwise` by its kernel, in float32 if the arrays are bfloat16."""
+    return lax.conv_general_dilated(
+        x,
+        grad,
+        (1, 1),
+        "VALID",
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        preferred_element_type=_exact(x),
+    )
+
+
 @jax.custom_vjp
 def pointwise_with_moments(x: Array, kernel: Array) -> tuple[Array, Array, Array]:
     """Computes a pointwise convolution, and the means of its result and of its square.
@@ -67,15 +79,10 @@ def _moments_bwd(
     # In the dtype of `x`: what cannot be computed within the other convolution is stored.
     by_x += pointwise(x, mixed[None, None].astype(x.dtype)) + weights @ by_mean
     # By W: x' grad + sum(x) by_mean + x' x W diag(by_square).
-    contract = functools.partial(
-        lax.dot_general,
-        dimension_numbers=(((0, 1, 2), (0, 1, 2)), ((), ())),
-        preferred_element_type=exact,
-    )
-    (by_kernel,) = jax.linear_transpose(lambda k: pointwise(x, k), kernel)(grad)
+    by_kernel = _by_kernel(x, grad)
     sums = x.astype(exact).sum((0, 1, 2))
-    moments = sums[:, None] * by_mean + (contract(x, x) @ weights) * by_square
-    by_kernel = (by_kernel.astype(exact) + moments).astype(kernel.dtype)
+    moments = sums[:, None] * by_mean + (_by_kernel(x, x)[0, 0] @ weights) * by_square
+    by_kernel = (by_kernel + moments).astype(kernel.dtype)
     return by_x.astype(x.dtype), by_kernel
 
 
@@ -149,7 +156,7 @@ def _gated_bwd(act: Activation, saved: tuple[Array, ...], grad: Array) -> tuple[
     # Each barrier keeps the compiler from storing what another pass computes too.
     x, a, b, gate, kernel = lax.optimization_barrier(saved)
     gated = (act(x * a + b) * gate[:, None, None]).astype(x.dtype)
-    (by_kernel,) = jax.linear_transpose(lambda k: pointwise(gated, k), kernel)(grad)
+    by_kernel = _by_kernel(gated, grad)
 
     x, grad = lax.optimization_barrier((x, grad))
     y, slope = _with_slope(x * a + b, act)
@@ -167,7 +174,7 @@ def _gated_bwd(act: Activation, saved: tuple[Array, ...], grad: Array) -> tuple[
         (gate * of_a).sum(0),
         (gate * of_b).sum(0),
         by_gate.astype(saved[3].dtype),
-        by_kernel,
+        by_kernel.astype(kernel.dtype),
     )
 
 

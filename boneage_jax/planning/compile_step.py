@@ -8,6 +8,7 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from boneage_jax.errors import InputError
+from boneage_jax.models.efficientnet import VARIANTS
 from boneage_jax.planning.hlo import Collective, collectives
 from boneage_jax.planning.hlo_memory import main_memory_bytes
 from boneage_jax.storage.state import select
@@ -51,8 +52,10 @@ def all_reduce_on_paper(run: Run) -> int:
     values per channel in the forward pass (the size of `batch_stats`); the two of its backward pass
     are the gradients of its own scale and bias. Under pmap all gradients are reduced in float32,
     separately from those two, and the running statistics are reduced once more. The few scalars of
-    the metrics are not counted. The programs that libtpu 0.0.42.1 compiles for EfficientNet-Lite0
-    on v5e agree in all three cases (jit, pmap, pmap without bn_sync).
+    the metrics are not counted. What TPUs get for a pointwise convolution with moments
+    (`boneage_jax.models.fused_block`) also reduces the sum and the second moments of its inputs,
+    in float32. The programs that libtpu 0.0.42.1 compiles for EfficientNet-Lite0
+    on v5e agree in all three cases (jit, pmap, pmap without bn_sync), those of B4 under jit.
     """
     config, sync = run.config, run.config.model.bn_sync
     state = jax.eval_shape(run.fresh_state)
@@ -67,6 +70,10 @@ def all_reduce_on_paper(run: Run) -> int:
     if run.parallel.mode == "pmap":
         # Under pmap the sums of the backward pass are separate from the reduction of the gradients.
         return total + statistics * (3 if sync else 1)
+    variant = VARIANTS.get(config.model.name)
+    if config.model.depthwise == "fused" and variant and not variant.lite:
+        inputs = [x.shape[2] for path, x in leaves.items() if path[-2].endswith("_expand_conv")]
+        total += sum(4 * count * (count + 1) for count in inputs)
     return config.accumulate * (total + statistics)
 
 
