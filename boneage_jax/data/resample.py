@@ -121,7 +121,7 @@ def resize(layers: jax.Array, shape: tuple[int, int]) -> jax.Array:
         ones = [1] * layers.ndim
         ones[axis] = length
         read = [
-            jnp.take(layers, index + at, axis) * weight.reshape(ones)
+            jnp.take(layers, index + at, axis=axis) * weight.reshape(ones)
             for index, second in zip(low.T, part.T, strict=True)
             for at, weight in enumerate((1 - second, second))
         ]
