@@ -7,15 +7,18 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from boneage_jax.errors import InputError
 from boneage_jax.exporting.program import Program
+from boneage_jax.inference.view import View
+from boneage_jax.inference.view_network import SHAPES
 
 if TYPE_CHECKING:
     import onnx
 
-_SCRIPTS = ("fit.js", "grey.js", "picture.js", "dicom.js", "model.js", "page.js")
+_SCRIPTS = ("fit.js", "grey.js", "picture.js", "dicom.js", "view.js", "model.js", "page.js")
 _FITS = ("pad", "stretch")  # that fit.js knows
 _LARGEST = 40e6  # bytes of a page, which is mailed and opened from disks
 
@@ -49,6 +52,9 @@ def build_page(program: Program, model: "onnx.ModelProto") -> bytes:
       InputError: the page would be larger than 40 MB.
     """
     facts = dict(program.metadata)
+    view = program.calibration.view if program.calibration else None
+    if view:
+        facts["view_threshold"] = repr(view.threshold)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
     page = environment.from_string(_text("page.html")).render(
         style=Markup(_text("page.css")),
@@ -59,6 +65,7 @@ def build_page(program: Program, model: "onnx.ModelProto") -> bytes:
         licenses=_unpacked("vendor/LICENSES.txt.gz"),
         runtime=_base64(_bytes("vendor/ort.wasm.gz")),
         network=_base64(gzip.compress(model.SerializeToString(), mtime=0)),
+        view=_base64(gzip.compress(_weights(view), mtime=0)) if view else "",
         libraries=Markup(_unpacked("vendor/libraries.js.gz")),
         scripts=[Markup(_text(name)) for name in _SCRIPTS],
     )
@@ -69,6 +76,11 @@ def build_page(program: Program, model: "onnx.ModelProto") -> bytes:
             f"{_LARGEST / 1e6:.0f} are written; export a smaller network or use --format=onnx"
         )
     return content
+
+
+def _weights(view: View) -> bytes:
+    """Returns the arrays of a view network one after the other, as view.js takes them."""
+    return b"".join(np.asarray(view.weights[name], "<f4").tobytes() for name in SHAPES)
 
 
 def _base64(content: bytes) -> Markup:

@@ -17,7 +17,9 @@ from boneage_jax.inference.load_trained import Trained
 from boneage_jax.inference.network import build_network
 from boneage_jax.inference.predictor import Predictor
 from boneage_jax.inference.segmenter import Segmenter
+from boneage_jax.inference.view import View
 from boneage_jax.storage.layout import CALIBRATION
+from boneage_jax.storage.shipped import best_network, open_network
 from configs import cls, seg
 from tests.support.tiny_run import with_settings
 from tfds_rsna.hand_phantom.render import make_phantom
@@ -40,13 +42,25 @@ def _trained(config: ConfigDict, changed: dict, seed: int, folder: Path) -> Trai
     return Trained(network, variables, 0, 0, folder)
 
 
-def age_network(folder: Path, members: int = 1, **changed) -> Program:
+def shipped_view() -> View:
+    """The view network of the package's best network."""
+    view = Calibration.load(open_network(best_network()) / CALIBRATION).view
+    assert view
+    return view
+
+
+def age_network(folder: Path, members: int = 1, view: View | None = None, **changed) -> Program:
     """A network of random weights that takes the sex, calibrated on drawn hands."""
     changed = {"model__sex_input": True, "eval_batch_size": 16} | changed
     trained = [_trained(cls.get_config(), changed, seed, folder) for seed in range(members)]
     ages = np.linspace(20.0, 210.0, 40)
     calibration = Calibration.fit(
-        ages * 0.8 + 5 + np.sin(ages), ages, map(hand, range(40)), "line", training_ages=ages
+        ages * 0.8 + 5 + np.sin(ages),
+        ages,
+        map(hand, range(40)),
+        "line",
+        training_ages=ages,
+        view=view,
     )
     calibration.save(folder / CALIBRATION)
     return age_program(Predictor(trained, folder), _REPORT)

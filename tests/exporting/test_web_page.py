@@ -15,6 +15,7 @@ from pydicom import uid
 from pydicom.encaps import encapsulate
 
 from boneage_jax.data.files import fit_square, read_grey
+from tests.exporting.conftest import age_network, shipped_view
 from tests.support.chromium import BROWSER, Page
 from tests.support.dicom_files import dicom_file, table
 from tfds_rsna.hand_phantom.render import make_phantom
@@ -25,6 +26,7 @@ if not jax.__version__.startswith("0.10."):
 
 from boneage_jax.exporting.onnx_graph import to_onnx, with_float16_weights
 from boneage_jax.exporting.web_page import build_page
+from boneage_jax.inference.view import turn
 
 pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium")
 DEEP = (make_phantom(3, 150, "test").image.reshape(150, 150)[:, :117].astype(np.uint16) * 13) + 40
@@ -68,6 +70,12 @@ FILES = {
     "colour.png": _png(np.stack([GREY, GREY // 2, 255 - GREY], -1)),
     "clear.png": _png(np.stack([GREY, GREY, GREY, GREY[::-1]], -1)),
     "palette.png": _png(GREY // 16 * 16, bits=4),
+    "turned.png": _png(np.rot90(GREY).copy()),
+    "upside_down.png": _png(GREY[::-1, ::-1].copy()),
+    "diagonal.png": _png(turn(np.pad(GREY, 20), 3)),
+    "swapped.png": _png(255 - GREY),
+    "framed.png": _png(np.pad(GREY, 9, constant_values=255)),
+    "far.png": _png(np.pad(GREY, 130, constant_values=int(GREY.min()))),
     "grey.jpg": cv2.imencode(".jpg", GREY)[1].tobytes(),
     "plain.dcm": dicom_file(GREY, PatientSex="M"),
     "deep.dcm": dicom_file(DEEP, BitsStored=12),
@@ -101,6 +109,13 @@ REFUSED = {
     "deflated.dcm": (dicom_file(GREY, uid.DeflatedExplicitVRLittleEndian), "DICOM"),
     "float.dcm": (dicom_file(GREY, BitsAllocated=32, BitsStored=32), "32 bits is not supported"),
 }
+
+
+@pytest.fixture(scope="module")
+def ages(tmp_path_factory):
+    """A network beside the view network of the package's own."""
+    folder = tmp_path_factory.mktemp("ages")
+    return age_network(folder, view=shipped_view(), model__name="tiny", test_flips=True)
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +187,9 @@ def test_ages_are_those_of_python(page, ages, tmp_path):
        article.querySelector(".age")?.dataset.accepted, article.dataset.heat])""")
     by_name = {name: rest for name, *rest in found}
     assert set(by_name) == set(FILES)
+    view = ages.calibration.view
+    done = {note for name in FILES for note in view.put_right(read_grey(FILES[name], name))[1]}
+    assert len(done) >= 4, done  # or nothing below would tell whether the page does it
     for name, content in FILES.items():
         months, accepted, heat = by_name[name]
         square = ages.fit(read_grey(content, name), "")
@@ -217,7 +235,11 @@ def test_keyboard_and_screen_reader(page):
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.name"))
     assert reached[0] == "files" and "sex" in reached and "clear" in reached
     nodes = page.call("Accessibility.getFullAXTree")["nodes"]
-    named = {(n["role"]["value"], n.get("name", {}).get("value", "")) for n in nodes if "role" in n}
+    named = {
+        (n["role"]["value"], n.get("name", {}).get("value", "").strip())
+        for n in nodes
+        if "role" in n
+    }
     assert ("heading", "Bone age from a hand radiograph") in named
     assert any(role == "button" and "drop them" in name for role, name in named)  # of the files
     assert any(role == "radio" and name == "female" for role, name in named)

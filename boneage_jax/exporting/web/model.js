@@ -14,11 +14,13 @@ class Model {
     ort.env.wasm.wasmBinary = (await embedded("runtime")).buffer;
     ort.env.wasm.numThreads = 1; // more need headers that a file does not have
     const session = await ort.InferenceSession.create(await embedded("network"));
-    return new Model(facts, session);
+    const { view_threshold: threshold } = facts; // absent where the network has no view network beside it
+    const weights = threshold && new Float32Array((await embedded("view")).buffer);
+    return new Model(facts, session, weights ? new View(weights, Number(threshold)) : null);
   }
 
-  constructor(facts, session) {
-    Object.assign(this, { facts, session, size: Number(facts.image_size) });
+  constructor(facts, session, view) {
+    Object.assign(this, { facts, session, view, size: Number(facts.image_size) });
   }
 
   /** Reads squares of bytes; sex is 1, 0 or -1 for all of them. Returns one object per square. */

@@ -34,9 +34,12 @@ async function readFile(file) {
   try {
     const radiograph = await readRadiograph(new Uint8Array(await file.arrayBuffer()));
     const model = await loading, male = chosenSex(radiograph.sex);
-    const square = fitSquare(radiograph, model.size, facts.fit).data;
+    const { image, notes } = model.view ? model.view.putRight(radiograph) : { image: radiograph, notes: [] };
+    const square = fitSquare(image, model.size, facts.fit).data;
     const [found] = await model.read([square], male);
-    show(article, found, radiograph, male, square, model);
+    const reason = model.view && "accepted" in found ? model.view.judge(square, model.size) : "";
+    if (reason) found.accepted = 0;
+    show(article, found, [...radiograph.notes, ...notes, ...(reason ? [reason] : [])], male, square, model);
     const accepted = found.accepted === 0 ? ". It is unlike the radiographs of training" : "";
     say(`${file.name}: bone age ${inWords(found.bone_age_months)}${accepted}`);
     await heatMap(article, model, square, male, found.bone_age_months);
@@ -48,7 +51,7 @@ async function readFile(file) {
   article.setAttribute("aria-busy", "false");
 }
 
-function show(article, found, radiograph, male, square, model) {
+function show(article, found, notes, male, square, model) {
   if (found.accepted === 0) {
     article.append(
       make("p", "This does not look like the hand radiographs of training. Do not use the age.", { class: "refused" }),
@@ -66,7 +69,7 @@ function show(article, found, radiograph, male, square, model) {
     ["Accepted as a hand radiograph", accepted],
     ["Sex used", model.session.inputNames.includes("male") ? sexes[male] : "none: this network takes no sex"],
     ["Sex as the network sees it", estimate],
-    ...radiograph.notes.map((note) => ["Note on the file", note]),
+    ...notes.map((note) => ["Note on the file", note]),
   ];
   const list = make("dl");
   for (const [term, text] of rows) list.append(make("dt", term), make("dd", text));
