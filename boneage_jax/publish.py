@@ -1,11 +1,13 @@
 """Writes a trained network as a folder for others: small, checked by sums, nothing executed.
 
 usage: python -m boneage_jax.publish --workdir=DIR --output=FOLDER [--name=NAME] [--license=FILE]
-                                     [--raw_dir=DIR] [--data_dir=DIR] [--extensions=FILE.py]
+                                     [--data=TEXT] [--raw_dir=DIR] [--data_dir=DIR]
+                                     [--extensions=FILE.py]
 
 Writes FOLDER/{network.safetensors, config.json, facts.json, calibration.npz, report.json,
 README.md, LICENSE, SHA256SUMS}: weights in float16, settings and calibration, a model card and the
-terms. The other commands take FOLDER as --workdir, also from hf:OWNER/REPO if it is uploaded there.
+terms. --data says on the card what a data set of your own is. The other commands take FOLDER as
+--workdir, also from hf:OWNER/REPO if it is uploaded there.
 Prints how predictions change by rounding: on the validation images of the run where its data are
 at hand, else on phantoms.
 """
@@ -23,6 +25,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output", required=True, type=path_argument, help="new folder to write")
     parser.add_argument("--name", default="", help="of the network (default: that of the folder)")
     parser.add_argument("--license", type=Path, metavar="FILE", help="terms of the weights")
+    parser.add_argument("--data", default="", metavar="TEXT", help="what the data are, on the card")
     parser.add_argument("--raw_dir", default="", help="raw data of the run, if they moved")
     parser.add_argument("--data_dir", default="", help="prepared data of the run, if they moved")
     args = parser.parse_args(argv)
@@ -35,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
         args.output,
         name=args.name,
         license_file=args.license,
+        data=args.data,
         raw_dir=args.raw_dir,
         data_dir=args.data_dir,
     )

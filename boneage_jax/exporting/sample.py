@@ -16,7 +16,7 @@ from boneage_jax.extensions import DATASETS
 from tfds_rsna.builders import is_prepared
 from tfds_rsna.hand_phantom.render import make_phantom
 
-_COUNT = 64
+_COUNT = 100
 
 
 class Sample(NamedTuple):

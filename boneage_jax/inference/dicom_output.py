@@ -45,6 +45,7 @@ class DicomOutput:
       files: all image files, whose names become those of the objects.
       predictor: the network for bone age.
       network: its name.
+      fingerprint: see `AgeFinding`.
       masks: finds the hand, where the network itself reads whole radiographs.
     """
 
@@ -56,11 +57,13 @@ class DicomOutput:
         files: Sequence[Path],
         predictor: "Predictor",
         network: str,
+        fingerprint: str = "",
         masks: "Background | None" = None,
     ):
         open_folder(folder, files, "--dicom_out")
         self._folder, self._names = folder, output_names(files)
-        self._predictor, self._network, self._masks = predictor, network, masks
+        self._predictor, self._masks = predictor, masks
+        self._network, self._fingerprint = network, fingerprint
 
     def add(self, reading: Reading) -> str:
         """Writes the objects of a radiograph; returns "" or what is wrong with the mask.
@@ -73,7 +76,7 @@ class DicomOutput:
         source = source_header(reading.file)
         image, _ = read_radiograph(reading.file)
         stem = image_stem(reading.file)
-        finding = _finding(reading, self._network)
+        finding = _finding(reading, self._network, self._fingerprint)
         objects = {
             "sr": structured_report(source, finding),
             "sc": secondary_capture(
@@ -118,7 +121,7 @@ class DicomOutput:
         return side_by_side(pictures, lines)
 
 
-def _finding(reading: Reading, network: str) -> AgeFinding:
+def _finding(reading: Reading, network: str, fingerprint: str) -> AgeFinding:
     """Returns what the report of a reading says.
 
     Raises:
@@ -138,4 +141,5 @@ def _finding(reading: Reading, network: str) -> AgeFinding:
         None if np.isnan(accepted) else bool(accepted),
         side if side in ("L", "R") else "",
         network,
+        fingerprint,
     )

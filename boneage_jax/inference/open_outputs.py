@@ -11,7 +11,8 @@ from boneage_jax.errors import InputError
 from boneage_jax.inference.background_removal import Background, UnneededMasks
 from boneage_jax.inference.feature_file import FeatureFile
 from boneage_jax.inference.outputs import Outputs
-from boneage_jax.storage.shipped import best_network
+from boneage_jax.storage.published import fingerprint
+from boneage_jax.storage.shipped import best_network, open_network
 
 if TYPE_CHECKING:
     from boneage_jax.inference.predictor import Predictor
@@ -61,7 +62,8 @@ class Wanted:
     ) -> tuple["Predictor", Outputs]:
         """Loads the predictor and opens the outputs.
 
-        Masks for a network that reads whole radiographs are for the DICOM output alone.
+        Masks for a network that reads whole radiographs are for the DICOM output alone; without any
+        they are those of the package's own U-Net.
 
         Args:
           workdir: see `load_predictor`.
@@ -83,10 +85,19 @@ class Wanted:
                 raise
             predictor = load_predictor(workdir, batch_size=size)
             own_masks = Background(masks, "multiply")
-        return predictor, self._open(predictor, Path(workdir).name or workdir, own_masks, files)
+        if self.dicom_out and not masks and predictor.background is None:
+            own_masks = Background(best_network("hand_mask"), "multiply")
+        network = Path(workdir).name or workdir
+        mark = fingerprint(open_network(workdir)) if self.dicom_out else ""
+        return predictor, self._open(predictor, network, mark, own_masks, files)
 
     def _open(
-        self, predictor: "Predictor", network: str, masks: Background | None, files: Sequence[Path]
+        self,
+        predictor: "Predictor",
+        network: str,
+        mark: str,
+        masks: Background | None,
+        files: Sequence[Path],
     ) -> Outputs:
         options = {
             "--reference": self.reference,
@@ -101,7 +112,7 @@ class Wanted:
         if self.dicom_out:
             from boneage_jax.inference.dicom_output import DicomOutput
 
-            others.append(DicomOutput(self.dicom_out, files, predictor, network, masks))
+            others.append(DicomOutput(self.dicom_out, files, predictor, network, mark, masks))
         if self.report:
             from boneage_jax.inference.nearest import References
             from boneage_jax.inference.radiograph_report import ReportOutput

@@ -29,9 +29,11 @@ def open_folder(folder: Path, files: Sequence[Path], option: str) -> None:
     """Creates a folder for output.
 
     Raises:
-      InputError: it cannot be written, or holds a radiograph that is read: its files would be read
-        as radiographs the next time.
+      InputError: it is a file, cannot be written, or holds a radiograph that is read: its files
+        would be read as radiographs the next time.
     """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{option}={folder} is a file; name a folder")
     check_writable(folder)
     parents = {file.absolute().parent for file in files}
     if any(folder.samefile(parent) for parent in parents if parent.exists()):

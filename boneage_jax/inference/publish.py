@@ -49,6 +49,7 @@ def write_published(
     license_file: Path | None = None,
     calibration: Calibration | None = None,
     card: bool = True,
+    data: str = "",
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the folder of a published network; it is complete or absent.
@@ -64,6 +65,7 @@ def write_published(
         the data that it was trained on.
       calibration: used instead of that of `source`.
       card: write a model card; if not, that of `source` is copied, if there is one.
+      data: what the card says of a data set that this package does not know.
       more: JSON contents by name of a file to add.
 
     Raises:
@@ -75,7 +77,7 @@ def write_published(
     name = name or output.absolute().name
     pixels = network.info.image_size
     if card:
-        description = model_card(name, report, pixels=pixels, members=len(members))
+        description = model_card(name, report, pixels=pixels, members=len(members), data=data)
     else:
         description = _read_text(source / CARD) if (source / CARD).is_file() else ""
     if license_file or (source / LICENSE).is_file():

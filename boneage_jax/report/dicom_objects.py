@@ -44,6 +44,7 @@ class AgeFinding:
       accepted: whether the radiograph is like those of training, None if unknown.
       side: L, R or "".
       network: name of the network.
+      fingerprint: sha256 that tells networks of this name apart, "" if there is none.
     """
 
     age: float
@@ -54,6 +55,7 @@ class AgeFinding:
     accepted: bool | None
     side: str
     network: str
+    fingerprint: str = ""
 
 
 def source_header(path: Path) -> Any:
@@ -103,7 +105,12 @@ def structured_report(source: Any, finding: AgeFinding) -> Any:
     algorithm = sr.AlgorithmIdentification(
         name=f"{MAKER} {finding.network}",
         version=version,
-        parameters=[f"network={finding.network}", "interval=95 %", "research use only"],
+        parameters=[
+            f"network={finding.network}",
+            *([f"sha256={finding.fingerprint}"] if finding.fingerprint else []),
+            "interval=95 %",
+            "research use only",
+        ],
         family=codes.cid7162.ArtificialIntelligence,
         manufacturer=MAKER,
     )

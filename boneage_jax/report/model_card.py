@@ -54,6 +54,12 @@ _AGE_LIMITS = (
 )
 
 
+_MASK_LIMITS = (
+    "Hands with casts, rings or metal, several hands, and turned or inverted radiographs are rare "
+    "or absent among the images of training; look at the masks before they are relied on.",
+)
+
+
 def license_text(dataset: str) -> str:
     """Returns the terms of weights that were trained on a data set of this name."""
     known = _KNOWN.get(dataset)
@@ -61,7 +67,9 @@ def license_text(dataset: str) -> str:
     return (_TEMPLATES / file).read_text(encoding="utf-8")
 
 
-def model_card(name: str, report: Mapping[str, Any], *, pixels: int, members: int = 1) -> str:
+def model_card(
+    name: str, report: Mapping[str, Any], *, pixels: int, members: int = 1, data: str = ""
+) -> str:
     """Returns the model card of a network as Markdown with a YAML header, by huggingface_hub.
 
     Args:
@@ -70,6 +78,7 @@ def model_card(name: str, report: Mapping[str, Any], *, pixels: int, members: in
       pixels: height and width of what is stored; the network reads `data.height` x `data.width` of
         its config, if these are given.
       members: number of networks that are averaged.
+      data: what the card says of a data set that this package does not know; by default its name.
 
     Raises:
       InputError: huggingface_hub is not installed, or the report lacks a group.
@@ -84,7 +93,7 @@ def model_card(name: str, report: Mapping[str, Any], *, pixels: int, members: in
         dataset, compute, config = (report[key] for key in ("dataset", "compute", "config"))
         of_ages = "age" in report
         metric, value = ("mae", report["age"]["mae"]) if of_ages else _mask_metric(report)
-        known = _KNOWN.get(dataset["name"]) or _own(dataset["name"])
+        known = _KNOWN.get(dataset["name"]) or _own(dataset["name"], data)
         card = ModelCard.from_template(
             ModelCardData(
                 library_name=_PACKAGE,
@@ -113,7 +122,8 @@ def model_card(name: str, report: Mapping[str, Any], *, pixels: int, members: in
             network=_network(config, compute, pixels, members),
             data=_data(known, dataset),
             metrics="\n\n".join(_metrics(report, dataset["split"])),
-            limits=[*known.limits, *(_AGE_LIMITS if of_ages else ())],
+            stresses=_stresses(report.get("stress")),
+            limits=[*known.limits, *(_AGE_LIMITS if of_ages else _mask_limits(dataset))],
             citation=known.citation,
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -130,8 +140,29 @@ _INTENDED = {
 }
 
 
-def _own(name: str) -> _Data:
-    return _Data(name, f"A data set of the publisher's, {name}.", (), "", "weights_license_own.txt")
+def _own(name: str, description: str) -> _Data:
+    description = description or f"A data set of the publisher's, {name}."
+    return _Data(name, description, (), "", "weights_license_own.txt")
+
+
+def _mask_limits(dataset: Mapping[str, Any]) -> tuple[str, ...]:
+    splits, split = dataset["splits"], dataset["split"]
+    few = f"Trained on {splits['train']:,} images and measured on {splits[split]:,}."
+    return (few, *_MASK_LIMITS)
+
+
+def _stresses(stress: Mapping[str, Any] | None) -> str:
+    """Returns a table of errors of changed images, "" where none were read."""
+    if not stress:
+        return ""
+    rows = [
+        (row["what"], f"{row['mae']:.2f}", f"{row['change']:+.2f}", f"{row['accepted']:.1%}")
+        for row in stress["rows"]
+    ]
+    table = _table(
+        ("change", "mean absolute error", "against the image as it is", "accepted"), rows
+    )
+    return f"{stress['images']:,} images of the split, changed and read again; months.\n\n{table}"
 
 
 def _mask_metric(report: Mapping[str, Any]) -> tuple[str, float]:

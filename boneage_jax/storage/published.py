@@ -200,6 +200,11 @@ def read_sums(folder: Path) -> dict[str, str]:
     return sums
 
 
+def fingerprint(folder: Path) -> str:
+    """Returns the sha256 of the sums of a published network, "" of any other folder."""
+    return _sha256(folder / SUMS) if (folder / SUMS).is_file() else ""
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -87,6 +87,23 @@ def test_each_radiograph_has_its_files_and_a_bad_one_costs_only_its_own(folder, 
     assert "SECRET" not in said.out + said.err
 
 
+def test_masks_in_dicom_are_those_of_the_package_unless_others_are_named(folder):
+    pytest.importorskip("highdicom", reason="highdicom is not installed (extra 'dicom')")
+    outputs = [f"--output={folder / 'x.csv'}", f"--dicom_out={folder / 'objects'}"]
+    assert call(predict, f"--workdir={WORKDIR}", *outputs, folder / "in" / "hand.dcm") == 0
+    mask = pydicom.dcmread(folder / "objects" / "hand_seg.dcm")
+    assert (mask.Rows, mask.Columns) == pydicom.dcmread(
+        folder / "in" / "hand.dcm"
+    ).pixel_array.shape
+
+
+def test_a_file_is_no_folder_for_output(folder, capsys):
+    file = folder / "in" / "hand.dcm"
+    arguments = [f"--workdir={WORKDIR}", f"--output={folder / 'x.csv'}", f"--report={file}", file]
+    assert call(predict, *arguments) == 2
+    assert f"--report={file} is a file; name a folder" in capsys.readouterr().err
+
+
 def test_options_are_checked_first(folder, capsys, monkeypatch):
     arguments = [f"--workdir={folder / 'none'}", f"--output={folder / 'x.csv'}", folder / "in"]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -23,6 +23,7 @@ from boneage_jax.inference.background_removal import Background
 from boneage_jax.inference.load_trained import load_members, load_trained
 from boneage_jax.inference.publish import write_published
 from boneage_jax.json_file import read_json
+from boneage_jax.report.model_card import model_card
 from boneage_jax.storage.published import rounded, write_sums
 from boneage_jax.storage.shipped import best_network, network_table, shipped_networks
 from tests.support.unet_run import call
@@ -370,6 +371,19 @@ def test_a_card_states_what_the_report_does(weights):
     assert "not for the care of patients" in body and "None" not in body and "{{" not in body
     mask = (weights / "tiny_unet" / "README.md").read_text()
     assert "intersection over union" in mask and "segment --output=MASKS" in mask
+    splits = read_json(OLD / "unet" / "report.json")["dataset"]["splits"]
+    assert f"Trained on {splits['train']} images" in mask.partition("## Limits")[2]
+    assert "Under stress" not in text
+
+
+def test_a_card_shows_what_the_report_and_the_publisher_add():
+    report = read_json(OLD / "bone_age" / "report.json")
+    row = {"what": "gamma 2", "mae": 9.876, "change": 1.234, "accepted": 0.925}
+    report["stress"] = {"images": 200, "rows": [row]}
+    report["dataset"]["name"] = "my_hospital"
+    card = model_card("one", report, pixels=64, data="Radiographs of one hospital.")
+    assert "| gamma 2 | 9.88 | +1.23 | 92.5% |" in card and "200 images of the split" in card
+    assert "Radiographs of one hospital." in card and "my_hospital" in card
 
 
 def test_the_hub_is_a_source_and_its_cache_does_without_a_network(weights, tmp_path, monkeypatch):

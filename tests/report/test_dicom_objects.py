@@ -1,5 +1,6 @@
 """DICOM objects of a reading, as pydicom and highdicom read them and as dciodvfy judges them."""
 
+import dataclasses
 import importlib.util
 import io
 import math
@@ -81,6 +82,15 @@ def test_the_report_says_the_age(source):
         assert report[name].value == source[name].value
 
 
+def test_the_report_tells_networks_of_one_name_apart(source):
+    marked = dataclasses.replace(FINDING, fingerprint="ab" * 32)
+    said = []
+    for finding in (FINDING, marked):
+        report = structured_report(source, finding)
+        said.append({item.TextValue for item in items(report) if "TextValue" in item})
+    assert said[1] - said[0] == {f"sha256={'ab' * 32}"}
+
+
 def test_the_picture_and_the_mask_read_back(source):
     picture = np.random.default_rng(0).integers(0, 256, (20, 50, 3), np.uint8)
     capture = written(secondary_capture(source, picture, "lite0"))
@@ -118,8 +128,21 @@ def test_headers_of_old_files_serve_too(tmp_path):
     assert found == ("19970424", "140438.5", "19900102")
 
 
-@pytest.mark.parametrize("left_out", [(), ("PatientID", "StudyDate", "StudyTime", "StudyID")])
-def test_dciodvfy_finds_no_error(tmp_path, left_out):
+OTHERS = (
+    dataclasses.replace(FINDING, score=-1.23, side="R", accepted=False, fingerprint="ab" * 32),
+    dataclasses.replace(FINDING, difference=math.nan, side="", accepted=None),
+)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "finding"),
+    [
+        ((), FINDING),
+        (("PatientID", "StudyDate", "StudyTime", "StudyID"), FINDING),
+        *(((), finding) for finding in OTHERS),
+    ],
+)
+def test_dciodvfy_finds_no_error(tmp_path, left_out, finding):
     beside = Path(sys.executable).with_name("dciodvfy")
     command = shutil.which("dciodvfy") or (str(beside) if beside.exists() else "")
     if not command:
@@ -130,7 +153,7 @@ def test_dciodvfy_finds_no_error(tmp_path, left_out):
     path.write_bytes(dicom_file(np.zeros((40, 30), np.uint8), **tags))
     source = source_header(path)
     for kind, made in {
-        "EnhancedSR": structured_report(source, FINDING),
+        "EnhancedSR": structured_report(source, finding),
         "SCImage": secondary_capture(source, np.zeros((20, 50, 3), np.uint8), "lite0"),
         "Segmentation": hand_segmentation(source, np.ones((40, 30), bool), "unet"),
     }.items():

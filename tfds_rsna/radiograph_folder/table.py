@@ -164,7 +164,7 @@ def guess_columns(header: Iterable[str], asked: Columns, path: Path) -> Columns:
             hint = f" (age_column={unit} reads {unit!r} in that unit; age_unit names another)"
         raise InputError(
             f"{path} {problem}; it has {', '.join(map(repr, names)) or 'no column'}{hint}; "
-            f"name one with {kind}_column=NAME"
+            f"name one with the option {kind}_column"
         )
 
     file = pick("file", asked.file, FILE_COLUMNS, known, True)
@@ -244,7 +244,7 @@ def read_table(
         raise InputError(
             f"{path}: {len(missing)} of {len(table.rows)} images are not in {raw_dir}, first "
             f"{missing[0]} (there is e.g. {relative_name(index.images[0], raw_dir)!r}); correct "
-            f"column {columns.file!r}, name another with file_column=NAME, or leave these rows out "
+            f"column {columns.file!r}, name another with the option file_column, or leave these rows out "
             "with skip_unreadable"
         )
     if not rows:
