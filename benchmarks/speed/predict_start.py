@@ -1,7 +1,7 @@
 """From command to answer: `predict` on one radiograph, in a fresh process each time.
 
 usage: python -m benchmarks.speed.predict_start --output=FILE.csv [--starts=5]
-           [--networks=rsna_lite0_224,WORKDIR,...]
+           [--networks=rsna_lite0_256,WORKDIR,...]
 
 Three kinds of start take turns: with an empty cache of programs; with what that left, but no file
 in the kernel's page cache (for root alone, who may empty it; left out for others); and with the
@@ -63,7 +63,7 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--starts", type=int, default=5)
-    parser.add_argument("--networks", default="rsna_lite0_224")
+    parser.add_argument("--networks", default="rsna_lite0_256")
     args = parser.parse_args()
     args.output.parent.mkdir(parents=True, exist_ok=True)
     seen = defaultdict(list)

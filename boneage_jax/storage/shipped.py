@@ -23,6 +23,7 @@ from boneage_jax.storage.layout import (
 from boneage_jax.storage.published import check_sums, count_networks
 
 SEARCH_PATH = "BONEAGE_JAX_WEIGHTS"  # folders of published networks, with colons between them
+_LIGHT = 10e6  # bytes
 _FETCHED = (SUMS, WEIGHTS, CONFIG, INFO, CALIBRATION, REPORT, "LICENSE", f"{BACKGROUND}/*")
 
 
@@ -41,6 +42,7 @@ class Shipped(NamedTuple):
       train_flops: FLOPs of training.
       mae: mean absolute error on the validation split, in months.
       iou: intersection over union of hand masks on the validation split, pooled over the images.
+      bytes: size of its weights.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Shipped(NamedTuple):
     train_flops: int | None
     mae: float | None
     iou: float | None
+    bytes: int
 
 
 def shipped_folders() -> dict[str, Path]:
@@ -86,13 +89,14 @@ def shipped_networks() -> list[Shipped]:
 def best_network(task: str = "bone_age") -> str:
     """Returns the name of the published network with the lowest error on its validation split.
 
-    Of single networks; an ensemble, which takes several times as long, only if there are no others.
+    Of single networks of at most 10 MB, for somebody who names none; larger ones and ensembles,
+    which take several times as long, only if there are no others.
 
     Raises:
       InputError: there is none.
     """
     known = [one for one in shipped_networks() if one.task == task]
-    for one in sorted(known, key=lambda one: one.members > 1):
+    for one in sorted(known, key=lambda one: (one.members > 1, one.bytes > _LIGHT)):
         return one.name
     raise InputError(
         "no trained network comes with this version; name the workdir of a training, a folder of "
@@ -192,6 +196,7 @@ def _describe(name: str, folder: Path) -> Shipped:
         train_flops=_number(compute, "train_flops", int),
         mae=_number(_part(report, "age"), "mae", float),
         iou=_number(_part(_part(report, "mask"), "pooled"), "iou", float),
+        bytes=(folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).is_file() else 0,
     )
 
 

@@ -22,6 +22,7 @@ NAMES = sorted(path.name for path in WEIGHTS.iterdir() if path.is_dir())
 AGES = {
     "rsna_lite0_224": [28.494, 151.948, 136.477],
     "rsna_lite0_256": [23.670, 117.015, 74.270],
+    "rsna_lite2_256": [33.104, 164.350, 159.294],
 }
 
 
