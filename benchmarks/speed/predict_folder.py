@@ -3,8 +3,8 @@
 usage: python -m benchmarks.speed.predict_folder --images=FOLDER --output=FILE.csv
            [--count=1000] [--rounds=3] [--network=NAME|WORKDIR]
 
-In one process, in turns: all files decoded by as many threads as `predict` has, with nothing done
-to the pixels (decode); the network's compiled step on as many images that lie ready (step); and
+In one process, in turns: all files decoded and shrunk to the network's square by as many threads as
+`predict` has (decode); the network's compiled step on as many images that lie ready (step); and
 what the command does with the same files, its rows written as CSV (predict). Decoding and step both
 use all cores, so their sum is the least that `predict` can take. Files are named again, from the
 first on, if there are fewer than `count`. A row per round and kind: seconds. A JSON beside it has
@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.provenance import write_provenance
 from boneage_jax.cli import prepare_jax
-from boneage_jax.data.files import read_radiograph
+from boneage_jax.data.files import fit_square, read_radiograph
 from boneage_jax.data.find_files import find_images
 from boneage_jax.inference.predict_files import write_predictions
 from boneage_jax.inference.predictor import Predictor, load_predictor
@@ -35,9 +35,13 @@ COLUMNS = ("kind", "round", "files", "seconds")
 
 
 def decode(predictor: Predictor, files: list[Path]) -> None:
-    """Decodes all files as `predict` does, and nothing else."""
+    """Decodes all files and makes squares of them; nothing is put right or judged."""
+
+    def square(file: Path) -> np.ndarray:
+        return fit_square(read_radiograph(file)[0], predictor.image_size, "stretch")
+
     with decoding_threads() as pool:
-        for _ in read_ahead(files, read_radiograph, predictor.batch_size, pool):
+        for _ in read_ahead(files, square, predictor.batch_size, pool):
             pass
 
 

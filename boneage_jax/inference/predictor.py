@@ -252,8 +252,11 @@ class Predictor:
         if self._background is not None:  # the view network knows radiographs without background
             return self._background(image, stem, self.image_size), ()
         view = self._calibration.view if self._calibration else None
-        image, notes = view.put_right(image) if view else (image, ())
-        return fit_square(image, self.image_size, self._square_by), notes
+        square = fit_square(image, self.image_size, self._square_by)
+        right, notes = view.put_right(image, square) if view else (image, ())
+        if right is image:
+            return square, notes
+        return fit_square(right, self.image_size, self._square_by), notes
 
     def contributions(self, square: np.ndarray, male: int = -1) -> np.ndarray:
         """Returns where the age comes from, see `boneage_jax.inference.saliency`.

@@ -116,21 +116,26 @@ class View:
         mean = [np.mean(each, axis=0) for each in (turns, inversions, kinds)]
         return Reading(mean[0], mean[1], mean[2], frames[0])
 
-    def put_right(self, image: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    def put_right(
+        self, image: np.ndarray, glance: np.ndarray | None = None
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
         """Undoes turns by steps of 45 degrees, inversion, white frames and wide surroundings.
 
         Only what the network is sure of is undone; what is wrong afterwards is for `judge`.
 
         Args:
           image: uint8 [H, W].
+          glance: the same picture, smaller, of any proportions: it is read first, and where nothing
+            is to be undone `image`, of millions of pixels, is not shrunk once more.
 
         Returns:
-          (uint8 [H', W'], notes on what was done).
+          (uint8 [H', W'], notes on what was done). Where nothing was, `image` itself.
         """
+        whole = image
         image, notes = _without_frame(image)
         turned, swapped = 0, False
         for _ in range(_TIMES):
-            small = thumbnail(image)[None]
+            small = thumbnail(glance if glance is not None and image is whole else image)[None]
             seen = self._read(small, _VARIANTS[:1])
             if seen.proper[0] < _PROPER:
                 seen = self._read(small, _VARIANTS)
@@ -202,6 +207,9 @@ def _cut_out(image: np.ndarray, frame: np.ndarray) -> np.ndarray | None:
 
 def _without_frame(image: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Cuts off white margins, as scanners leave them."""
+    edges = image[0], image[-1], image[:, 0], image[:, -1]
+    if all(edge.min() < _WHITE for edge in edges):
+        return image, []  # as almost always, without looking at millions of pixels
     inside = image < _WHITE
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     if min(len(rows), len(columns)) < _MIN_SIDE:

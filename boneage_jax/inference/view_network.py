@@ -75,11 +75,16 @@ def thumbnail(image: np.ndarray, side: int = SIDE) -> np.ndarray:
 def without_margins(image: np.ndarray) -> np.ndarray:
     """Returns the part of an image without rows and columns at its edges of one grey value."""
     for _ in range(2):
-        varied = np.flatnonzero(image.max(1) != image.min(1))
-        if not varied.size:
+        first = next((n for n, line in enumerate(image) if _varies(line)), None)
+        if first is None:
             return image
-        image = image[varied[0] : varied[-1] + 1].T
+        last = next(n for n in range(len(image) - 1, -1, -1) if _varies(image[n]))
+        image = image[first : last + 1].T
     return image
+
+
+def _varies(line: np.ndarray) -> bool:
+    return bool((line != line[0]).any())
 
 
 def apply(weights: Weights, thumbnails: Any, xp: ModuleType = np) -> Outputs:
