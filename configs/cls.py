@@ -174,8 +174,8 @@ def rsna300t() -> ConfigDict:
 def rsna1p() -> ConfigDict:
     """python -m boneage_jax.main --config=cls:rsna1p --config.data.raw_dir=DIR
 
-    1e15 FLOPs, EfficientNet-Lite2: 2.4 hours on 2 cores. In bfloat16 (--config.model.dtype=bfloat16)
-    8e14 took 88 s on an H200.
+    1e15 FLOPs, EfficientNet-Lite2: 2.4 hours on 2 cores. In bfloat16
+    (--config.model.dtype=bfloat16) 8e14 took 88 s on an H200.
     """
     config = _full_set(1e15, 256, 203)
     config.model.name = "efficientnet_lite2"

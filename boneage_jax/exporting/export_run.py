@@ -115,7 +115,7 @@ def _onnx(program: Program, request: Request) -> tuple[bytes, list[str]]:
         model = with_int8_convolutions(model, batches(program, fitted))
     opset = model.opset_import[0].version
     first = f"ONNX opset {opset}, {request.precision}; {_interface(program)}"
-    lines = [first, *_compare_onnx(program, model, sample)]
+    lines = [first, *_compare_onnx(program, model, sample), *_left_out(program)]
     return model.SerializeToString(), lines
 
 
@@ -153,7 +153,17 @@ def _stablehlo(program: Program, request: Request) -> tuple[bytes, list[str]]:
         return [np.asarray(found[name]) for name in program.outputs]
 
     first = f"StableHLO for cpu, cuda and tpu; {_interface(program)}"
-    return bytes(content), [first, *compare(program, run, sample)]
+    return bytes(content), [first, *compare(program, run, sample), *_left_out(program)]
+
+
+def _left_out(program: Program) -> list[str]:
+    """Returns what a user must know that `predict` does and the file does not."""
+    if program.calibration is None or program.calibration.view is None:
+        return []
+    return [
+        "not in this file, other than in predict: turned, inverted and small hands are not put "
+        "right, and several hands or none are accepted if the picture is like a radiograph"
+    ]
 
 
 def _interface(program: Program) -> str:

@@ -11,6 +11,7 @@ import pytest
 from boneage_jax import export
 from boneage_jax.errors import InputError
 from boneage_jax.exporting import export_run
+from tests.exporting.conftest import age_network, shipped_view
 from tests.support.unet_run import call
 
 onnx = pytest.importorskip("onnx")
@@ -27,6 +28,14 @@ def test_onnx_of_radiographs(workdirs, radiographs, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{output}: ") and "uint8 [batch, 64, 64, 1]" in lines[0]
     assert "months at most" in lines[1] and "24 of the radiographs given" in lines[1]
+
+
+def test_what_a_file_leaves_out_is_said(tmp_path):
+    """The web page puts radiographs right; ONNX and StableHLO do not."""
+    program = age_network(tmp_path, view=shipped_view(), model__name="tiny")
+    request = export_run.Request("", tmp_path / "out")
+    said = {form: export_run.FORMATS[form](program, request)[1] for form in ("stablehlo", "web")}
+    assert "not put right" in said["stablehlo"][-1] and "not put right" not in said["web"][-1]
 
 
 def test_stablehlo_has_its_texts_beside_it(workdirs, tmp_path, capsys):

@@ -61,6 +61,15 @@ def test_efficientnet_equals_predict(squares, tmp_path):
     np.testing.assert_allclose(found["bone_age_months"], wanted["bone_age_months"], atol=1e-3)
 
 
+def test_a_network_that_reads_another_shape_equals_predict(squares, tmp_path):
+    """Rectangles are resampled inside the graph."""
+    shape = {"data__fit": "stretch", "data__height": 48, "data__width": 40}
+    network = age_network(tmp_path, model__name="tiny", **shape)
+    hands, male = squares[:-1], _sexes(12)
+    found, wanted = _run(to_onnx(network), network, hands, male), network.read(hands, male)
+    np.testing.assert_allclose(found["bone_age_months"], wanted["bone_age_months"], atol=1e-3)
+
+
 def test_number_of_images_is_free(model, ages, squares):
     whole = _run(model, ages, squares, _sexes(len(squares)))["bone_age_months"]
     single = _run(model, ages, squares[3:4], _sexes(4)[3:])["bone_age_months"]

@@ -244,8 +244,8 @@ def read_table(
         raise InputError(
             f"{path}: {len(missing)} of {len(table.rows)} images are not in {raw_dir}, first "
             f"{missing[0]} (there is e.g. {relative_name(index.images[0], raw_dir)!r}); correct "
-            f"column {columns.file!r}, name another with the option file_column, or leave these rows out "
-            "with skip_unreadable"
+            f"column {columns.file!r}, name another with the option file_column, or leave these "
+            "rows out with skip_unreadable"
         )
     if not rows:
         raise InputError(f"{path} has a header but no row")
