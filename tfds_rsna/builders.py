@@ -375,8 +375,8 @@ def _check_can_download(
         return
     extra = "; without --raw_dir it is downloaded" if can else ""
     raise InputError(
-        f"{label} must be prepared in {root} ({reason}); name the raw data by data.raw_dir, or prepare it: "
-        f"python -m tfds_rsna.prepare {label} --raw_dir=DIR --data_dir={root}{extra}"
+        f"{label} must be prepared in {root} ({reason}); name the raw data by data.raw_dir, or "
+        f"prepare it: python -m tfds_rsna.prepare {label} --raw_dir=DIR --data_dir={root}{extra}"
     )
 
 
