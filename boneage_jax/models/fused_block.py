@@ -28,15 +28,18 @@ def pointwise(x: Array, kernel: Array, dtype: Any = None) -> Array:
     )
 
 
-def _by_kernel(x: Array, grad: Array) -> Array:
-    """Returns the gradient of `pointwise` by its kernel, in float32 if the arrays are bfloat16."""
+def _by_kernel(x: Array, grad: Array, dtype: Any = None) -> Array:
+    """Returns the gradient of `pointwise` by its kernel, by default in the dtype of the arrays.
+
+    In that dtype it is reduced over devices, which halves what they send in bfloat16.
+    """
     return lax.conv_general_dilated(
         x,
         grad,
         (1, 1),
         "VALID",
         dimension_numbers=("CHWN", "IHWO", "HWNC"),
-        preferred_element_type=_exact(x),
+        preferred_element_type=dtype,
     )
 
 
@@ -79,9 +82,9 @@ def _moments_bwd(
     # In the dtype of `x`: what cannot be computed within the other convolution is stored.
     by_x += pointwise(x, mixed[None, None].astype(x.dtype)) + weights @ by_mean
     # By W: x' grad + sum(x) by_mean + x' x W diag(by_square).
-    by_kernel = _by_kernel(x, grad)
+    by_kernel = _by_kernel(x, grad).astype(exact)
     sums = x.astype(exact).sum((0, 1, 2))
-    moments = sums[:, None] * by_mean + (_by_kernel(x, x)[0, 0] @ weights) * by_square
+    moments = sums[:, None] * by_mean + (_by_kernel(x, x, exact)[0, 0] @ weights) * by_square
     by_kernel = (by_kernel + moments).astype(kernel.dtype)
     return by_x.astype(x.dtype), by_kernel
 
