@@ -141,7 +141,7 @@ def base_config() -> ConfigDict:
     config.model.bn_epsilon = 1e-3  # TensorFlow's; PyTorch's is 1e-5
     config.model.bn_sync = True  # BatchNorm statistics over all devices
     config.model.padding = "same"  # same (TensorFlow) | symmetric (PyTorch)
-    config.model.depthwise = "auto"  # auto | lax | shift | fused
+    config.model.depthwise = "auto"  # auto | lax | shift | fused | cudnn
     config.model.remat = False  # EfficientNet: recompute activations inside blocks
     config.model.dropout = 0.2  # dropout rate before the heads
     config.model.hidden = 0  # width of a dense layer before the age output; 0: none

@@ -140,7 +140,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "normalize": ("zscore", "percentile", "equalize", "none"),
     "model.dtype": ("float32", "bfloat16"),
     "model.padding": ("same", "symmetric"),
-    "model.depthwise": ("auto", "lax", "shift", "fused"),
+    "model.depthwise": ("auto", "lax", "shift", "fused", "cudnn"),
     "loss.age": ("l1", "huber", "mse", "distribution"),
     "optimizer.name": ("adam", "adamw", "sgd", "rmsprop", "lion"),
     "optimizer.batch_scaling": ("linear", "sqrt"),

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from boneage_jax.models.batch_norm_native import knows, native_moments, native_scale_and_act
+from boneage_jax.models.gpu_block import moments as gpu_moments
+from boneage_jax.models.gpu_block import scale_and_act as gpu_scale_and_act
 from boneage_jax.models.native import is_enabled
 
 Array = jax.Array
@@ -32,6 +34,7 @@ class BatchNorm(nn.Module):
       recompute: recompute the activation in the backward pass. XLA's TPU compiler does so by itself
         if it pays, and fuses more when left alone.
       fold: return (a, b) instead of normalised values, for an operation that applies them itself.
+      triton: take sums by Triton kernels, see `boneage_jax.models.gpu_block`.
     """
 
     use_running_average: bool
@@ -42,6 +45,7 @@ class BatchNorm(nn.Module):
     scale_init: Callable[..., Array] = nn.initializers.ones
     recompute: bool = True
     fold: bool = False
+    triton: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *moments: Array) -> Any:
@@ -60,7 +64,8 @@ class BatchNorm(nn.Module):
             mean, var = moving_mean.value, moving_var.value
         else:
             axis_name = None if self.is_initializing() else self.axis_name
-            mean, var = _moments(moments or _local(x, native), axis_name)
+            local = moments or (gpu_moments(x) if self.triton else _local(x, native))
+            mean, var = _moments(local, axis_name)
             if not self.is_initializing():
                 for moving, new in ((moving_mean, mean), (moving_var, var)):
                     moving.value = self.momentum * moving.value + (1 - self.momentum) * new
@@ -68,6 +73,8 @@ class BatchNorm(nn.Module):
         b = bias - mean * a
         if self.fold:
             return a, b
+        if self.triton:
+            return gpu_scale_and_act(x, a, b, self.act)
         if native:
             return native_scale_and_act(x, a, b, self.act)
         return _scale_and_act(x, a, b, self.act, self.recompute)

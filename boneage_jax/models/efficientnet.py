@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from boneage_jax.errors import InputError
+from boneage_jax.models import fused_block, gpu_block
 from boneage_jax.models.batch_norm import BatchNorm
 from boneage_jax.models.depthwise import (
     chosen,
@@ -22,7 +23,6 @@ from boneage_jax.models.depthwise import (
     fused_depthwise,
     runs_natively,
 )
-from boneage_jax.models.fused_block import gated_product, pointwise_with_moments, pooled_act
 from boneage_jax.models.initializers import variance_scaling
 
 Array = jax.Array
@@ -137,8 +137,9 @@ class Conv(nn.Module):
 
     Attributes:
       padding: 'same' (TensorFlow's rule, asymmetric at stride 2) or 'symmetric' (PyTorch's).
-      flat: run 1x1 as a product of two matrices. This fixes the order of the pixels in memory; on a
-        TPU the depthwise convolutions prefer another.
+      implementation: of the depthwise convolutions between which it stands. All but 'fused' run 1x1
+        as a product of two matrices. This fixes the order of the pixels in memory; on a TPU the
+        depthwise convolutions prefer another.
     """
 
     features: int
@@ -146,7 +147,7 @@ class Conv(nn.Module):
     stride: int = 1
     padding: str = "same"
     use_bias: bool = False
-    flat: bool = True
+    implementation: str = "lax"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -167,11 +168,16 @@ class Conv(nn.Module):
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         weights = self.param("kernel", _conv_init, shape, jnp.float32).astype(self.dtype)
         x = x.astype(self.dtype)
+        gpu = self.implementation == "cudnn"
         if norm is not None:
-            return gated_product(x, *norm, gate, weights, act)
+            product = (gpu_block if gpu else fused_block).gated_product
+            return product(x, *norm, gate, weights, act)
         if moments:
-            return pointwise_with_moments(x, weights)
-        if self.kernel == 1 and self.stride == 1 and self.flat:
+            return fused_block.pointwise_with_moments(x, weights)
+        matrix = self.kernel == 1 and self.stride == 1 and self.implementation != "fused"
+        if matrix and gpu and not self.use_bias:
+            x = gpu_block.pointwise(x, weights)
+        elif matrix:
             # Flattened to [B*H*W, C]: for a four-dimensional product XLA's CPU backend copies a
             # transposed operand for the kernel gradient, which doubles the layer's backward time.
             x = (x.reshape(-1, x.shape[-1]) @ weights[0, 0]).reshape(*x.shape[:-1], self.features)
@@ -207,9 +213,13 @@ class DepthwiseConv(nn.Module):
         weights = self.param("kernel", _depthwise_init, shape, jnp.float32).astype(self.dtype)
         x, padding = x.astype(self.dtype), pads(self.padding, self.kernel)
         if norm is not None:
-            native = self.train and runs_natively(self.implementation, x.dtype)
             return fused_depthwise(
-                *(x, *norm, weights), act=act, stride=self.stride, padding=padding, native=native
+                *(x, *norm, weights),
+                act=act,
+                stride=self.stride,
+                padding=padding,
+                native=self.train and runs_natively(self.implementation, x.dtype),
+                keep=chosen(self.implementation) == "cudnn",
             )
         return depthwise_conv(
             x,
@@ -293,9 +303,10 @@ class EfficientNet(nn.Module):
         spec = VARIANTS[self.variant]
         dropout = spec.dropout if self.dropout is None else self.dropout
         act: Callable[[Array], Array] = nn.relu6 if spec.lite else nn.swish
-        fused = chosen(self.depthwise) == "fused"
-        fold = fused or (train and runs_natively(self.depthwise, self.dtype))
-        conv = functools.partial(Conv, padding=self.padding, flat=not fused, dtype=self.dtype)
+        kind = chosen(self.depthwise)
+        arranged = kind in ("fused", "cudnn")
+        fold = arranged or (train and runs_natively(self.depthwise, self.dtype))
+        conv = functools.partial(Conv, padding=self.padding, implementation=kind, dtype=self.dtype)
         depthwise = functools.partial(
             DepthwiseConv,
             padding=self.padding,
@@ -308,7 +319,8 @@ class EfficientNet(nn.Module):
             momentum=self.bn_momentum,
             epsilon=self.bn_epsilon,
             axis_name=self.bn_axis_name,
-            recompute=not fused,
+            recompute=kind != "fused",
+            triton=kind == "cudnn",
         )
 
         def norm(*, name: str, **options: Any) -> Any:
@@ -347,7 +359,7 @@ class EfficientNet(nn.Module):
                     act=act,
                     lite=spec.lite,
                     fold=fold,
-                    fused=fused and not spec.lite,
+                    kind=kind if arranged and not spec.lite else "",
                     conv=conv,
                     depthwise=depthwise,
                     norm=norm,
@@ -384,7 +396,7 @@ class EfficientNet(nn.Module):
         act: Callable[[Array], Array],
         lite: bool,
         fold: bool,
-        fused: bool,
+        kind: str,
         conv: Module,
         depthwise: Module,
         norm: Module,
@@ -395,26 +407,27 @@ class EfficientNet(nn.Module):
         spatial = depthwise(stage.kernel, stride, name=f"{name}_dwconv")
         if stage.expand != 1:
             expand = conv(channels * stage.expand, name=f"{name}_expand_conv")
-            x, *moments = expand(x, moments=True) if fused else (expand(x),)
+            x, *moments = expand(x, moments=True) if kind == "fused" else (expand(x),)
             expand_norm = norm(act=act, name=f"{name}_expand_bn", fold=fold)
             x = spatial(x, expand_norm(x, *moments), act) if fold else spatial(expand_norm(x))
         else:
             x = spatial(x)
-        folded = norm(act=act, name=f"{name}_bn", fold=fused)(x)
-        x = x if fused else folded
+        folded = norm(act=act, name=f"{name}_bn", fold=bool(kind))(x)
+        x = x if kind else folded
         gate: Any = None
         if not lite:
             reduced = max(1, channels // 4)
+            pooled_act = (gpu_block if kind == "cudnn" else fused_block).pooled_act
             gate = (
                 pooled_act(x, *folded, act)[:, None, None]
-                if fused
+                if kind
                 else x.mean((1, 2), keepdims=True)
             )
             gate = act(conv(reduced, use_bias=True, name=f"{name}_se_reduce")(gate))
             gate = nn.sigmoid(conv(x.shape[-1], use_bias=True, name=f"{name}_se_expand")(gate))
         residual = stride == 1 and channels == filters
         project = conv(filters, name=f"{name}_project_conv")
-        if fused:
+        if kind:
             x = project(x, folded, gate[:, 0, 0], act)
         else:
             x = project(x if gate is None else x * gate)

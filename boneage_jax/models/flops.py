@@ -34,6 +34,7 @@ MARKED_CONVOLUTIONS = (*_FORWARD, "swapped_weight_gradient", "native_weight_grad
 _HOME = f"{os.sep}boneage_jax{os.sep}models{os.sep}"  # of the marked functions
 # Foreign code of boneage_jax/models that does elementwise work and sums, which count nothing.
 _ELEMENTWISE = ("boneage_jax_batch_norm_moments", "boneage_jax_batch_norm_gradient")
+_SUMS = "pixel_sums"  # a marked function of sums alone
 # Run on the host, or as code whose work the jaxpr does not show.
 _OPAQUE = ("pure_callback", "io_callback", "ffi_call", "pallas_call", "tpu_custom_call")
 _ITERATIVE = ("svd", "eig", "eigh", "schur", "hessenberg", "tridiagonal", "geqrf", "geqp3")
@@ -89,6 +90,8 @@ def _count_equation(eqn: Any) -> int:
         complex_numbers = jax.numpy.issubdtype(eqn.invars[0].aval.dtype, np.complexfloating)
         return _COUNTED[name](eqn) * (4 if complex_numbers and name != "fft" else 1)
     if name in ("jit", "pjit"):
+        if eqn.params.get("name") == _SUMS and _is_ours(eqn):
+            return 0
         known = _count_marked(eqn)
         if known:
             return known
@@ -216,10 +219,14 @@ def _count_marked(eqn: Any) -> int:
     name = eqn.params.get("name")
     if name not in (*MARKED_DEPTHWISE, *MARKED_CONVOLUTIONS):
         return 0
-    source = eqn.params["jaxpr"].jaxpr.debug_info.func_src_info or ""  # NAME at FILE:LINE
-    if _HOME not in source:
+    if not _is_ours(eqn):
         return 0
     return _count_depthwise(eqn) if name in MARKED_DEPTHWISE else _count_convolution(eqn)
+
+
+def _is_ours(eqn: Any) -> bool:
+    source = eqn.params["jaxpr"].jaxpr.debug_info.func_src_info or ""  # NAME at FILE:LINE
+    return _HOME in source
 
 
 def _count_convolution(eqn: Any) -> int:
