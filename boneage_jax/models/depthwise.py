@@ -56,16 +56,16 @@ def depthwise_conv(
     exact = _pads(x, kernel, stride, padding)
     if train and runs_natively(implementation, x.dtype) and kernel.shape[0] in KERNELS:
         return native_conv(x, kernel, stride, exact)
-    if chosen(implementation) == "shift":
+    if chosen(implementation, train) == "shift":
         return _shift_conv(x, kernel, stride, exact)
     return _lax_conv(x, kernel, stride, exact)
 
 
-def chosen(implementation: str) -> str:
+def chosen(implementation: str, train: bool = False) -> str:
     """Returns the implementation that a name stands for; 'auto' depends on the default backend.
 
-    On a single NVIDIA GPU 'auto' is 'cudnn', with the sums of `boneage_jax.models.gpu_block`; XLA
-    cannot share out kernels of Triton among several.
+    On a single NVIDIA GPU 'auto' is 'cudnn' in train steps, with the sums of
+    `boneage_jax.models.gpu_block`; XLA cannot share out kernels of Triton among several.
 
     Raises:
       InputError: an unknown implementation.
@@ -77,13 +77,13 @@ def chosen(implementation: str) -> str:
         )
     if implementation != "auto":
         return implementation
-    if jax.device_count() == 1 and jax.devices()[0].platform == "gpu" and _is_nvidia():
+    if train and jax.device_count() == 1 and _is_nvidia(jax.devices()[0]):
         return "cudnn"
     return implementation_for(jax.default_backend())
 
 
-def _is_nvidia() -> bool:
-    return "rocm" not in jax.devices()[0].client.platform_version
+def _is_nvidia(device: jax.Device) -> bool:
+    return device.platform == "gpu" and "rocm" not in device.client.platform_version
 
 
 def runs_natively(implementation: str, dtype: Any) -> bool:

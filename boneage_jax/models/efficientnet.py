@@ -219,7 +219,7 @@ class DepthwiseConv(nn.Module):
                 stride=self.stride,
                 padding=padding,
                 native=self.train and runs_natively(self.implementation, x.dtype),
-                keep=chosen(self.implementation) == "cudnn",
+                keep=chosen(self.implementation, self.train) == "cudnn",
             )
         return depthwise_conv(
             x,
@@ -303,7 +303,7 @@ class EfficientNet(nn.Module):
         spec = VARIANTS[self.variant]
         dropout = spec.dropout if self.dropout is None else self.dropout
         act: Callable[[Array], Array] = nn.relu6 if spec.lite else nn.swish
-        kind = chosen(self.depthwise)
+        kind = chosen(self.depthwise, train)
         arranged = kind in ("fused", "cudnn")
         fold = arranged or (train and runs_natively(self.depthwise, self.dtype))
         conv = functools.partial(Conv, padding=self.padding, implementation=kind, dtype=self.dtype)
