@@ -1,13 +1,14 @@
 """Writes a trained network as a folder for others: small, checked by sums, nothing executed.
 
 usage: python -m boneage_jax.publish --workdir=DIR --output=FOLDER [--name=NAME] [--license=FILE]
-                                     [--data=TEXT] [--raw_dir=DIR] [--data_dir=DIR]
-                                     [--extensions=FILE.py]
+                                     [--data=TEXT] [--evaluation=REPORT.json]
+                                     [--raw_dir=DIR] [--data_dir=DIR] [--extensions=FILE.py]
 
 Writes FOLDER/{network.safetensors, config.json, facts.json, calibration.npz, report.json,
 README.md, LICENSE, SHA256SUMS}: weights in float16, settings and calibration, a model card and the
-terms. --data says on the card what a data set of your own is. The other commands take FOLDER as
---workdir, also from hf:OWNER/REPO if it is uploaded there.
+terms. --data says on the card what a data set of your own is; --evaluation, once or more, adds what
+`python -m boneage_jax.evaluate` found of the network on another split or under stress. The other
+commands take FOLDER as --workdir, also from hf:OWNER/REPO if it is uploaded there.
 Prints how predictions change by rounding: on the validation images of the run where its data are
 at hand, else on phantoms.
 """
@@ -26,6 +27,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--name", default="", help="of the network (default: that of the folder)")
     parser.add_argument("--license", type=Path, metavar="FILE", help="terms of the weights")
     parser.add_argument("--data", default="", metavar="TEXT", help="what the data are, on the card")
+    parser.add_argument(
+        "--evaluation",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="REPORT.json",
+        help="report of an evaluation, for the card",
+    )
     parser.add_argument("--raw_dir", default="", help="raw data of the run, if they moved")
     parser.add_argument("--data_dir", default="", help="prepared data of the run, if they moved")
     args = parser.parse_args(argv)
@@ -39,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
         name=args.name,
         license_file=args.license,
         data=args.data,
+        evaluations=args.evaluation,
         raw_dir=args.raw_dir,
         data_dir=args.data_dir,
     )

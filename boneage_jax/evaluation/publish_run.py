@@ -47,6 +47,7 @@ def publish(
     name: str = "",
     license_file: Path | None = None,
     data: str = "",
+    evaluations: Sequence[Path] = (),
     raw_dir: str = "",
     data_dir: str = "",
 ) -> list[str]:
@@ -55,7 +56,8 @@ def publish(
     Args:
       workdir: workdir of a finished training, or what else `load_predictor` takes.
       output: the folder to write; absent or empty.
-      name, license_file, data: see `boneage_jax.inference.publish.write_published`.
+      name, license_file, data, evaluations: see
+        `boneage_jax.inference.publish.write_published`.
       raw_dir, data_dir: where the data of the run is; its validation images then show what
         rounding changes, else phantoms do.
 
@@ -68,7 +70,15 @@ def publish(
     check_new_folder(output)
     source = open_network(workdir)
     before = load_members(source)
-    write_published(before, source, output, name=name, license_file=license_file, data=data)
+    write_published(
+        before,
+        source,
+        output,
+        name=name,
+        license_file=license_file,
+        data=data,
+        evaluations=evaluations,
+    )
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     after = load_members(output)
     split = _validation_split(read_config(source), raw_dir, data_dir)

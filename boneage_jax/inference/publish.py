@@ -19,6 +19,7 @@ from boneage_jax.data.mask_cost import NOTE, read_note
 from boneage_jax.errors import InputError
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import Trained, load_members
+from boneage_jax.json_file import read_json
 from boneage_jax.report.model_card import license_text, model_card
 from boneage_jax.report.run_report import read_report
 from boneage_jax.storage.layout import (
@@ -50,6 +51,7 @@ def write_published(
     calibration: Calibration | None = None,
     card: bool = True,
     data: str = "",
+    evaluations: Sequence[Path] = (),
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the folder of a published network; it is complete or absent.
@@ -66,6 +68,7 @@ def write_published(
       calibration: used instead of that of `source`.
       card: write a model card; if not, that of `source` is copied, if there is one.
       data: what the card says of a data set that this package does not know.
+      evaluations: reports of further evaluations of the network, see `add_evaluation`.
       more: JSON contents by name of a file to add.
 
     Raises:
@@ -74,6 +77,8 @@ def write_published(
     """
     network, config = members[0].network, read_config(source)
     report = _without_places(read_report(source))
+    for path in evaluations:
+        add_evaluation(report, path)
     name = name or output.absolute().name
     pixels = network.info.image_size
     if card:
@@ -100,6 +105,50 @@ def write_published(
         if description:
             (part / CARD).write_text(description, encoding="utf-8")
         write_sums(part)
+
+
+def add_evaluation(report: dict[str, Any], path: Path) -> None:
+    """Adds the results of a later evaluation to the report of a network, for its card.
+
+    Those on another split become a part of `evaluations`, a table of stresses becomes `stress`.
+
+    Args:
+      report: contents of the network's report.json; changed.
+      path: report.json of `boneage_jax.evaluate`.
+
+    Raises:
+      InputError: the file is no report, or is of another network or data set.
+    """
+    try:
+        found = _without_places(read_json(path))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; it is to be a report.json") from error
+    try:
+        same = all(
+            found[group][key] == report[group][key]
+            for group, key in (("dataset", "name"), ("config", "model"), ("compute", "train_flops"))
+        )
+        split, opened = found["dataset"]["split"], found["dataset"]["splits"]
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is no report.json of boneage_jax.evaluate ({type(error).__name__}: {error})"
+        ) from error
+    if not same:
+        raise InputError(
+            f"{path} is of another network or data set than the one that is published; evaluate "
+            "that one"
+        )
+    if split != report["dataset"]["split"]:
+        results = {key: found[key] for key in ("age", "sex", "mask") if key in found}
+        part = {"split": split, "images": opened.get(split)} | results
+        report["evaluations"] = [*report.get("evaluations", []), part]
+    elif "stress" not in found:
+        raise InputError(
+            f"{path} is of the split {split!r}, which the network's own report states; evaluate "
+            "another split, or --stress"
+        )
+    if "stress" in found and split == report["dataset"]["split"]:
+        report["stress"] = found["stress"]
 
 
 def check_new_folder(output: Path) -> None:

@@ -121,7 +121,9 @@ def model_card(
             intended=_INTENDED[of_ages],
             network=_network(config, compute, pixels, members),
             data=_data(known, dataset),
-            metrics="\n\n".join(_metrics(report, dataset["split"])),
+            metrics="\n\n".join(
+                [*_metrics(report, dataset["split"]), *map(_once, report.get("evaluations", []))]
+            ),
             stresses=_stresses(report.get("stress")),
             limits=[*known.limits, *(_AGE_LIMITS if of_ages else _mask_limits(dataset))],
             citation=known.citation,
@@ -242,6 +244,23 @@ def _metrics(report: Mapping[str, Any], split: str) -> list[str]:
             f"{each['f1_worst']:.4f}, of the median image {each['f1_median']:.4f}."
         )
     return parts
+
+
+def _once(part: Mapping[str, Any]) -> str:
+    """Returns the results of one more evaluation, without their tables."""
+    age, sex, mask = (part.get(key) for key in ("age", "sex", "mask"))
+    found = []
+    if age:
+        found.append(
+            f"mean absolute error **{age['mae']:.2f}** months ({age['mae_low']:.2f} to "
+            f"{age['mae_high']:.2f}), mean error {age['bias']:+.2f}"
+        )
+    if sex:
+        found.append(f"accuracy of the sex {sex['accuracy']:.3f}")
+    if mask:
+        found.append(f"intersection over union {mask['pooled']['iou']:.4f}")
+    images = f" ({part['images']:,} images)" if part.get("images") else ""
+    return f"On the {part['split']} split{images}: {'; '.join(found)}."
 
 
 def _errors(row: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -21,7 +21,7 @@ from boneage_jax import evaluate, predict, publish, segment
 from boneage_jax.config import load_config
 from boneage_jax.inference.background_removal import Background
 from boneage_jax.inference.load_trained import load_members, load_trained
-from boneage_jax.inference.publish import write_published
+from boneage_jax.inference.publish import add_evaluation, write_published
 from boneage_jax.json_file import read_json
 from boneage_jax.report.model_card import model_card
 from boneage_jax.storage.published import rounded, write_sums
@@ -384,6 +384,43 @@ def test_a_card_shows_what_the_report_and_the_publisher_add():
     card = model_card("one", report, pixels=64, data="Radiographs of one hospital.")
     assert "| gamma 2 | 9.88 | +1.23 | 92.5% |" in card and "200 images of the split" in card
     assert "Radiographs of one hospital." in card and "my_hospital" in card
+
+
+def test_later_evaluations_are_added_to_report_and_card(tmp_path):
+    source, new = OLD / "bone_age", tmp_path / "new"
+    later = read_json(source / "report.json")
+    later["dataset"] |= {"split": "locked", "splits": {"locked": 600}}
+    later["age"] |= {"mae": 7.125, "mae_low": 6.5, "mae_high": 7.5, "bias": -0.25}
+    stressed = read_json(source / "report.json") | {
+        "stress": {"images": 9, "rows": [{"what": "x", "mae": 1, "change": 1, "accepted": 1}]}
+    }
+    files = [tmp_path / "locked.json", tmp_path / "stressed.json"]
+    for file, content in zip(files, (later, stressed), strict=True):
+        file.write_text(json.dumps(content))
+    write_published(load_members(source), source, new, evaluations=files)
+    card = (new / "README.md").read_text()
+    assert "On the locked split (600 images): mean absolute error **7.12** months" in card
+    assert "(6.50 to 7.50), mean error -0.25" in card and "## Under stress" in card
+    (part,) = read_json(new / "report.json")["evaluations"]
+    assert part["split"] == "locked" and part["age"]["mae"] == 7.125
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, "own report states"),
+        ({"config": {"model": {}}}, "of another network"),
+        ({"dataset": 3}, "is no report.json"),
+    ],
+)
+def test_an_evaluation_that_does_not_belong_is_refused(change, says, tmp_path):
+    report = read_json(OLD / "bone_age" / "report.json")
+    file = tmp_path / "r.json"
+    file.write_text(json.dumps(report | change))
+    with pytest.raises(boneage_jax.InputError, match=says):
+        add_evaluation(report, file)
+    with pytest.raises(boneage_jax.InputError, match="does not exist"):
+        add_evaluation(report, tmp_path / "none.json")
 
 
 def test_the_hub_is_a_source_and_its_cache_does_without_a_network(weights, tmp_path, monkeypatch):
