@@ -101,8 +101,8 @@ def without_margins(picture: Boxed) -> Boxed:
         across, along = (rows, columns) if axis == 2 else (columns, rows)
         counts = _marked(along, picture.side)
         counts = jnp.expand_dims(counts, 3 - axis)
-        most = jnp.where(counts, pixels, -1).max(axis)
-        least = jnp.where(counts, pixels, _LEVELS).min(axis)
+        most = jnp.where(counts, pixels, -1.0).max(axis)
+        least = jnp.where(counts, pixels, float(_LEVELS)).min(axis)
         found = _ends((most > least) & _marked(across, picture.side), across)
         rows, columns = (found, columns) if axis == 2 else (rows, found)
     return Boxed(pixels, rows, columns)
@@ -116,8 +116,7 @@ def without_white_frame(picture: Boxed, white: int, least: int) -> Boxed:
       white: grey level.
       least: rows and columns that are darker somewhere; pictures with fewer are left.
     """
-    dark = picture.pixels < white
-    by_row, by_column = dark.any(2), dark.any(1)
+    by_row, by_column = (picture.pixels.min(axis) < white for axis in (2, 1))
     enough = jnp.minimum(by_row.sum(1), by_column.sum(1)) >= least
     cut = Boxed(picture.pixels, _ends(by_row, picture.rows), _ends(by_column, picture.columns))
     return choose(enough, cut, picture)
@@ -178,7 +177,7 @@ def _median_of_edges(
     for ends, others, use, axis in ((rows, columns, level, 1), (columns, rows, upright, 2)):
         for edge in (ends[0], ends[1] - 1):
             here = jnp.expand_dims(index == jnp.expand_dims(edge, 1), 3 - axis)
-            edges.append(jnp.where(here, pixels, 0).sum(axis))
+            edges.append(jnp.where(here, pixels, 0.0).sum(axis))
             counts.append(_marked(others, picture.side) & jnp.reshape(jnp.asarray(use), (-1, 1)))
     values, known = jnp.concatenate(edges, 1), jnp.concatenate(counts, 1)
     below = jnp.expand_dims(values, 2) <= jnp.arange(_LEVELS, dtype=jnp.float32)
@@ -224,8 +223,8 @@ def _ends(marked: jax.Array, otherwise: Ends) -> Ends:
     """Returns the first marked position and the one after the last; `otherwise` if none is."""
     side = marked.shape[1]
     index = jnp.arange(side, dtype=jnp.float32)
-    first = jnp.where(marked, index, side).min(1)
-    after = jnp.where(marked, index + 1, 0).max(1)
+    first = jnp.where(marked, index, float(side)).min(1)
+    after = jnp.where(marked, index + 1, 0.0).max(1)
     known = marked.any(1)
     return jnp.where(known, first, otherwise[0]), jnp.where(known, after, otherwise[1])
 

@@ -4,7 +4,7 @@ The graph knows a radiograph as a square only, so it does to it what `View.put_r
 file of that square: all that is done, at the resolution of the square and with its proportions.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,21 +68,18 @@ def put_right(view: View, images: jax.Array, fit: str) -> jax.Array:
     """
     picture = whole(images[..., 0].astype(jnp.float32))
     picture = without_white_frame(picture, WHITE, MIN_SIDE)
-    going: Any = True
-    for _ in range(TIMES):
-        seen = _read(view.weights, without_margins(picture))
-        good = seen.glance >= PROPER
-        hand = seen.kind[:, SINGLE] >= SURE
-        step = jnp.where(seen.turn.max(1) > SURE, seen.turn.argmax(1), 0)
-        swap = seen.inverted[:, 1] > SURELY_INVERTED
-        wrong = going & ~good & hand & ((step > 0) | swap)
-        cut, is_small = _cut_out(picture, seen.frame)
-        small = going & (good | hand) & ~wrong & is_small
-        righted = _turned_back(
-            choose(swap, picture._replace(pixels=255 - picture.pixels), picture), step
-        )
-        picture = choose(wrong, righted, choose(small, cut, picture))
-        going = wrong | small
+
+    def unfinished(state: tuple[jax.Array, Boxed, jax.Array]) -> jax.Array:
+        count, _, going = state
+        return (count < TIMES) & going.any()
+
+    def step(state: tuple[jax.Array, Boxed, jax.Array]) -> tuple[jax.Array, Boxed, jax.Array]:
+        count, before, going = state
+        picture, changed = _improved(view.weights, before)
+        return count + 1, choose(going, picture, before), going & changed
+
+    start = jnp.int32(0), picture, jnp.ones(images.shape[0], bool)
+    _, picture, _ = jax.lax.while_loop(unfinished, step, start)
     return fitted(picture, fit).astype(jnp.uint8)[..., None]
 
 
@@ -95,6 +92,25 @@ def is_single_hand(view: View, images: jax.Array) -> jax.Array:
     """
     picture = without_margins(whole(images[..., 0].astype(jnp.float32)))
     return _read(view.weights, picture).proper >= view.threshold
+
+
+def _improved(weights: Weights, picture: Boxed) -> tuple[Boxed, jax.Array]:
+    """Undoes a turn and an inversion, else cuts out; whether anything was done, bool [B]."""
+    inner = without_margins(picture)
+    seen = _read(weights, inner)
+    good = seen.glance >= PROPER
+    hand = seen.kind[:, SINGLE] >= SURE
+    step = seen.turn.argmax(1).astype(jnp.float32)
+    step = jnp.where(seen.turn.max(1) > SURE, step, 0.0)
+    swap = seen.inverted[:, 1] > SURELY_INVERTED
+    wrong = ~good & hand & ((step > 0) | swap)
+    swapped = picture._replace(
+        pixels=jnp.where(jnp.expand_dims(swap, (1, 2)), 255 - picture.pixels, picture.pixels)
+    )
+    cut, is_small = _cut_out(picture, inner, seen.frame)
+    small = (good | hand) & ~wrong & is_small
+    picture = choose(small, cut, picture)
+    return choose(wrong, _turned_back(swapped, step), picture), wrong | small
 
 
 def _read(weights: Weights, picture: Boxed) -> _Reading:
@@ -128,15 +144,23 @@ def _taps(x: jax.Array, size: int) -> jax.Array:
 
 def _turned_back(picture: Boxed, steps: jax.Array) -> Boxed:
     """Turns clockwise by steps of 45 degrees, 0 to 7, [B]."""
-    left = jnp.where(steps > 0, TURNS - steps, 0).astype(jnp.float32)  # no % of jax2onnx
+    left = jnp.where(steps > 0, TURNS - steps, 0.0)  # of whole numbers; ONNX gets no % by jax2onnx
     quarters = jnp.floor(left / 2)
     picture = turned(picture, quarters)
-    return choose(left > 2 * quarters, turned_by_45(picture), picture)
+    odd = left > 2 * quarters
+    return jax.lax.cond(
+        odd.any(), lambda: choose(odd, turned_by_45(picture), picture), lambda: picture
+    )
 
 
-def _cut_out(picture: Boxed, frame: jax.Array) -> tuple[Boxed, jax.Array]:
-    """Returns the part around a hand that is small in its picture, and whether it is, bool [B]."""
-    inner = without_margins(picture)
+def _cut_out(picture: Boxed, inner: Boxed, frame: jax.Array) -> tuple[Boxed, jax.Array]:
+    """Returns the part around a hand that is small in its picture, and whether it is, bool [B].
+
+    Args:
+      picture: pictures.
+      inner: the same without margins.
+      frame: see `boneage_jax.inference.view_network.Outputs`.
+    """
     rows, columns = inner.height, inner.width
     width, height = (jnp.exp(jnp.minimum(frame[:, at], 0)) for at in (2, 3))
     fills = jnp.maximum(width * columns / picture.width, height * rows / picture.height) > SMALL

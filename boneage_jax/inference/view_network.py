@@ -108,7 +108,10 @@ def apply(
     for n, size in enumerate(_KERNELS):
         x = taps(x, size) @ weights[f"kernel_{n}"] + weights[f"bias_{n}"]
         x = xp.maximum(x, 0.1 * x)
-    x = x.reshape(*x.shape[:-3], len(weights["hidden"])) @ weights["hidden"] + weights["hidden_bias"]
+    x = (
+        x.reshape(*x.shape[:-3], len(weights["hidden"])) @ weights["hidden"]
+        + weights["hidden_bias"]
+    )
     x = xp.maximum(x, 0.1 * x) @ weights["output"] + weights["output_bias"]
     turn, inverted, kind, frame = (
         x[..., :TURNS],
