@@ -51,12 +51,12 @@ def _lines(program: Program, ours: Rows, theirs: Rows, sample: Sample) -> list[s
         pairs = zip(sample.squares, sample.prepared, strict=True)
         righted = np.array([(square != right).any() for square, right in pairs])
     lines = []
-    for which, name in ((~righted, sample.name), (righted, f"{sample.name}, put right")):
+    for which, these in ((~righted, "that stay as they are"), (righted, "that are put right")):
         if which.any():
-            count = "" if which.all() else f"{which.sum()} of "
+            part = f"; the {which.sum()} {these}" if righted.any() else ""
             lines.append(
                 f"differs from the network by {away[which].max():.2g}{unit} at most, "
-                f"{away[which].mean():.2g} on average, on {count}{name}"
+                f"{away[which].mean():.2g} on average, on {sample.name}{part}"
             )
     if "accepted" in ours and (other := int((ours["accepted"] != theirs["accepted"]).sum())):
         lines.append(f"{other} of them accepted by one and not by the other")

@@ -117,7 +117,8 @@ def _read(weights: Weights, picture: Boxed) -> _Reading:
     """Reads pictures under quarter turns and inversions, and averages, as `View.read` does."""
     x = averaged(picture, SIDE)
     shown = [jnp.rot90(255 - x if swap else x, quarter, (1, 2)) for quarter, swap in VARIANTS]
-    turn, inverted, kind, frame = apply(weights, jnp.stack(shown), jnp, _taps)
+    with jax.default_matmul_precision("highest"):
+        turn, inverted, kind, frame = apply(weights, jnp.stack(shown), jnp, _taps)
     logits = jnp.stack([0 * inverted, inverted], axis=-1)
     turn, inverted, kind = (jax.nn.log_softmax(logits) for logits in (turn, logits, kind))
     turns, inversions = [], []
