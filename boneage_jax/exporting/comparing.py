@@ -38,7 +38,7 @@ def compare(program: Program, run: Run, sample: Sample) -> list[str]:
         name: np.concatenate([np.asarray(part[at]) for part in parts])
         for at, name in enumerate(program.outputs)
     }
-    theirs = program.read(sample.squares, [int(sex) for sex in sample.male])
+    theirs = program.read(sample.prepared, [int(sex) for sex in sample.male])
     return _lines(program, ours, theirs, sample)
 
 
@@ -46,10 +46,18 @@ def _lines(program: Program, ours: Rows, theirs: Rows, sample: Sample) -> list[s
     first = program.outputs[0]
     unit = {"bone_age_months": " months", "p_hand": " of 255"}.get(first, "")
     away = np.abs(ours[first].astype(np.float64) - theirs[first])
-    lines = [
-        f"differs from the network by {away.max():.2g}{unit} at most, {away.mean():.2g} on "
-        f"average, on {sample.name}"
-    ]
+    righted = np.zeros(len(away), bool)
+    if program.puts_right:
+        pairs = zip(sample.squares, sample.prepared, strict=True)
+        righted = np.array([(square != right).any() for square, right in pairs])
+    lines = []
+    for which, these in ((~righted, "that stay as they are"), (righted, "that are put right")):
+        if which.any():
+            part = f"; the {which.sum()} {these}" if righted.any() else ""
+            lines.append(
+                f"differs from the network by {away[which].max():.2g}{unit} at most, "
+                f"{away[which].mean():.2g} on average, on {sample.name}{part}"
+            )
     if "accepted" in ours and (other := int((ours["accepted"] != theirs["accepted"]).sum())):
         lines.append(f"{other} of them accepted by one and not by the other")
     if sample.ages is not None and first == "bone_age_months":

@@ -40,12 +40,14 @@ class Request:
       output: file to write.
       precision: float32, float16 or int8; of ONNX files.
       radiographs: image files, folders or globs, see `boneage_jax.exporting.sample`.
+      prepared: the file is given radiographs that are put right already.
     """
 
     workdir: str | None
     output: Path
     precision: str = "float32"
     radiographs: Sequence[str] = ()
+    prepared: bool = False
 
 
 def check_request(form: str, request: Request) -> None:
@@ -89,6 +91,8 @@ def export(form: str, request: Request) -> list[str]:
         nothing is written then.
     """
     program = load_program(request.workdir)
+    if request.prepared:
+        program = program.prepared()
     content, lines = FORMATS[form](program, request)
     with writing(request.output), in_one_piece(request.output) as part:
         part.write_bytes(content)
@@ -121,6 +125,7 @@ def _onnx(program: Program, request: Request) -> tuple[bytes, list[str]]:
 
 def _web(program: Program, request: Request) -> tuple[bytes, list[str]]:
     check_page(program)
+    program = program.prepared()  # its scripts put radiographs right before they are squares
     sample = take_sample(program, request.radiographs)
     model = with_float16_weights(to_onnx(program))
     page = build_page(program, model)
@@ -158,12 +163,20 @@ def _stablehlo(program: Program, request: Request) -> tuple[bytes, list[str]]:
 
 def _left_out(program: Program) -> list[str]:
     """Returns what a user must know that `predict` does and the file does not."""
-    if program.calibration is None or program.calibration.view is None:
-        return []
-    return [
-        "not in this file, other than in predict: turned, inverted and small hands are not put "
-        "right, and several hands or none are accepted if the picture is like a radiograph"
-    ]
+    lines = []
+    if program.puts_right:
+        lines.append(
+            "turned, inverted, framed and small hands are put right inside, as squares: cut-outs "
+            f"have the resolution of {program.image_size} pixels"
+            + _STRETCHED
+            * (program.metadata["fit"] == "stretch")
+        )
+    elif program.calibration is not None and program.calibration.view is not None:
+        lines.append(
+            "not in this file, other than in predict: turned, inverted and small hands are not put "
+            "right, and several hands or none are accepted if the picture is like a radiograph"
+        )
+    return lines
 
 
 def _interface(program: Program) -> str:
@@ -181,9 +194,9 @@ def _halves(sample: Sample) -> tuple[Sample, Sample]:
 
     def part(which: int) -> Sample:
         ages = None if sample.ages is None else sample.ages[which::2]
-        squares = sample.squares[which::2]
+        squares, prepared = sample.squares[which::2], sample.prepared[which::2]
         name = f"half of {sample.name}; int8 was fitted on the other half"
-        return Sample(name, squares, sample.male[which::2], ages, sample.real)
+        return Sample(name, squares, prepared, sample.male[which::2], ages, sample.real)
 
     return part(0), part(1)
 
@@ -193,6 +206,7 @@ FORMATS: dict[str, Callable[[Program, Request], tuple[bytes, list[str]]]] = {
     "stablehlo": _stablehlo,
     "web": _web,
 }
+_STRETCHED = ", and turns by odd multiples of 45 degrees are undone with stretched proportions"
 _ONNX_JAX = re.compile(r"0\.10\.")  # versions of jax whose inside jax2onnx 0.13.0 knows
 _ONNX = ("jax2onnx", "onnx", "onnxruntime")
 _PACKAGES = {"onnx": _ONNX, "stablehlo": ("flatbuffers",), "web": _ONNX}

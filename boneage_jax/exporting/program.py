@@ -12,14 +12,17 @@ from ml_collections import ConfigDict
 
 import boneage_jax
 from boneage_jax.config import load_config
+from boneage_jax.data.files import fit_square
 from boneage_jax.data.inputs import batch_shapes
 from boneage_jax.errors import InputError
 from boneage_jax.exporting.image_statistics import distance
+from boneage_jax.exporting.put_right import FITS, is_single_hand, put_right
 from boneage_jax.inference.arguments import checked_workdir
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.network import Network, Rows
 from boneage_jax.inference.predictor import Predictor, load_predictor
 from boneage_jax.inference.segmenter import Segmenter, load_segmenter
+from boneage_jax.inference.view import View
 from boneage_jax.models.registry import options_of
 from boneage_jax.report.run_report import read_report
 from boneage_jax.storage.layout import CONFIG, REPORT
@@ -37,14 +40,18 @@ TERMS = {
     ),
 }
 
+_PUT_RIGHT = (
+    "turns by steps of 45 degrees, inversion, white frames and small hands, inside the graph"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A network with all that surrounds it, ready to be written in another format.
 
     Everything is inside: scaling, normalisation, flips, the average of members, standardisation,
-    bias correction, interval, range and acceptance. Outside is only what `Predictor.fit` does to a
-    radiograph.
+    bias correction, interval, range and acceptance; and, where `puts_right`, the view network.
+    Outside is only what `fit` does to a radiograph.
 
     Attributes:
       network: task and config.
@@ -52,9 +59,11 @@ class Program:
       outputs: names of what is returned, the columns of `predict` or `p_hand`.
       takes_sex: whether the sex is an input.
       fit: turns a radiograph, uint8 [H, W], and its stem into an input, uint8 [S, S].
-      read: what the package itself reads from inputs and sexes: {output: [n, ...]}.
+      prepare: the same, as `predict` gives it to the network: put right, without background.
+      read: what the package itself reads from images of `prepare` and sexes: {output: [n, ...]}.
       metadata: texts about the network, for whoever finds the file alone.
       calibration: None unless the network reads bone ages.
+      puts_right: whether turned, inverted, framed and small radiographs are put right inside.
     """
 
     network: Network
@@ -62,9 +71,11 @@ class Program:
     outputs: tuple[str, ...]
     takes_sex: bool
     fit: Callable[[np.ndarray, str], np.ndarray]
+    prepare: Callable[[np.ndarray, str], np.ndarray]
     read: Callable[[Sequence[np.ndarray], Sequence[int]], Rows]
     metadata: Mapping[str, str]
     calibration: Calibration | None = None
+    puts_right: bool = False
 
     @property
     def image_size(self) -> int:
@@ -102,6 +113,8 @@ class Program:
                 name: jnp.zeros(shape.shape, shape.dtype)
                 for name, shape in batch_shapes(image.shape[0], self.image_size, task).items()
             }
+            if self.puts_right:
+                image = put_right(self._view, image, self.network.config.data.fit)
             batch["image"] = image
             if "male" in batch:
                 batch["male"] = batch["male"] - 1 if male is None else male
@@ -125,7 +138,19 @@ class Program:
         if "accepted" in self.outputs:
             away = distance(image, calibration.mean, calibration.precision)
             found["accepted"] = (away <= calibration.max_distance) & within
+            if self.puts_right:
+                found["accepted"] &= is_single_hand(self._view, image)
         return found
+
+    @property
+    def _view(self) -> View:
+        assert self.calibration and self.calibration.view
+        return self.calibration.view
+
+    def prepared(self) -> "Program":
+        """Returns the program that is given what `prepare` returns: nothing is put right inside."""
+        metadata = {name: text for name, text in self.metadata.items() if name != "puts_right"}
+        return dataclasses.replace(self, fit=self.prepare, metadata=metadata, puts_right=False)
 
 
 def load_program(workdir: str | os.PathLike[str] | None) -> Program:
@@ -161,15 +186,27 @@ def age_program(predictor: Predictor, report: Mapping[str, Any]) -> Program:
     if not predictor.judges_images:
         outputs = tuple(name for name in outputs if name != "accepted")
     network, takes_sex = predictor.network, predictor.takes_sex
+    square_by = str(network.config.data.fit)
+    calibration = predictor.calibration
+    has_view = calibration is not None and calibration.view is not None
+    puts_right = has_view and predictor.background is None and square_by in FITS
+    metadata = _metadata(network, len(predictor.members), outputs, takes_sex, report)
+
+    def fit(image: np.ndarray, stem: str) -> np.ndarray:
+        del stem
+        return fit_square(image, predictor.image_size, square_by)
+
     return Program(
         network,
         predictor.members,
         outputs,
         takes_sex,
+        fit if puts_right else predictor.fit,
         predictor.fit,
         predictor.read,
-        _metadata(network, len(predictor.members), outputs, takes_sex, report),
-        predictor.calibration,
+        metadata | ({"puts_right": _PUT_RIGHT} if puts_right else {}),
+        calibration,
+        puts_right,
     )
 
 
@@ -185,7 +222,8 @@ def mask_program(segmenter: Segmenter, report: Mapping[str, Any]) -> Program:
 
     network, variables = segmenter.network, [segmenter.variables]
     metadata = _metadata(network, 1, outputs, False, report)
-    return Program(network, variables, outputs, False, segmenter.fit, read, metadata)
+    fit = segmenter.fit
+    return Program(network, variables, outputs, False, fit, fit, read, metadata)
 
 
 def with_options(network: Network, **options: Any) -> Network:

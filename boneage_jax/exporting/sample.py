@@ -20,11 +20,12 @@ _COUNT = 100
 
 
 class Sample(NamedTuple):
-    """Images as a network takes them.
+    """Images as an exported file takes them.
 
     Attributes:
       name: where they come from, for the user.
-      squares: uint8 [S, S] each.
+      squares: uint8 [S, S] each, see `Program.fit`.
+      prepared: the same as `predict` gives them to the network, see `Program.prepare`.
       male: 1, 0 or -1 for unknown, int32 [n].
       ages: months [n], None if unknown.
       real: whether they are radiographs, not drawn.
@@ -32,6 +33,7 @@ class Sample(NamedTuple):
 
     name: str
     squares: list[np.ndarray]
+    prepared: list[np.ndarray]
     male: np.ndarray
     ages: np.ndarray | None = None
     real: bool = True
@@ -57,16 +59,20 @@ def _of_files(program: Program, paths: Sequence[str], count: int) -> Sample:
     files = find_images(paths)
     spread = np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int))
     squares: list[np.ndarray] = []
+    prepared: list[np.ndarray] = []
     failed: InputError | None = None
     for number in spread:
         file = files[number]
         try:
-            squares.append(program.fit(read_radiograph(file)[0], image_stem(file)))
+            pixels, stem = read_radiograph(file)[0], image_stem(file)
+            prepared.append(program.prepare(pixels, stem))
+            squares.append(program.fit(pixels, stem))
         except InputError as error:
             failed = error
     if failed and not squares:
         raise failed
-    return Sample(f"{len(squares)} of the radiographs given", squares, _each_sex(len(squares)))
+    name = f"{len(squares)} of the radiographs given"
+    return Sample(name, squares, prepared, _each_sex(len(squares)))
 
 
 def _of_validation(program: Program, count: int) -> Sample | None:
@@ -85,9 +91,11 @@ def _of_validation(program: Program, count: int) -> Sample | None:
     rows = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)
     part = split.take(split.name, rows)
     male = part.labels.get("male", _each_sex(len(rows)))
+    squares = list(part.images())
     return Sample(
         f"{len(rows)} of the {split.name} split of {data.name}",
-        list(part.images()),
+        squares,
+        _prepared(program, squares),
         np.asarray(male, np.int32),
         part.labels.get("bone_age"),
     )
@@ -97,7 +105,12 @@ def _drawn(program: Program, count: int) -> Sample:
     side = program.image_size
     squares = [make_phantom(n, side, "validation").image.reshape(side, side) for n in range(count)]
     real = program.network.config.data.name == "hand_phantom"
-    return Sample(f"{count} drawn hands", squares, _each_sex(count), real=real)
+    prepared = _prepared(program, squares)
+    return Sample(f"{count} drawn hands", squares, prepared, _each_sex(count), real=real)
+
+
+def _prepared(program: Program, squares: list[np.ndarray]) -> list[np.ndarray]:
+    return [program.prepare(x, "") for x in squares] if program.puts_right else squares
 
 
 def _each_sex(count: int) -> np.ndarray:

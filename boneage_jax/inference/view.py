@@ -22,16 +22,16 @@ from boneage_jax.inference.view_network import (
 
 # Quarter turns and inversions under which a picture is read; both are exact and what the network
 # should say of them follows from what it says of the picture (Golan & El-Yaniv 2018).
-_VARIANTS = ((0, False), (1, True), (2, False), (3, True))
-_PROPER = math.log(0.8)  # a first glance this sure is believed
-_SURE = math.log(0.5)  # of a hand and of a turn that is undone
-_INVERTED = math.log(0.7)  # of an inversion that is undone: hardly any data set has one
-_SMALL = 0.72  # width and height of a frame that is cut out, in sides of the picture
-_TIMES = 3  # a picture is put right at most: a turn may show an inversion, then a small hand
-_MIN_SIDE = 32  # pixels that are left of a cut-out
+VARIANTS = ((0, False), (1, True), (2, False), (3, True))
+PROPER = math.log(0.8)  # a first glance this sure is believed
+SURE = math.log(0.5)  # of a hand and of a turn that is undone
+SURELY_INVERTED = math.log(0.7)  # of an inversion that is undone: hardly any data set has one
+SMALL = 0.72  # width and height of a frame that is cut out, in sides of the picture
+TIMES = 3  # a picture is put right at most: a turn may show an inversion, then a small hand
+MIN_SIDE = 32  # pixels that are left of a cut-out
 _REJECTED = 0.008  # fraction of radiographs below the threshold
 _LOWEST = 12  # times that fraction is measured after `put_right`
-_WHITE = 245  # grey level from which a margin is a scanner's
+WHITE = 245  # grey level from which a margin is a scanner's
 
 WHITE_FRAME = "white frame: cut off"
 INVERTED = "inverted: grey levels swapped"
@@ -93,7 +93,7 @@ class View:
     @property
     def flops_per_image(self) -> int:
         """FLOPs of putting right and judging one image that is as it should be."""
-        return (1 + len(_VARIANTS)) * forward_flops()
+        return (1 + len(VARIANTS)) * forward_flops()
 
     def read(self, images: Sequence[np.ndarray]) -> Reading:
         """Reads images under quarter turns and inversions, and averages.
@@ -101,7 +101,7 @@ class View:
         Args:
           images: uint8 [H, W] each, of any size.
         """
-        return self._read(np.stack([thumbnail(image) for image in images]), _VARIANTS)
+        return self._read(np.stack([thumbnail(image) for image in images]), VARIANTS)
 
     def _read(self, thumbnails: np.ndarray, variants: Sequence[tuple[int, bool]]) -> Reading:
         turns, inversions, kinds, frames = [], [], [], []
@@ -134,15 +134,15 @@ class View:
         whole = image
         image, notes = _without_frame(image)
         turned, swapped = 0, False
-        for _ in range(_TIMES):
+        for _ in range(TIMES):
             small = thumbnail(glance if glance is not None and image is whole else image)[None]
-            seen = self._read(small, _VARIANTS[:1])
-            if seen.proper[0] < _PROPER:
-                seen = self._read(small, _VARIANTS)
-                if seen.kind[0, SINGLE] < _SURE:
+            seen = self._read(small, VARIANTS[:1])
+            if seen.proper[0] < PROPER:
+                seen = self._read(small, VARIANTS)
+                if seen.kind[0, SINGLE] < SURE:
                     break
-                step, swap = int(seen.turn[0].argmax()), bool(seen.inverted[0, 1] > _INVERTED)
-                step = step if seen.turn[0, step] > _SURE else 0
+                step, swap = int(seen.turn[0].argmax()), bool(seen.inverted[0, 1] > SURELY_INVERTED)
+                step = step if seen.turn[0, step] > SURE else 0
                 if step or swap:
                     image = turn(255 - image if swap else image, -step)
                     turned, swapped = (turned + step) % TURNS, swapped != swap
@@ -195,24 +195,24 @@ def _cut_out(image: np.ndarray, frame: np.ndarray) -> np.ndarray | None:
     x, y = frame[:2]
     width, height = np.exp(np.minimum(frame[2:], 0))
     rows, columns = inner.shape
-    if max(width * columns / image.shape[1], height * rows / image.shape[0]) > _SMALL:
+    if max(width * columns / image.shape[1], height * rows / image.shape[0]) > SMALL:
         return None
-    if max(width, height) > _SMALL:  # nothing but the margins is too much
-        return inner if min(inner.shape) >= _MIN_SIDE else None
+    if max(width, height) > SMALL:  # nothing but the margins is too much
+        return inner if min(inner.shape) >= MIN_SIDE else None
     top, bottom = (round(rows * (0.5 + y + half * height)) for half in (-0.5, 0.5))
     left, right = (round(columns * (0.5 + x + half * width)) for half in (-0.5, 0.5))
     cut = inner[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    return cut if min(cut.shape) >= _MIN_SIDE else None
+    return cut if min(cut.shape) >= MIN_SIDE else None
 
 
 def _without_frame(image: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Cuts off white margins, as scanners leave them."""
     edges = image[0], image[-1], image[:, 0], image[:, -1]
-    if all(edge.min() < _WHITE for edge in edges):
+    if all(edge.min() < WHITE for edge in edges):
         return image, []  # as almost always, without looking at millions of pixels
-    inside = image < _WHITE
+    inside = image < WHITE
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    if min(len(rows), len(columns)) < _MIN_SIDE:
+    if min(len(rows), len(columns)) < MIN_SIDE:
         return image, []
     cut = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return (cut, [WHITE_FRAME]) if cut.shape != image.shape else (image, [])

@@ -6,7 +6,7 @@ what NumPy runs in the threads that decode files, where a compiled step would ha
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -87,25 +87,39 @@ def _varies(line: np.ndarray) -> bool:
     return bool((line != line[0]).any())
 
 
-def apply(weights: Weights, thumbnails: Any, xp: ModuleType = np) -> Outputs:
+def apply(
+    weights: Weights,
+    thumbnails: Any,
+    xp: ModuleType = np,
+    taps: Callable[[Any, int], Any] | None = None,
+) -> Outputs:
     """Runs the network.
 
     Args:
       weights: arrays by the names in `SHAPES`.
-      thumbnails: uint8 [n, 48, 48].
+      thumbnails: uint8 [n, 48, 48], or with more axes before these, as the outputs have then.
       xp: `numpy`, or `jax.numpy` for training.
+      taps: computes what `_taps` does, for graphs in which slices cost more than elsewhere.
     """
+    taps = taps or (lambda x, size: _taps(x, size, xp))
     x = thumbnails.astype(np.float32)
-    x = x - x.mean((1, 2), keepdims=True)
-    x = (x / (xp.sqrt((x * x).mean((1, 2), keepdims=True)) + 2.0))[..., None]
+    x = x - x.mean((-2, -1), keepdims=True)
+    x = (x / (xp.sqrt((x * x).mean((-2, -1), keepdims=True)) + 2.0))[..., None]
     for n, size in enumerate(_KERNELS):
-        x = _convolve(x, weights[f"kernel_{n}"], size, xp) + weights[f"bias_{n}"]
+        x = taps(x, size) @ weights[f"kernel_{n}"] + weights[f"bias_{n}"]
         x = xp.maximum(x, 0.1 * x)
-    x = x.reshape(len(x), -1) @ weights["hidden"] + weights["hidden_bias"]
-    x = xp.maximum(x, 0.1 * x) @ weights["output"] + weights["output_bias"]
-    return Outputs(
-        x[:, :TURNS], x[:, TURNS], x[:, TURNS + 1 : TURNS + 4], x[:, TURNS + 4 : TURNS + 8]
+    x = (
+        x.reshape(*x.shape[:-3], len(weights["hidden"])) @ weights["hidden"]
+        + weights["hidden_bias"]
     )
+    x = xp.maximum(x, 0.1 * x) @ weights["output"] + weights["output_bias"]
+    turn, inverted, kind, frame = (
+        x[..., :TURNS],
+        x[..., TURNS],
+        x[..., TURNS + 1 : TURNS + 4],
+        x[..., TURNS + 4 : TURNS + 8],
+    )
+    return Outputs(turn, inverted, kind, frame)
 
 
 def forward_flops() -> int:
@@ -117,13 +131,22 @@ def forward_flops() -> int:
     return total + 2 * math.prod(SHAPES["hidden"]) + 2 * math.prod(SHAPES["output"])
 
 
-def _convolve(x: Any, kernel: Any, size: int, xp: ModuleType) -> Any:
-    """Convolves with stride 2 as one matrix product; [n, S, S, c] to [n, S / 2, S / 2, d]."""
-    half, side = size // 2, x.shape[1]
-    x = xp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
+def _taps(x: Any, size: int, xp: ModuleType) -> Any:
+    """Returns what a convolution of stride 2 reads: a product with its kernel is its result.
+
+    Args:
+      x: [..., S, S, c].
+      size: height and width of the kernel.
+      xp: see `apply`.
+
+    Returns:
+      [..., S / 2, S / 2, size * size * c].
+    """
+    half, side = size // 2, x.shape[-2]
+    x = xp.pad(x, (*[(0, 0)] * (x.ndim - 3), (half, half), (half, half), (0, 0)))
     taps = [
-        x[:, row : row + side : 2, column : column + side : 2]
+        x[..., row : row + side : 2, column : column + side : 2, :]
         for row in range(size)
         for column in range(size)
     ]
-    return xp.concatenate(taps, axis=-1) @ kernel
+    return xp.concatenate(taps, axis=-1)

@@ -31,11 +31,20 @@ def test_onnx_of_radiographs(workdirs, radiographs, tmp_path, capsys):
 
 
 def test_what_a_file_leaves_out_is_said(tmp_path):
-    """The web page puts radiographs right; ONNX and StableHLO do not."""
+    """Cut-outs have less resolution than those of `predict`; with --prepared there are none."""
     program = age_network(tmp_path, view=shipped_view(), model__name="tiny")
     request = export_run.Request("", tmp_path / "out")
-    said = {form: export_run.FORMATS[form](program, request)[1] for form in ("stablehlo", "web")}
-    assert "not put right" in said["stablehlo"][-1] and "not put right" not in said["web"][-1]
+    whole, prepared, page = (
+        export_run.FORMATS[form](network, request)[1][-1]
+        for network, form in (
+            (program, "stablehlo"),
+            (program.prepared(), "stablehlo"),
+            (program, "web"),
+        )
+    )
+    assert "put right inside, as squares: cut-outs have the resolution of 64" in whole
+    assert "are not put right" in prepared and "put right" not in page
+    assert "puts_right" in program.metadata and "puts_right" not in program.prepared().metadata
 
 
 def test_stablehlo_has_its_texts_beside_it(workdirs, tmp_path, capsys):
