@@ -125,7 +125,8 @@ def _onnx(program: Program, request: Request) -> tuple[bytes, list[str]]:
 
 def _web(program: Program, request: Request) -> tuple[bytes, list[str]]:
     check_page(program)
-    program = program.prepared()  # its scripts put radiographs right before they are squares
+    # Its scripts put radiographs right before they are squares, and judge them.
+    program = dataclasses.replace(program.prepared(), judges=False)
     sample = take_sample(program, request.radiographs)
     model = with_float16_weights(to_onnx(program))
     page = build_page(program, model)
@@ -171,10 +172,20 @@ def _left_out(program: Program) -> list[str]:
             + _STRETCHED
             * (program.metadata["fit"] == "stretch")
         )
+    elif (mode := program.network.info.background) and not program.hand_mask:
+        lines.append(
+            f"not in this file, other than in predict: the background is not removed ({mode}); "
+            "give squares of boneage_jax.load_predictor(...).fit, which removes it"
+        )
+    elif program.hand_mask:
+        lines.append(
+            "the background is removed inside, by a U-Net, with masks of "
+            f"{program.hand_mask.image_size} pixels; as in predict no radiograph is put right"
+        )
     elif program.calibration is not None and program.calibration.view is not None:
         lines.append(
             "not in this file, other than in predict: turned, inverted and small hands are not put "
-            "right, and several hands or none are accepted if the picture is like a radiograph"
+            "right"
         )
     return lines
 

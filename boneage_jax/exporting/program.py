@@ -17,7 +17,9 @@ from boneage_jax.data.inputs import batch_shapes
 from boneage_jax.errors import InputError
 from boneage_jax.exporting.image_statistics import distance
 from boneage_jax.exporting.put_right import FITS, is_single_hand, put_right
+from boneage_jax.exporting.without_background import resized, without_background
 from boneage_jax.inference.arguments import checked_workdir
+from boneage_jax.inference.background_removal import Background
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.network import Network, Rows
 from boneage_jax.inference.predictor import Predictor, load_predictor
@@ -50,8 +52,8 @@ class Program:
     """A network with all that surrounds it, ready to be written in another format.
 
     Everything is inside: scaling, normalisation, flips, the average of members, standardisation,
-    bias correction, interval, range and acceptance; and, where `puts_right`, the view network.
-    Outside is only what `fit` does to a radiograph.
+    bias correction, interval, range and acceptance; the view network, and the U-Net that removes
+    the background, where `puts_right` and `hand_mask` say so. Outside is only what `fit` does.
 
     Attributes:
       network: task and config.
@@ -64,6 +66,8 @@ class Program:
       metadata: texts about the network, for whoever finds the file alone.
       calibration: None unless the network reads bone ages.
       puts_right: whether turned, inverted, framed and small radiographs are put right inside.
+      judges: whether the view network, where there is one, judges inside.
+      hand_mask: the U-Net that removes the background inside, if any.
     """
 
     network: Network
@@ -76,6 +80,8 @@ class Program:
     metadata: Mapping[str, str]
     calibration: Calibration | None = None
     puts_right: bool = False
+    judges: bool = True
+    hand_mask: "Program | None" = None
 
     @property
     def image_size(self) -> int:
@@ -115,6 +121,8 @@ class Program:
             }
             if self.puts_right:
                 image = put_right(self._view, image, self.network.config.data.fit)
+            if self.hand_mask:
+                image = self.hand_mask.applied(image, **model_options)
             batch["image"] = image
             if "male" in batch:
                 batch["male"] = batch["male"] - 1 if male is None else male
@@ -138,9 +146,15 @@ class Program:
         if "accepted" in self.outputs:
             away = distance(image, calibration.mean, calibration.precision)
             found["accepted"] = (away <= calibration.max_distance) & within
-            if self.puts_right:
-                found["accepted"] &= is_single_hand(self._view, image)
+            if self.judges and calibration.view:
+                found["accepted"] &= is_single_hand(calibration.view, image)
         return found
+
+    def applied(self, image: jax.Array, **model_options: Any) -> jax.Array:
+        """Returns images, uint8 [B, S, S, 1], without what this U-Net does not take for a hand."""
+        square = resized(image, self.image_size)
+        found = self.function(**model_options)(self.members, square)
+        return without_background(image, found["p_hand"])
 
     @property
     def _view(self) -> View:
@@ -148,9 +162,13 @@ class Program:
         return self.calibration.view
 
     def prepared(self) -> "Program":
-        """Returns the program that is given what `prepare` returns: nothing is put right inside."""
+        """Returns the program that is given what `prepare` returns, and judges it."""
         metadata = {name: text for name, text in self.metadata.items() if name != "puts_right"}
-        return dataclasses.replace(self, fit=self.prepare, metadata=metadata, puts_right=False)
+        if self.hand_mask:
+            metadata["background"] = self.network.info.background
+        return dataclasses.replace(
+            self, fit=self.prepare, metadata=metadata, puts_right=False, hand_mask=None
+        )
 
 
 def load_program(workdir: str | os.PathLike[str] | None) -> Program:
@@ -190,24 +208,37 @@ def age_program(predictor: Predictor, report: Mapping[str, Any]) -> Program:
     calibration = predictor.calibration
     has_view = calibration is not None and calibration.view is not None
     puts_right = has_view and predictor.background is None and square_by in FITS
+    hand_mask = _hand_mask(predictor.background)
     metadata = _metadata(network, len(predictor.members), outputs, takes_sex, report)
+    metadata |= {"puts_right": _PUT_RIGHT} if puts_right else {}
+    if hand_mask:
+        metadata |= {"background": f"{network.info.background}, inside the graph", "fit": "pad"}
 
     def fit(image: np.ndarray, stem: str) -> np.ndarray:
         del stem
-        return fit_square(image, predictor.image_size, square_by)
+        return fit_square(image, predictor.image_size, metadata["fit"])
 
     return Program(
         network,
         predictor.members,
         outputs,
         takes_sex,
-        fit if puts_right else predictor.fit,
+        fit if puts_right or hand_mask else predictor.fit,
         predictor.fit,
         predictor.read,
-        metadata | ({"puts_right": _PUT_RIGHT} if puts_right else {}),
+        metadata,
         calibration,
         puts_right,
+        hand_mask=hand_mask,
     )
+
+
+def _hand_mask(background: Background | None) -> Program | None:
+    """Returns the U-Net that can remove the background inside a graph; None if none can."""
+    if background is None or background.mode != "multiply" or background.segmenter is None:
+        return None
+    program = mask_program(background.segmenter, {})
+    return program if program.metadata["fit"] == "pad" else None
 
 
 def mask_program(segmenter: Segmenter, report: Mapping[str, Any]) -> Program:

@@ -52,6 +52,8 @@ def take_sample(program: Program, paths: Sequence[str], count: int = _COUNT) -> 
     """
     if paths:
         return _of_files(program, paths, count)
+    if program.hand_mask:  # what is prepared has no background any more
+        return _drawn(program, count)
     return _of_validation(program, count) or _drawn(program, count)
 
 
@@ -110,7 +112,8 @@ def _drawn(program: Program, count: int) -> Sample:
 
 
 def _prepared(program: Program, squares: list[np.ndarray]) -> list[np.ndarray]:
-    return [program.prepare(x, "") for x in squares] if program.puts_right else squares
+    changes = program.puts_right or program.hand_mask
+    return [program.prepare(x, "") for x in squares] if changes else squares
 
 
 def _each_sex(count: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from boneage_jax.data.masks import MODES, NO_HAND, remove_background
 from boneage_jax.errors import InputError
 from boneage_jax.storage.layout import copy_network, is_workdir
 from boneage_jax.storage.shipped import find_network
+
+if TYPE_CHECKING:
+    from boneage_jax.inference.segmenter import Segmenter
 
 _NETWORK = "unet"
 
@@ -50,7 +53,7 @@ class Background:
         if not folder.is_dir():
             raise InputError(f"masks={folder}: no such folder")
         self.mode, self._masks = mode, folder
-        self._segmenter: Any = None
+        self._segmenter: Segmenter | None = None
         self._paths: dict[str, Path] = {}  # of the masks, by the stems of their images
         self._lock, self._images = threading.Lock(), 0
         self.empty: list[str] = []  # images whose mask has no hand; they keep their background
@@ -74,6 +77,11 @@ class Background:
                 f"masks={folder} holds neither PNG masks nor a U-Net's run; give the output of "
                 "boneage_jax.segment or the workdir of a training of configs/seg.py"
             )
+
+    @property
+    def segmenter(self) -> "Segmenter | None":
+        """The U-Net that makes the masks; None where they are files."""
+        return self._segmenter
 
     def __call__(self, image: np.ndarray, stem: str, size: int) -> np.ndarray:
         """Returns a radiograph without its background, uint8 [size, size]; thread-safe.
