@@ -63,6 +63,12 @@ def _exposed(power: float) -> Callable[[np.ndarray], np.ndarray]:
     return lambda image: draw(image, np.random.default_rng(0))  # which it does not use
 
 
+def _undone(power: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Exposes, then takes that back as well as 8 bits allow: the best that normalising could do."""
+    there, back = _exposed(power), _exposed(1 / power)
+    return lambda image: back(there(image))
+
+
 def _overexposed(image: np.ndarray) -> np.ndarray:
     """Saturates the brightest third of the grey levels."""
     return np.clip(image.astype(np.float32) * 1.5, 0, 255).astype(np.uint8)
@@ -87,6 +93,8 @@ SHIFTS = {
     "none": Shift(),
     "dark: gamma 3": Shift(draw=_exposed(3.0)),
     "pale: gamma 0.3": Shift(draw=_exposed(0.3)),
+    "dark, undone by gamma 1/3": Shift(draw=_undone(3.0)),
+    "pale, undone by gamma 1/0.3": Shift(draw=_undone(0.3)),
     "overexposed: a third saturated": Shift(draw=_overexposed),
     "pixels three times as large": Shift(draw=_pixels(1 / 3)),
     "pixels five times as large": Shift(draw=_pixels(1 / 5)),

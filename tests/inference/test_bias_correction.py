@@ -47,10 +47,10 @@ def _normal(count, bias, spread=10.0, seed=0):
 
 @pytest.mark.parametrize(("count", "spread"), [(100, 2.0), (100, 20.0), (400, 20.0), (2000, 10.0)])
 def test_ridge_takes_out_the_posterior_mean_of_the_bias(count, spread):
-    """Closed form for a normal prior of 4 months and normal errors: 16 / (16 + spread^2 / n)."""
+    """Closed form for a normal prior of 5 months and normal errors: 25 / (25 + spread^2 / n)."""
     predicted, true = _normal(count, 6.0, spread)
     found = Correction.fit(predicted, true, "ridge")
-    kept = 16 / (16 + spread**2 / count)
+    kept = 25 / (25 + spread**2 / count)
     assert -found(np.full(1, predicted.mean()))[0] + predicted.mean() == pytest.approx(
         6 * kept, abs=0.15
     )
