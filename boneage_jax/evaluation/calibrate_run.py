@@ -47,6 +47,7 @@ class Result:
 
     Attributes:
       mae, bias: mean absolute and mean error in months.
+      bias_margin: months by which the bias may be off by chance, two standard errors.
       half_width: of the interval, in months.
       covered: number of images whose age is in the interval.
       accepted: number of images accepted as radiographs of a hand; None if not judged.
@@ -54,6 +55,7 @@ class Result:
 
     mae: float
     bias: float
+    bias_margin: float
     half_width: float
     covered: int
     accepted: int | None
@@ -267,6 +269,7 @@ def _result(ages: np.ndarray, widths: np.ndarray, true: np.ndarray, accepted: np
     return Result(
         float(np.abs(errors).mean()),
         float(errors.mean()),
+        float(2 * errors.std(ddof=1) / np.sqrt(len(errors))),
         float(widths.mean()),
         int((np.abs(errors) <= widths).sum()),
         int(accepted.sum()) if judged else None,
@@ -286,7 +289,8 @@ def _describe(before: Result, after: Result, correction: Correction, count: int)
     taken = ["unknown" if each.accepted is None else f"{each.accepted}" for each in both]
     return [
         f"mean absolute error: {before.mae:.2f} -> {after.mae:.2f} months, cross-fitted",
-        f"mean error: {before.bias:+.2f} -> {after.bias:+.2f} months",
+        f"mean error: {before.bias:+.2f} -> {after.bias:+.2f} months, known to "
+        f"+-{after.bias_margin:.1f} from {count} radiographs",
         f"correction: {now}",
         f"interval: +-{width} months; it holds the age of {covered} radiographs",
         f"accepted: {taken[0]} -> {taken[1]} of {count} radiographs",

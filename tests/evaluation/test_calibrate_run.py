@@ -53,6 +53,8 @@ def test_the_command(site, tmp_path, capsys):
     errors = re.search(r"absolute error: ([\d.]+) -> ([\d.]+) months", text)
     assert float(errors[1]) == pytest.approx(OFFSET, abs=1.5)
     assert float(errors[2]) == pytest.approx(2.4, abs=1)  # of the noise: 3 * sqrt(2 / pi)
+    margin = re.search(r"known to \+-([\d.]+) from 40", text)
+    assert float(margin[1]) == pytest.approx(2 * 3 / 40**0.5, abs=0.3)
     covered = re.search(r"holds the age of (\d+) of 40 .* -> (\d+) of 40", text)
     assert 35 <= int(covered[2]) <= 40
     assert "1 rows without a radiograph" in text and "1 radiographs unreadable, e.g." in text
