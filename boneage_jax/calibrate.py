@@ -1,7 +1,7 @@
 """Fits a network to radiographs of another site without training: bias, intervals, rejection.
 
 usage: python -m boneage_jax.calibrate [--workdir=DIR|NAME] --csv=FILE --output=FOLDER
-                                       [--method=none|shift|line] [--masks=DIR]
+                                       [--method=none|shift|line|ridge] [--masks=DIR]
                                        [--file_column=NAME] [--age_column=NAME]
                                        [--age_unit=months|years|weeks|days] [--sex_column=NAME]
                                        [--sex_values=male=CODE,female=CODE]
@@ -33,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workdir", help=text)
     parser.add_argument("--csv", required=True, type=path_argument, help="table of the bone ages")
     parser.add_argument("--output", required=True, type=path_argument, help="new folder to write")
-    parser.add_argument("--method", default="", help="correction (default: the best of the three)")
+    text = "correction; ridge, the default: a line as far as the errors show it clearly"
+    parser.add_argument("--method", default="ridge", help=text)
     parser.add_argument(
         "--masks", default="", help="hand masks or a U-Net, where training had them"
     )

@@ -66,7 +66,7 @@ def base_config() -> ConfigDict:
     config.test_flips = False  # average predictions over the image and its mirror image
     config.test_views = 0  # number of augmented copies to average over as well
     config.view_steps = 750  # at most, of the network that puts radiographs upright; 0: none
-    config.bias_correction = "none"  # none | shift | line: fitted on validation ages at the end
+    config.bias_correction = "none"  # none | shift | line | ridge: fitted on validation ages
     config.select = "latest"  # latest | best: the checkpoint that is reported and predicts
     config.compile_cache = True  # keep compiled programs for the next start on this machine
     config.init_from = ""  # workdir or published network to take the initial network from

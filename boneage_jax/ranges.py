@@ -131,7 +131,7 @@ RANGES: dict[str, Range] = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "parallel": ("jit", "pmap"),
     "nonfinite": ("skip", "rollback", "stop"),
-    "bias_correction": ("none", "shift", "line"),
+    "bias_correction": ("none", "shift", "line", "ridge"),
     "select": ("latest", "best"),
     "data.fit": ("pad", "stretch"),
     "data.mask_mode": ("", "crop", "upright", "multiply"),

@@ -1,8 +1,8 @@
 """Fits the calibration of a network to radiographs of another site, without training.
 
-The correction of ages is chosen and fitted, then the interval and the rejection of other images,
-see `boneage_jax.inference.calibration`. Errors are cross-fitted: no image is corrected by a fit
-that has seen it, the choice of the correction included.
+The correction of ages is fitted, then the interval and the rejection of other images, see
+`boneage_jax.inference.calibration`. Errors are cross-fitted: no image is corrected by a fit that
+has seen it. What this gives back on simulated sites: docs/radiographs.md.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from boneage_jax.data.file_names import image_stem
 from boneage_jax.data.files import read_radiograph
 from boneage_jax.data.find_files import find_images
 from boneage_jax.errors import InputError
-from boneage_jax.inference.bias_correction import METHODS, Correction, cross_fitted
+from boneage_jax.inference.bias_correction import METHODS, Correction
 from boneage_jax.inference.calibration import MIN_IMAGES, Calibration
 from boneage_jax.inference.load_trained import load_members
 from boneage_jax.inference.predictor import Predictor, load_predictor
@@ -30,7 +30,6 @@ from boneage_jax.storage.shipped import best_network, open_network
 from tfds_rsna.radiograph_folder.table import Columns, Label, read_labels
 
 _FOLDS = 10
-_CLEAR = 0.5  # standard errors by which a correction must lower the squared error
 _SUMMARY = "site_calibration.json"
 
 
@@ -48,6 +47,7 @@ class Result:
 
     Attributes:
       mae, bias: mean absolute and mean error in months.
+      bias_margin: months by which the bias may be off by chance, two standard errors.
       half_width: of the interval, in months.
       covered: number of images whose age is in the interval.
       accepted: number of images accepted as radiographs of a hand; None if not judged.
@@ -55,6 +55,7 @@ class Result:
 
     mae: float
     bias: float
+    bias_margin: float
     half_width: float
     covered: int
     accepted: int | None
@@ -67,7 +68,7 @@ def calibrate(
     output: Path,
     *,
     columns: Columns | None = None,
-    method: str = "",
+    method: str = "ridge",
     masks: str = "",
 ) -> list[str]:
     """Writes a network with a calibration fitted to radiographs of a site.
@@ -78,8 +79,8 @@ def calibrate(
       table: CSV or XLSX file with the age of each radiograph, and its sex if known.
       output: folder to write, absent or empty; a published network, without the radiographs.
       columns: names of the columns of the table, where they cannot be guessed.
-      method: none, shift or line, see `boneage_jax.inference.bias_correction`; "" for
-        `best_method`.
+      method: none, shift, line or ridge, see `Correction.fit` of
+        `boneage_jax.inference.bias_correction`.
       masks: see `Predictor`.
 
     Returns:
@@ -89,7 +90,7 @@ def calibrate(
       InputError: fewer than 30 readable radiographs with an age; a table that is damaged or does
         not tell which radiograph is meant; or as `load_predictor` and `write_published`.
     """
-    if method and method not in METHODS:
+    if method not in METHODS:
         raise InputError(f"--method={method} must be one of {', '.join(METHODS)}")
     check_new_folder(output)
     labelled, lines = match_labels(paths, table, columns or Columns())
@@ -129,7 +130,7 @@ def _fit(
     raw = rows["predicted_age"].astype(np.float64)
     if not np.isfinite(raw).all():
         raise InputError("the network gives no number for some of the radiographs; train it again")
-    new = fit_site(raw, true, squares, method or best_method(raw, true), old)
+    new = fit_site(raw, true, squares, method, old)
     seen, now = (
         each.calibrated(rows, squares, male)
         for each in (predictor, predictor.with_calibration(new))
@@ -209,27 +210,6 @@ def match_labels(
     return list(found.values()), lines + [f"{n} {what}" for what, n in counts.items() if n]
 
 
-def best_method(predicted: np.ndarray, true: np.ndarray) -> str:
-    """Returns the correction to use, by cross-fitted squared errors.
-
-    A method replaces a simpler one if it lowers the mean squared error by more than half a standard
-    error of that difference, which takes a bias of about two standard errors of the mean error;
-    what that gives back on simulated sites: docs/radiographs.md.
-
-    Args:
-      predicted, true: months [n], uncorrected predictions and true ages.
-    """
-    best, lowest = METHODS[0], np.square(predicted - true)
-    for method in METHODS[1:]:
-        if Correction.fit(predicted, true, method).slope <= 0:
-            continue  # the network does not read these ages; their order must not be turned
-        errors = np.square(cross_fitted(predicted, true, method) - true)
-        gain = lowest - errors
-        if gain.mean() > _CLEAR * gain.std(ddof=1) / np.sqrt(len(gain)):
-            best, lowest = method, errors
-    return best
-
-
 def held_out_predictions(
     predicted: np.ndarray, true: np.ndarray, method: str
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -237,7 +217,7 @@ def held_out_predictions(
 
     Args:
       predicted, true: months [n], uncorrected predictions and true ages.
-      method: of the correction; "" for the best one on the other folds.
+      method: of the correction.
 
     Returns:
       (corrected ages, half-widths of their intervals), months [n].
@@ -247,8 +227,7 @@ def held_out_predictions(
     blank = np.zeros((2, 1, 1), np.uint8)  # of the statistics of images, which do not matter here
     for number in range(_FOLDS):
         here, others = fold == number, fold != number
-        chosen = method or best_method(predicted[others], true[others])
-        fitted = Calibration.fit(predicted[others], true[others], blank, chosen)
+        fitted = Calibration.fit(predicted[others], true[others], blank, method)
         corrected[here] = fitted.correction(predicted[here])
         widths[here] = fitted.half_widths(corrected[here])
     return corrected, widths
@@ -290,6 +269,7 @@ def _result(ages: np.ndarray, widths: np.ndarray, true: np.ndarray, accepted: np
     return Result(
         float(np.abs(errors).mean()),
         float(errors.mean()),
+        float(2 * errors.std(ddof=1) / np.sqrt(len(errors))),
         float(widths.mean()),
         int((np.abs(errors) <= widths).sum()),
         int(accepted.sum()) if judged else None,
@@ -309,7 +289,8 @@ def _describe(before: Result, after: Result, correction: Correction, count: int)
     taken = ["unknown" if each.accepted is None else f"{each.accepted}" for each in both]
     return [
         f"mean absolute error: {before.mae:.2f} -> {after.mae:.2f} months, cross-fitted",
-        f"mean error: {before.bias:+.2f} -> {after.bias:+.2f} months",
+        f"mean error: {before.bias:+.2f} -> {after.bias:+.2f} months, known to "
+        f"+-{after.bias_margin:.1f} from {count} radiographs",
         f"correction: {now}",
         f"interval: +-{width} months; it holds the age of {covered} radiographs",
         f"accepted: {taken[0]} -> {taken[1]} of {count} radiographs",

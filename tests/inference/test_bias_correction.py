@@ -1,5 +1,7 @@
 """Correction of ages, fitted on a validation split and never on the image it corrects."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
@@ -34,7 +36,56 @@ def test_few_predictions_are_shifted_not_lined():
     assert Correction.fit(np.array([5.0]), np.array([7.0]), "line").intercept == 2.0
 
 
-@pytest.mark.parametrize("method", ["shift", "line"])
+def _normal(count, bias, spread=10.0, seed=0):
+    """Predictions with errors at the quantiles of a normal distribution, in random order."""
+    quantiles = (np.arange(count) + 0.5) / count
+    errors = np.array([NormalDist(bias, spread).inv_cdf(each) for each in quantiles])
+    rng = np.random.default_rng(seed)
+    true = rng.uniform(10, 220, count)
+    return true + rng.permutation(errors), true
+
+
+@pytest.mark.parametrize(("count", "spread"), [(100, 2.0), (100, 20.0), (400, 20.0), (2000, 10.0)])
+def test_ridge_takes_out_the_posterior_mean_of_the_bias(count, spread):
+    """Closed form for a normal prior of 5 months and normal errors: 25 / (25 + spread^2 / n)."""
+    predicted, true = _normal(count, 6.0, spread)
+    found = Correction.fit(predicted, true, "ridge")
+    kept = 25 / (25 + spread**2 / count)
+    assert -found(np.full(1, predicted.mean()))[0] + predicted.mean() == pytest.approx(
+        6 * kept, abs=0.15
+    )
+
+
+def test_ridge_is_a_line_where_there_are_enough_images():
+    true = np.linspace(10, 220, 2000)
+    predicted = 127 + 0.8 * (true - 127) + 3
+    found = Correction.fit(predicted, true, "ridge")
+    np.testing.assert_allclose(found(predicted), true, atol=0.01)
+
+
+def test_ridge_does_not_follow_wrong_ages():
+    predicted, true = _normal(100, 3.0)
+    clean = Correction.fit(predicted, true, "ridge")
+    true = true.copy()
+    true[:3] += 100  # years entered as months, say
+    mean = (predicted - true).mean()
+    found = Correction.fit(predicted, true, "ridge")
+    assert mean < 0.1  # so that a mean would be misled by 3 months
+    assert abs((found(predicted) - clean(predicted)).mean()) < 1
+
+
+@pytest.mark.parametrize("predicted", [250 - np.linspace(50, 150, 100), np.full(100, 90.0)])
+def test_ridge_does_not_turn_the_order_of_ages(predicted):
+    found = Correction.fit(predicted, np.linspace(50, 150, 100), "ridge")
+    assert found.slope > 0 and np.isfinite(found.intercept)
+
+
+def test_ridge_corrects_nothing_with_two_images():
+    assert Correction.fit(np.ones(2), np.full(2, 30.0), "ridge") == Correction()
+    assert Correction.fit(np.ones(9), np.full(9, 7.0), "ridge")(np.ones(1)) == pytest.approx(7.0)
+
+
+@pytest.mark.parametrize("method", ["shift", "line", "ridge"])
 def test_no_image_is_corrected_by_its_own_age(method):
     rng = np.random.default_rng(0)
     true = rng.uniform(10, 220, 40)
