@@ -122,7 +122,7 @@ def _onnx(program: Program, request: Request) -> tuple[bytes, list[str]]:
 def _web(program: Program, request: Request) -> tuple[bytes, list[str]]:
     check_page(program)
     sample = take_sample(program, request.radiographs)
-    model = with_float16_weights(to_onnx(program))
+    model = with_float16_weights(to_onnx(program, explained=program.explains))
     page = build_page(program, model)
     lines = ["open it in a browser; it needs no network", *_compare_onnx(program, model, sample)]
     return page, lines
