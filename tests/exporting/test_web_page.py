@@ -17,7 +17,7 @@ from pydicom.encaps import encapsulate
 from boneage_jax.data.files import fit_square, read_grey
 from boneage_jax.inference.saliency import make_grad_cam
 from tests.exporting.conftest import age_network, shipped_view
-from tests.support.chromium import BROWSER, Page
+from tests.support.chromium import Page, needs_browser
 from tests.support.dicom_files import dicom_file, table
 from tfds_rsna.hand_phantom.render import make_phantom
 
@@ -29,7 +29,7 @@ from boneage_jax.exporting.onnx_graph import to_onnx, with_float16_weights
 from boneage_jax.exporting.web_page import build_page
 from boneage_jax.inference.view import turn
 
-pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium")
+pytestmark = needs_browser
 DEEP = (make_phantom(3, 150, "test").image.reshape(150, 150)[:, :117].astype(np.uint16) * 13) + 40
 GREY = make_phantom(4, 163, "test").image.reshape(163, 163)[:, 5:131].copy()
 
