@@ -109,7 +109,8 @@ function inHeatWords({ rows, columns, months }) {
   const direction = months[at] < 0 ? "younger" : "older";
   return (
     "Heat map (Grad-CAM): places that speak for a younger age are orange, for an older one blue, compared with " +
-    `the mean of all places. Strongest in the ${row} ${column}, by ${Math.abs(months[at]).toFixed(1)} months ${direction}.`
+    `the mean of all places. Strongest in the ${row} ${column}, by ${Math.abs(months[at]).toFixed(1)} months ${direction}. ` +
+    "It shows what the age depends on, not whether it is right."
   );
 }
 
