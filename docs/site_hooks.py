@@ -11,19 +11,16 @@ import logging
 import os
 import posixpath
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import nbformat
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
-from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import MarkdownExporter
+from notebooks import NOTEBOOKS, ROOT, differences, execute
 
-ROOT = Path(__file__).parent.parent
-NOTEBOOKS = ("docs/first_steps.ipynb", "docs/from_dicom_to_report.ipynb")
 PAGES = {  # by path in the repository: name of the page
     **{path: f"{Path(path).stem}.md" for path in NOTEBOOKS},
     "CONTRIBUTING.md": "contributing.md",
@@ -102,24 +99,21 @@ def _in_repository(page: str, target: str) -> str:
 
 
 def _notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
-    """A notebook as Markdown, and its pictures by name; executed if EXECUTE_NOTEBOOK is true.
+    """A notebook as Markdown, and its pictures by name: with the outputs that are committed.
 
-    Outputs of cells with the tag `progress` are left out.
+    If EXECUTE_NOTEBOOK is true it is executed first, and must have the same outputs, see
+    `notebooks.differences`.
     """
     notebook = nbformat.read(path, as_version=4)
     if os.environ.get("EXECUTE_NOTEBOOK") == "true":
         _log.info("executing %s", path.name)
-        with tempfile.TemporaryDirectory() as folder:
-            client = NotebookClient(notebook, resources={"metadata": {"path": folder}})
-            try:
-                client.execute(env=os.environ | {"TMPDIR": folder})
-            except CellExecutionError as error:
-                raise PluginError(f"{path.name}: {error}") from error
-    exporter = MarkdownExporter(
-        config={
-            "TagRemovePreprocessor": {"enabled": True, "remove_all_outputs_tags": ["progress"]},
-        }
-    )
+        try:
+            different = differences(notebook, execute(path))
+        except CellExecutionError as error:
+            raise PluginError(f"{path.name}: {error}") from error
+        if different:
+            lines = "\n".join(different)
+            raise PluginError(f"{path.name}: outputs changed; run docs/notebooks.py\n{lines}")
     wanted = {"unique_key": path.stem, "output_files_dir": f"{path.stem}_files"}
-    text, resources = exporter.from_notebook_node(notebook, resources=wanted)
+    text, resources = MarkdownExporter().from_notebook_node(notebook, resources=wanted)
     return text, resources["outputs"]

@@ -25,6 +25,7 @@ import jax
 import pytest
 
 from boneage_jax.runtime.cpu_memory import COLLECTIONS
+from tests.support.chromium import NO_BROWSER
 
 # As commands do, see `boneage_jax.cli.run_door`: tracing allocates much and leaves few cycles, and
 # the collector took a quarter of the time of tests that trace whole networks.
@@ -54,6 +55,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {f"{name}.py": rank for rank, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: ranks.get("/".join(item.path.parts[-2:]), len(ranks)))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Says as the last line of all which part was not tested, which a count of skips hides."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    count = sum(NO_BROWSER in str(report.longrepr) for report in skipped)
+    if count:
+        reporter.ensure_newline()
+        reporter.write_line(f"{count} BROWSER TESTS WERE SKIPPED: {NO_BROWSER}", red=True)
 
 
 @pytest.fixture(autouse=True, scope="module")

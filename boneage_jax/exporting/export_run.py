@@ -128,7 +128,7 @@ def _web(program: Program, request: Request) -> tuple[bytes, list[str]]:
     # Its scripts put radiographs right before they are squares, and judge them.
     program = dataclasses.replace(program.prepared(), judges=False)
     sample = take_sample(program, request.radiographs)
-    model = with_float16_weights(to_onnx(program))
+    model = with_float16_weights(to_onnx(program, explained=program.explains))
     page = build_page(program, model)
     lines = ["open it in a browser; it needs no network", *_compare_onnx(program, model, sample)]
     return page, lines

@@ -35,7 +35,8 @@ def image_statistics(images: jax.Array) -> jax.Array:
         numbers += [jnp.log(spread), jnp.log((_mean(jnp.abs(band)) + 1e-4) / spread)]
         x = smaller
     spread = _deviation(x) + 1e-3
-    return jnp.stack([*numbers, jnp.log(spread), _mean(jnp.abs(x)) / spread], axis=-1)
+    numbers += [jnp.log(spread), _mean(jnp.abs(x)) / spread]
+    return jnp.concatenate([number[:, None] for number in numbers], axis=-1)
 
 
 def distance(images: jax.Array, mean: np.ndarray, precision: np.ndarray) -> jax.Array:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.export
+import jax.extend
 import numpy as np
 
 from boneage_jax.errors import InputError
 from boneage_jax.exporting.program import Program
+from boneage_jax.inference.saliency import CONTRIBUTIONS
 
 if TYPE_CHECKING:
     import onnx
@@ -32,10 +34,14 @@ _SMALL = 10_000
 _FLOAT_CONVOLUTIONS = 6
 
 
-def to_onnx(program: Program) -> "onnx.ModelProto":
+def to_onnx(program: Program, explained: bool = False) -> "onnx.ModelProto":
     """Converts a network with all that surrounds it; the number of images is free.
 
     bfloat16 networks compute in float32: few runtimes have the former.
+
+    Args:
+      program: the network.
+      explained: add the output `contributions`, see `Program.function`.
 
     Raises:
       InputError: the network has an operation that the converter does not know.
@@ -46,24 +52,28 @@ def to_onnx(program: Program) -> "onnx.ModelProto":
             "use --format=stablehlo"
         )
     # Convolutions, where JAX's CPU backend gets other operations for speed.
-    function = program.function(depthwise="fused", portable=True, dtype="float32")
+    function = program.function(explained, depthwise="fused", portable=True, dtype="float32")
+    outputs = (*program.outputs, *((CONTRIBUTIONS,) if explained else ()))
 
     def call(*inputs: jax.Array) -> tuple[jax.Array, ...]:
         found = function(program.members, *inputs)
-        return tuple(found[name] for name in program.outputs)
+        return tuple(found[name] for name in outputs)
 
     (batch,) = jax.export.symbolic_shape("batch")
+    shapes = program.shapes(batch)
+    if explained:  # the converter's stand-ins for layers of Flax have no gradients
+        call = jax.extend.core.jaxpr_as_fun(jax.make_jaxpr(call)(*shapes))
     with _quiet():
         import jax2onnx
 
         try:
             model = jax2onnx.to_onnx(
                 call,
-                program.shapes(batch),
+                shapes,
                 model_name="boneage_jax",
                 opset=_OPSET,
                 input_names=program.inputs,
-                output_names=program.outputs,
+                output_names=outputs,
             )
         except InputError:
             raise

@@ -23,6 +23,7 @@ from boneage_jax.inference.background_removal import Background
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.network import Network, Rows
 from boneage_jax.inference.predictor import Predictor, load_predictor
+from boneage_jax.inference.saliency import CONTRIBUTIONS, explained_step, has_feature_map
 from boneage_jax.inference.segmenter import Segmenter, load_segmenter
 from boneage_jax.inference.view import View
 from boneage_jax.models.registry import options_of
@@ -93,6 +94,11 @@ class Program:
         """Names of the arguments: image, and male where the sex is an input."""
         return ("image", "male") if self.takes_sex else ("image",)
 
+    @property
+    def explains(self) -> bool:
+        """Whether the contributions of places to the age can be an output."""
+        return self.calibration is not None and has_feature_map(self.network)
+
     def shapes(self, batch: Any) -> list[jax.ShapeDtypeStruct]:
         """Returns shapes and dtypes of the arguments.
 
@@ -102,17 +108,20 @@ class Program:
         known = batch_shapes(batch, self.image_size, self.network.task)
         return [known[name] for name in self.inputs]
 
-    def function(self, **model_options: Any) -> Callable[..., Arrays]:
+    def function(self, explained: bool = False, **model_options: Any) -> Callable[..., Arrays]:
         """Builds the function `(members, image, male=None) -> {output: [B, ...]}`.
 
         image is uint8 [B, S, S, 1], male int32 [B]: 1, 0, or -1 for unknown.
 
         Args:
+          explained: also return `contributions`, float32 [B, h, w], see
+            `boneage_jax.inference.saliency.explained_step`; only if `explains`.
           **model_options: options of the model instead of those of the config, see
             `boneage_jax.create_model`; those that the model does not have are left out.
         """
         network = with_options(self.network, **model_options)
-        step, task = network.local_step(), network.task
+        step = explained_step(network) if explained else network.local_step()
+        task = network.task
 
         def predict(members: Sequence[Tree], image: jax.Array, male: Any = None) -> Arrays:
             batch = {
@@ -129,7 +138,11 @@ class Program:
             rows = [step(variables, batch)[1] for variables in members]
             names = task.reported if self.calibration else self.outputs
             found = {name: _mean([row[name] for row in rows]) for name in names}
-            return found if self.calibration is None else self._calibrated(found, image)
+            if self.calibration:
+                found = self._calibrated(found, image)
+            if explained:
+                found[CONTRIBUTIONS] = _mean([row[CONTRIBUTIONS] for row in rows])
+            return found
 
         return predict
 

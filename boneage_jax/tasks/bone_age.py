@@ -88,7 +88,7 @@ class BoneAgeNet(nn.Module):
         if self.sex_input:
             guess = jax.nn.sigmoid(jax.lax.stop_gradient(sex_logit))
             p_male = jnp.where(male < 0, guess, male.astype(jnp.float32))
-            sexes = jnp.stack([p_male, 1 - p_male], axis=-1)
+            sexes = jnp.concatenate([p_male[:, None], 1 - p_male[:, None]], axis=-1)
             x = jnp.concatenate([x, nn.Dense(32, name="sex_embedding")(sexes)], axis=-1)
         if self.hidden:
             x = nn.relu(nn.Dense(self.hidden, name="age_hidden")(x))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from boneage_jax.errors import InputError
+from boneage_jax.inference.saliency import make_grad_cam
 from boneage_jax.models.registry import create_model
 
 onnx = pytest.importorskip("onnx")
@@ -28,13 +29,13 @@ def model(ages):
     return to_onnx(ages)
 
 
-def _run(model, program, squares, male):
+def _run(model, program, squares, male, *more):
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
     known = {"image": np.stack(squares)[..., None], "male": np.asarray(male, np.int32)}
     inputs = {name: known[name] for name in program.inputs}
-    return dict(zip(program.outputs, session.run(None, inputs), strict=True))
+    return dict(zip((*program.outputs, *more), session.run(None, inputs), strict=True))
 
 
 def _sexes(count):
@@ -59,6 +60,25 @@ def test_efficientnet_equals_predict(squares, tmp_path):
     hands, male = squares[:-1], _sexes(12)
     found, wanted = _run(to_onnx(lite), lite, hands, male), lite.read(hands, male)
     np.testing.assert_allclose(found["bone_age_months"], wanted["bone_age_months"], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["tiny_lite0", "tiny_b0"])
+def test_contributions_of_places_are_those_of_predict(name, squares, tmp_path):
+    """Beside ages of the same graph that do not change; the heads' gradient is in the graph."""
+    changed = {"model__name": name, "model__hidden": 16, "test_flips": True}
+    network = age_network(tmp_path, members=2, **changed)
+    hands, male = squares[:3], [1, 0, -1]
+    model = to_onnx(network, explained=True)
+    found = _run(model, network, hands, male, "contributions")
+    wanted, grad_cam = network.read(hands, male), make_grad_cam(network.network)
+    np.testing.assert_allclose(found["bone_age_months"], wanted["bone_age_months"], atol=1e-3)
+    moved = [grad_cam(network.members, *each) for each in zip(hands, male, strict=True)]
+    most = np.abs(moved).max()  # small in a B0 of random weights, whose features fade
+    np.testing.assert_allclose(found["contributions"], moved, atol=0.01 * most)
+    assert most > 0
+    assert sum(node.op_type == "Conv" for node in model.graph.node) == sum(
+        node.op_type == "Conv" for node in to_onnx(network).graph.node
+    )
 
 
 def test_a_network_that_reads_another_shape_equals_predict(squares, tmp_path):

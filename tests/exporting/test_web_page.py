@@ -15,8 +15,9 @@ from pydicom import uid
 from pydicom.encaps import encapsulate
 
 from boneage_jax.data.files import fit_square, read_grey
+from boneage_jax.inference.saliency import make_grad_cam
 from tests.exporting.conftest import age_network, shipped_view
-from tests.support.chromium import BROWSER, Page
+from tests.support.chromium import Page, needs_browser
 from tests.support.dicom_files import dicom_file, table
 from tfds_rsna.hand_phantom.render import make_phantom
 
@@ -28,7 +29,7 @@ from boneage_jax.exporting.onnx_graph import to_onnx, with_float16_weights
 from boneage_jax.exporting.web_page import build_page
 from boneage_jax.inference.view import turn
 
-pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium")
+pytestmark = needs_browser
 DEEP = (make_phantom(3, 150, "test").image.reshape(150, 150)[:, :117].astype(np.uint16) * 13) + 40
 GREY = make_phantom(4, 163, "test").image.reshape(163, 163)[:, 5:131].copy()
 
@@ -115,13 +116,14 @@ REFUSED = {
 def ages(tmp_path_factory):
     """A network beside the view network of the package's own."""
     folder = tmp_path_factory.mktemp("ages")
-    return age_network(folder, view=shipped_view(), model__name="tiny", test_flips=True)
+    changed = {"model__name": "tiny_lite0", "test_flips": True}
+    return age_network(folder, view=shipped_view(), **changed)
 
 
 @pytest.fixture(scope="module")
 def page(ages, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    content = build_page(ages, with_float16_weights(to_onnx(ages)))
+    content = build_page(ages, with_float16_weights(to_onnx(ages, explained=True)))
     assert len(content) < 40e6
     (folder / "page.html").write_bytes(content)
     opened = Page(folder / "page.html", folder / "profile")
@@ -196,6 +198,39 @@ def test_ages_are_those_of_python(page, ages, tmp_path):
         wanted = ages.read([square], [1 if name == "plain.dcm" else -1])
         assert float(months) == pytest.approx(float(wanted["bone_age_months"][0]), abs=0.1), name
         assert accepted == str(int(wanted["accepted"][0])) and heat == "done", name
+
+
+def test_the_heat_map_is_that_of_python(page, ages, tmp_path):
+    """The same numbers; the strongest place is named, and drawn in the colour of its direction."""
+    _drop(page, tmp_path, {"grey.png": FILES["grey.png"]})
+    drawn = page.evaluate("""(() => {
+      const map = document.querySelector("canvas.heat");
+      const pixels = map.getContext("2d").getImageData(0, 0, map.width, map.height).data;
+      return [map.height, map.width, [...pixels]];
+    })()""")
+    data = base64.b64encode(FILES["grey.png"]).decode()
+    found = page.evaluate(f"""(async () => {{
+      const bytes = Uint8Array.from(atob("{data}"), (c) => c.charCodeAt(0));
+      const model = await loading, {{ image }} = model.view.putRight(await readRadiograph(bytes));
+      const [read] = await model.read([fitSquare(image, model.size, facts.fit).data], -1);
+      return read.contributions.months;
+    }})()""")
+    square = ages.fit(read_grey(FILES["grey.png"], "grey.png"), "")
+    wanted = make_grad_cam(ages.network)(ages.members, square, -1)
+    away = np.reshape(found, wanted.shape) - wanted
+    assert np.abs(away).max() < 0.02 * np.abs(wanted).max()
+    assert tuple(drawn[:2]) == wanted.shape
+    colours = np.reshape(drawn[2], (*wanted.shape, 4))
+    place = np.unravel_index(np.abs(wanted).argmax(), wanted.shape)
+    assert colours[place][3] == colours[..., 3].max() == 200
+    assert (colours[place][2] > colours[place][0]) == (wanted[place] > 0)  # blue: older
+    caption = page.evaluate("document.querySelector('figcaption').textContent")
+    assert (
+        f"{abs(wanted[place]):.1f} months {'older' if wanted[place] > 0 else 'younger'}" in caption
+    )
+    third = [3 * (2 * at + 1) // (2 * count) for at, count in zip(place, wanted.shape, strict=True)]
+    words = ["upper", "middle", "lower"][third[0]], ["left", "centre", "right"][third[1]]
+    assert f"Strongest in the {' '.join(words)}" in caption
 
 
 def test_unreadable_files_get_a_line_and_the_next_is_read(page, tmp_path):

@@ -11,7 +11,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or ""
+import pytest
+
+NO_BROWSER = "no Chromium: install Debian's package chromium, or set CHROMIUM to the path of one"
+_NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
+
+
+def find_browser() -> str:
+    """Returns the path of a Chromium, "" if there is none: CHROMIUM, that of PATH, Playwright's."""
+    if named := os.environ.get("CHROMIUM"):
+        return named
+    cache = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH", "~/.cache/ms-playwright")).expanduser()
+    downloaded = sorted(map(str, cache.glob("chromium-*/chrome-linux*/chrome")))
+    found = [path for name in _NAMES if (path := shutil.which(name))]
+    return next(iter(found + downloaded[::-1]), "")
+
+
+BROWSER = find_browser()
+needs_browser = pytest.mark.skipif(not BROWSER, reason=NO_BROWSER)
 
 
 class Page:

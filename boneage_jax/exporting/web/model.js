@@ -16,7 +16,9 @@ class Model {
     const session = await ort.InferenceSession.create(await embedded("network"));
     const { view_threshold: threshold } = facts; // absent where the network has no view network beside it
     const weights = threshold && new Float32Array((await embedded("view")).buffer);
-    return new Model(facts, session, weights ? new View(weights, Number(threshold)) : null);
+    const model = new Model(facts, session, weights ? new View(weights, Number(threshold)) : null);
+    await model.read([new Uint8Array(model.size ** 2)], -1); // the first run takes twice as long as others
+    return model;
   }
 
   constructor(facts, session, view) {
@@ -33,32 +35,18 @@ class Model {
       inputs.male = new Tensor("int32", new Int32Array(squares.length).fill(male), [squares.length]);
     }
     const outputs = await this.session.run(inputs);
-    return squares.map((_, at) =>
-      Object.fromEntries(this.session.outputNames.map((name) => [name, Number(outputs[name].data[at])])),
-    );
-  }
-
-  /**
-   * How many months the age moves when a part of the square is covered by its mean grey
-   * (occlusion, Zeiler & Fergus 2014); calls `progress` with the fraction done.
-   */
-  async occlusion(square, male, age, parts, progress) {
-    const { size } = this, mean = Math.round(square.reduce((sum, v) => sum + v, 0) / square.length);
-    const edge = (part) => Math.round((part * size) / parts);
-    const covered = (row, column) => {
-      const copy = square.slice();
-      for (let y = edge(row); y < edge(row + 1); y++) {
-        copy.fill(mean, y * size + edge(column), y * size + edge(column + 1));
+    return squares.map((_, at) => {
+      const found = {};
+      for (const name of this.session.outputNames) {
+        const { data, dims } = outputs[name];
+        if (name === "contributions") { // months, of each place of the last feature map
+          const [, rows, columns] = dims, count = rows * columns;
+          found[name] = { rows, columns, months: [...data.subarray(at * count, (at + 1) * count)] };
+        } else {
+          found[name] = Number(data[at]);
+        }
       }
-      return copy;
-    };
-    const moved = [];
-    for (let row = 0; row < parts; row++) {
-      const line = await this.read(Array.from({ length: parts }, (_, column) => covered(row, column)), male);
-      moved.push(...line.map((found) => found.bone_age_months - age));
-      progress((row + 1) / parts);
-      await new Promise((resume) => setTimeout(resume)); // lets the page answer
-    }
-    return moved;
+      return found;
+    });
   }
 }

@@ -1,7 +1,6 @@
 // What the page shows, and how it takes files.
 "use strict";
 
-const PARTS = 8; // rows and columns of the heat map
 const facts = JSON.parse(document.getElementById("facts").textContent);
 const byId = (id) => document.getElementById(id);
 const loading = Model.load(facts);
@@ -42,7 +41,6 @@ async function readFile(file) {
     show(article, found, [...radiograph.notes, ...notes, ...(reason ? [reason] : [])], male, square, model);
     const accepted = found.accepted === 0 ? ". It is unlike the radiographs of training" : "";
     say(`${file.name}: bone age ${inWords(found.bone_age_months)}${accepted}`);
-    await heatMap(article, model, square, male, found.bone_age_months);
   } catch (error) {
     const reason = error instanceof UnreadableImage ? error.message : `the page failed: ${error.message || error}`;
     article.append(make("p", `Not read: ${reason}.`, { class: "refused" }));
@@ -80,32 +78,40 @@ function show(article, found, notes, male, square, model) {
   square.forEach((value, at) => pixels.data.set([value, value, value, 255], 4 * at));
   context.putImageData(pixels, 0, 0);
   stack.append(picture);
-  figure.append(stack, make("figcaption", `${label}, ${model.size} pixels wide. The heat map follows.`));
+  const caption = make("figcaption", `${label}.`);
+  figure.append(stack, caption);
+  if (found.contributions) {
+    stack.append(heatMap(found.contributions));
+    caption.textContent += ` ${inHeatWords(found.contributions)}`;
+    article.dataset.heat = "done";
+  }
   article.append(age, list, figure);
 }
 
-async function heatMap(article, model, square, male, age) {
-  const caption = article.querySelector("figcaption");
-  const moved = await model.occlusion(square, male, age, PARTS, (done) => {
-    caption.textContent = `Heat map: ${Math.round(100 * done)} %`;
-  });
-  const most = Math.max(...moved.map(Math.abs), 1e-6);
-  const map = make("canvas", "", { width: PARTS, height: PARTS, class: "heat", "aria-hidden": "true" });
-  const context = map.getContext("2d"), pixels = context.createImageData(PARTS, PARTS);
-  moved.forEach((months, at) => {
-    const colour = months < 0 ? [230, 97, 1] : [64, 120, 230]; // told apart by all colour-blind people
-    pixels.data.set([...colour, Math.round((200 * Math.abs(months)) / most)], 4 * at);
+/** Which places move the age: Grad-CAM, as in `predict --report`, with the direction as the colour. */
+function heatMap({ rows, columns, months }) {
+  const most = Math.max(...months.map(Math.abs), 1e-6);
+  const map = make("canvas", "", { width: columns, height: rows, class: "heat", "aria-hidden": "true" });
+  const context = map.getContext("2d"), pixels = context.createImageData(columns, rows);
+  months.forEach((value, at) => {
+    const colour = value < 0 ? [230, 97, 1] : [64, 120, 230]; // told apart by all colour-blind people
+    pixels.data.set([...colour, Math.round((200 * Math.abs(value)) / most)], 4 * at);
   });
   context.putImageData(pixels, 0, 0);
-  article.querySelector(".stack").append(map);
-  const at = moved.findIndex((months) => Math.abs(months) === most);
-  const where = (place, names) => names[Math.min(2, Math.floor((3 * place) / PARTS))];
-  const row = where(Math.floor(Math.max(at, 0) / PARTS), ["upper", "middle", "lower"]);
-  const column = where(Math.max(at, 0) % PARTS, ["left", "centre", "right"]);
-  caption.textContent =
-    "Heat map: how the age changes when a part is covered with grey; orange younger, blue older. " +
-    `Strongest in the ${row} ${column}, by ${(moved[at] ?? 0).toFixed(1)} months.`;
-  article.dataset.heat = "done";
+  return map;
+}
+
+function inHeatWords({ rows, columns, months }) {
+  const at = months.reduce((best, value, n) => (Math.abs(value) > Math.abs(months[best]) ? n : best), 0);
+  const where = (place, count, names) => names[Math.min(2, Math.floor((3 * (place + 0.5)) / count))];
+  const row = where(Math.floor(at / columns), rows, ["upper", "middle", "lower"]);
+  const column = where(at % columns, columns, ["left", "centre", "right"]);
+  const direction = months[at] < 0 ? "younger" : "older";
+  return (
+    "Heat map (Grad-CAM): places that speak for a younger age are orange, for an older one blue, compared with " +
+    `the mean of all places. Strongest in the ${row} ${column}, by ${Math.abs(months[at]).toFixed(1)} months ${direction}. ` +
+    "It shows what the age depends on, not whether it is right."
+  );
 }
 
 function take(files) {
