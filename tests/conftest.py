@@ -57,14 +57,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ranks.get("/".join(item.path.parts[-2:]), len(ranks)))
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Says as the last line of all which part was not tested, which a count of skips hides."""
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    skipped = reporter.stats.get("skipped", []) if reporter else []
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says before the last line which part was not tested, which a count of skips hides."""
+    skipped = terminalreporter.stats.get("skipped", [])
     count = sum(NO_BROWSER in str(report.longrepr) for report in skipped)
     if count:
-        reporter.ensure_newline()
-        reporter.write_line(f"{count} BROWSER TESTS WERE SKIPPED: {NO_BROWSER}", red=True)
+        terminalreporter.write_line(f"{count} BROWSER TESTS WERE SKIPPED: {NO_BROWSER}", red=True)
 
 
 @pytest.fixture(autouse=True, scope="module")
