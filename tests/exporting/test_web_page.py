@@ -115,7 +115,8 @@ REFUSED = {
 def ages(tmp_path_factory):
     """A network beside the view network of the package's own."""
     folder = tmp_path_factory.mktemp("ages")
-    return age_network(folder, view=shipped_view(), model__name="tiny", test_flips=True)
+    network = age_network(folder, view=shipped_view(), model__name="tiny", test_flips=True)
+    return network.prepared(judges=False)  # the page's scripts do both
 
 
 @pytest.fixture(scope="module")
