@@ -5,7 +5,8 @@ usage: python -m benchmarks.studies.export_ages --file=FILE.onnx --images=FOLDER
 
 The file is given squares as `fit_square` makes them, `predict` the radiographs themselves, as they
 are and turned, inverted, framed and small. A row per radiograph and change: months and acceptance
-of both, and the true age where LABELS (columns `id,boneage,male`) has it. The JSON beside it has
+of both, the true age where LABELS (columns `id,boneage,male`) has it, and whether anything but
+quarter turns and inversion was undone, which the resolution matters for. The JSON beside it has
 the differences of each change and the milliseconds of one image.
 """
 
@@ -39,7 +40,16 @@ CHANGES = (
     "half size in a corner",
     "doubled",
 )
-COLUMNS = ("change", "file", "onnx_months", "months", "onnx_accepted", "accepted", "true_months")
+COLUMNS = (
+    "change",
+    "file",
+    "onnx_months",
+    "months",
+    "onnx_accepted",
+    "accepted",
+    "true_months",
+    "cut",
+)
 _TIMED = 15  # runs of one image
 
 
@@ -79,7 +89,12 @@ def main() -> None:
             ours, theirs = run(squares), predict(changed)
             months, accepted = theirs["bone_age_months"], theirs["accepted"]
             ages = [true.get(image_stem(file), (np.nan,))[0] for file in files]
-            rows = zip(files, ours[0], months, ours[1], accepted, ages, strict=True)
+            view = predict.calibration.view
+            cut = []  # or turned by an odd multiple of 45 degrees: by `predict`, or as a square
+            for picture, square in zip(changed, squares, strict=True):
+                said = "; ".join((*view.put_right(picture, square)[1], *view.put_right(square)[1]))
+                cut.append(any(word in said for word in ("cut", " 45 ", " 135 ")))
+            rows = zip(files, ours[0], months, ours[1], accepted, ages, cut, strict=True)
             for file, *numbers in rows:
                 texts = (
                     round(float(x), 4) if isinstance(x, np.floating | float) else x for x in numbers
@@ -91,6 +106,8 @@ def main() -> None:
                 "median_months": float(np.median(away)),
                 "most_months": float(away.max()),
                 "over_1": int((away > 1).sum()),
+                "cut": sum(cut),
+                "most_months_of_others": float(away[~np.array(cut)].max(initial=0)),
                 "accepted": int(ours[1].sum()),
                 "acceptance_differs": int((ours[1] != accepted).sum()),
                 "onnx_error": float(np.abs(ours[0] - ages).mean()),

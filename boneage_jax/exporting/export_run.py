@@ -126,7 +126,7 @@ def _onnx(program: Program, request: Request) -> tuple[bytes, list[str]]:
 def _web(program: Program, request: Request) -> tuple[bytes, list[str]]:
     check_page(program)
     # Its scripts put radiographs right before they are squares, and judge them.
-    program = dataclasses.replace(program.prepared(), judges=False)
+    program = program.prepared(judges=False)
     sample = take_sample(program, request.radiographs)
     model = with_float16_weights(to_onnx(program, explained=program.explains))
     page = build_page(program, model)

@@ -174,13 +174,22 @@ class Program:
         assert self.calibration and self.calibration.view
         return self.calibration.view
 
-    def prepared(self) -> "Program":
-        """Returns the program that is given what `prepare` returns, and judges it."""
+    def prepared(self, judges: bool = True) -> "Program":
+        """Returns the program that is given what `prepare` returns.
+
+        Args:
+          judges: whether the view network judges it.
+        """
         metadata = {name: text for name, text in self.metadata.items() if name != "puts_right"}
         if self.hand_mask:
             metadata["background"] = self.network.info.background
         return dataclasses.replace(
-            self, fit=self.prepare, metadata=metadata, puts_right=False, hand_mask=None
+            self,
+            fit=self.prepare,
+            metadata=metadata,
+            puts_right=False,
+            judges=judges,
+            hand_mask=None,
         )
 
 

@@ -117,7 +117,8 @@ def ages(tmp_path_factory):
     """A network beside the view network of the package's own."""
     folder = tmp_path_factory.mktemp("ages")
     changed = {"model__name": "tiny_lite0", "test_flips": True}
-    return age_network(folder, view=shipped_view(), **changed)
+    network = age_network(folder, view=shipped_view(), **changed)
+    return network.prepared(judges=False)  # the page's scripts do both
 
 
 @pytest.fixture(scope="module")
