@@ -17,6 +17,7 @@ from boneage_jax.inference.outputs import Outputs
 from boneage_jax.inference.patients import Patient
 from boneage_jax.report.radiograph_page import age_in_words
 from tests.inference.test_predictor import IMAGES, WORKDIR
+from tests.support.dciodvfy import verdict
 from tests.support.dicom_files import dicom_file
 from tests.support.unet_run import call
 
@@ -68,6 +69,8 @@ def test_each_radiograph_has_its_files_and_a_bad_one_costs_only_its_own(folder, 
     assert "no DICOM output" not in rows["hand.dcm"]["note"]
     kinds = {path.name for path in (folder / "dicom_out").iterdir()}
     assert {"hand_sr.dcm", "hand_sc.dcm"} <= kinds <= {f"hand_{k}.dcm" for k in ("sr", "sc", "seg")}
+    for path in (folder / "dicom_out").iterdir():
+        assert not [line for line in verdict(path) if line.startswith("Error")]
     capture = pydicom.dcmread(folder / "dicom_out" / "hand_sc.dcm")
     assert capture.pixel_array.std() > 10 and capture.PatientName == "SECRET^NAME"
     assert {path.name for path in (folder / "report").iterdir()} == {
