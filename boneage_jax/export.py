@@ -18,12 +18,15 @@ those of the training's validation split, where its data is prepared.
 from collections.abc import Sequence
 
 from boneage_jax.cli import Parser, path_argument, prepare_jax, run_door
+from boneage_jax.errors import InputError
 
 
 def main(argv: Sequence[str]) -> int:
     """Exports the network given by `argv` and prints a summary; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
-    parser.add_argument("--workdir", help="a training or a network; the best at hand if left out")
+    parser.add_argument(
+        "--workdir", help="a training or a network; the best of at most 10 MB if left out"
+    )
     parser.add_argument("--format", required=True, help="see above")
     parser.add_argument("--output", required=True, type=path_argument, help="file to write")
     parser.add_argument("--precision", default="float32", help="of the weights of ONNX files")
@@ -33,6 +36,10 @@ def main(argv: Sequence[str]) -> int:
 
     from boneage_jax.exporting.export_run import Request, check_request, export
 
+    if args.prepared and args.format == "web":
+        raise InputError(
+            "--prepared does not go with --format=web: the page itself puts pictures right"
+        )
     request = Request(args.workdir, args.output, args.precision, args.paths, args.prepared)
     check_request(args.format, request)
     prepare_jax()

@@ -23,7 +23,8 @@ from boneage_jax.cli import Parser, prepare_jax, run_door
 def main(argv: Sequence[str]) -> int:
     """Predicts the files given by `argv` and prints a summary; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
-    text = "a training, or a network: its folder, hf:OWNER/REPO or a name of --list (the best)"
+    text = "a training, or a network: its folder, hf:OWNER/REPO or a name of --list"
+    text += " (default: the best of at most 10 MB)"
     parser.add_argument("--workdir", help=text)
     parser.add_argument("--output", type=Path, help="CSV file to write, or - for standard output")
     parser.add_argument("--json", action="store_true", help="print one JSON object per file")

@@ -24,7 +24,9 @@ from boneage_jax.errors import InputError
 def main(argv: Sequence[str]) -> int:
     """Serves the network given by `argv` until SIGTERM; returns the exit status."""
     parser = Parser(__doc__, extensions=True)
-    parser.add_argument("--workdir", help="a training or a network; the best at hand if left out")
+    parser.add_argument(
+        "--workdir", help="a training or a network; the best of at most 10 MB if left out"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
     parser.add_argument("--port", type=int, default=8000, help="0 for any free one")
     parser.add_argument("--token_file", type=Path, help="file with the token of the clients")

@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from boneage_jax.data.counts import describe_counts
 from boneage_jax.data.file_names import image_stem
@@ -25,12 +26,15 @@ from boneage_jax.inference.predictor import Predictor, load_predictor
 from boneage_jax.inference.publish import check_new_folder, write_published
 from boneage_jax.inference.read_ahead import decoding_threads, read_ahead
 from boneage_jax.runtime.progress import progress
-from boneage_jax.storage.layout import CALIBRATION
+from boneage_jax.storage.layout import CALIBRATION, SITE
 from boneage_jax.storage.shipped import best_network, open_network
 from tfds_rsna.radiograph_folder.table import Columns, Label, read_labels
 
 _FOLDS = 10
-_SUMMARY = "site_calibration.json"
+# Months between ages as the network reads them, but for a constant, and those of the table, median,
+# and their rank correlation. The worst simulated site has 10 and 0.9, a table moved by some rows 50
+# and 0.
+_FAR, _IN_ORDER = 20.0, 0.5
 
 
 class Labelled(NamedTuple):
@@ -108,12 +112,17 @@ def calibrate(
     new, before, after = _fit(predictor, old, squares, male, true, method)
     summary = {
         "images": len(true),
+        "method": method,
         "correction": dataclasses.asdict(new.correction),
         "before": dataclasses.asdict(before),
         "after": dataclasses.asdict(after),
     }
     members = load_members(source)
-    write_published(members, source, output, calibration=new, card=False, more={_SUMMARY: summary})
+    write_published(members, source, output, calibration=new, card=False, more={SITE: summary})
+    if (source / SITE).is_file():
+        lines.append(
+            f"{source}: its calibration is replaced; the correction is of uncalibrated ages"
+        )
     return [*lines, *_describe(before, after, new.correction, len(true))]
 
 
@@ -130,6 +139,7 @@ def _fit(
     raw = rows["predicted_age"].astype(np.float64)
     if not np.isfinite(raw).all():
         raise InputError("the network gives no number for some of the radiographs; train it again")
+    check_ages(raw, true)
     new = fit_site(raw, true, squares, method, old)
     seen, now = (
         each.calibrated(rows, squares, male)
@@ -139,6 +149,32 @@ def _fit(
     before = _result(seen["bone_age_months"], old_widths, true, seen["accepted"])
     after = _result(*held_out_predictions(raw, true, method), true, now["accepted"])
     return new, before, dataclasses.replace(after, half_width=new.half_width)
+
+
+def check_ages(raw: np.ndarray, true: np.ndarray) -> None:
+    """Checks that ages of a table belong to the radiographs.
+
+    Args:
+      raw, true: months [n], uncorrected predictions and ages of the table.
+
+    Raises:
+      InputError: they are all the same, or far from those that the network reads and in another
+        order. A narrow band of ages may be read in another order, but not far off.
+    """
+    apart = float(np.median(np.abs(raw - np.median(raw - true) - true)))
+    if np.ptp(true) > 0:
+        order = spearmanr(raw, true).statistic
+        if not (apart > _FAR and order < _IN_ORDER):
+            return
+        found = f"order alike by {order:.2f} of 1"
+    else:
+        if apart <= _FAR:
+            return
+        found = f"all are {true[0]:g} months"
+    raise InputError(
+        f"the ages of the table do not follow those that the network reads ({found}, {apart:.0f} "
+        "months apart): do rows and radiographs belong together, and is the column of ages right?"
+    )
 
 
 def fit_site(

@@ -92,6 +92,10 @@ def export(form: str, request: Request) -> list[str]:
     """
     program = load_program(request.workdir)
     if request.prepared:
+        if program.network.config.task == "hand_mask":
+            raise InputError(
+                "--prepared is for bone ages: nothing puts right what a U-Net is given"
+            )
         program = program.prepared()
     content, lines = FORMATS[form](program, request)
     with writing(request.output), in_one_piece(request.output) as part:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,14 +27,16 @@ from boneage_jax.inference.predictor import Predictor, load_predictor
 from boneage_jax.inference.saliency import CONTRIBUTIONS, explained_step, has_feature_map
 from boneage_jax.inference.segmenter import Segmenter, load_segmenter
 from boneage_jax.inference.view import View
+from boneage_jax.json_file import read_bytes
 from boneage_jax.models.registry import options_of
 from boneage_jax.report.run_report import read_report
-from boneage_jax.storage.layout import CONFIG, REPORT
+from boneage_jax.storage.layout import CONFIG, LICENSE, REPORT, SITE
 from boneage_jax.storage.shipped import best_network, open_network
 from boneage_jax.storage.state import Tree
 from boneage_jax.tasks.registry import make_task
 
 Arrays = dict[str, jax.Array]
+_LONGEST_TERMS = 100_000  # bytes
 TERMS = {
     "": "Not a medical device: for research and education, never for the care of a patient.",
     "rsna_bone_age": (
@@ -211,8 +214,21 @@ def load_program(workdir: str | os.PathLike[str] | None) -> Program:
                 f"{folder / REPORT} is missing: the training in this workdir has not ended; "
                 "start it again"
             )
-        return mask_program(load_segmenter(folder), report)
-    return age_program(load_predictor(folder), report)
+        program = mask_program(load_segmenter(folder), report)
+    else:
+        program = age_program(load_predictor(folder), report)
+    return dataclasses.replace(program, metadata=dict(program.metadata) | _of_folder(folder))
+
+
+def _of_folder(folder: Path) -> dict[str, str]:
+    """Returns what lies beside a published network: its terms, and whether it is calibrated."""
+    found = {}
+    if (folder / LICENSE).is_file():
+        text = read_bytes(folder / LICENSE, _LONGEST_TERMS).decode("utf-8", errors="replace")
+        found["terms"] = f"{TERMS['']} {' '.join(text.split())}"
+    if (folder / SITE).is_file():
+        found["calibrated"] = "to a site; validation_error is that of the network before"
+    return found
 
 
 def age_program(predictor: Predictor, report: Mapping[str, Any]) -> Program:

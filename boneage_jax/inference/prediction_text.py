@@ -46,7 +46,8 @@ def text_lines(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
             *_compared(row),
         ]
     shown += [("note", row["note"])] if row.get("note") else []
-    return [str(row["file"]), *(f"  {name:<9} {value}" for name, value in shown)]
+    width = max(9, *(len(name) for name, _ in shown))
+    return [str(row["file"]), *(f"  {name:<{width}} {value}" for name, value in shown)]
 
 
 def _compared(row: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -54,7 +55,12 @@ def _compared(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     if math.isfinite(row.get("difference_months", math.nan)):
         age = years_and_months(row["chronological_age_months"])
-        found.append(("against", f"{row['difference_months']:+.1f} months to an age of {age}"))
+        found.append(
+            (
+                "difference",
+                f"{row['difference_months']:+.1f} months from the chronological age, {age}",
+            )
+        )
     if math.isfinite(row.get("sd_score", math.nan)):
         found.append(("sd_score", f"{row['sd_score']:+.2f}"))
     return found

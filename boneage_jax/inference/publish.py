@@ -20,7 +20,7 @@ from boneage_jax.errors import InputError
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import Trained, load_members
 from boneage_jax.json_file import read_json
-from boneage_jax.report.model_card import license_text, model_card
+from boneage_jax.report.model_card import license_text, model_card, site_note
 from boneage_jax.report.run_report import read_report
 from boneage_jax.storage.layout import (
     BACKGROUND,
@@ -30,6 +30,7 @@ from boneage_jax.storage.layout import (
     INFO,
     LICENSE,
     REPORT,
+    SITE,
     WEIGHTS,
 )
 from boneage_jax.storage.published import Saved, save_networks, write_sums
@@ -39,6 +40,7 @@ from boneage_jax.storage.workdir import read_config
 # Keys of a config that name places on one machine.
 _PLACES = ("raw_dir", "data_dir", "masks")
 _UNET = "unet"  # in background/
+_ROUNDING = 0.05  # months of error between a network and itself in float16, at most
 
 
 def write_published(
@@ -77,6 +79,14 @@ def write_published(
     """
     network, config = members[0].network, read_config(source)
     report = _without_places(read_report(source))
+    more = dict(more or {})
+    if SITE not in more and (source / SITE).is_file():
+        more[SITE] = read_json(source / SITE)
+    if SITE in more and evaluations:
+        raise InputError(
+            f"{source} is calibrated to a site, and evaluations are of the network before; publish "
+            "that one with them, then calibrate it"
+        )
     for path in evaluations:
         add_evaluation(report, path)
     name = name or output.absolute().name
@@ -85,6 +95,8 @@ def write_published(
         description = model_card(name, report, pixels=pixels, members=len(members), data=data)
     else:
         description = _read_text(source / CARD) if (source / CARD).is_file() else ""
+    if SITE in more and description:
+        description = site_note(description, more[SITE])
     if license_file or (source / LICENSE).is_file():
         terms = _read_text(license_file or source / LICENSE)
     else:
@@ -96,7 +108,7 @@ def write_published(
         save_config(part / CONFIG, ConfigDict(_without_places(config.to_dict())))
         _write_json(part / INFO, dataclasses.asdict(network.info))
         _write_json(part / REPORT, report)
-        for file, content in (more or {}).items():
+        for file, content in more.items():
             _write_json(part / file, content)
         if calibration is not None:
             calibration.save(part / CALIBRATION)
@@ -126,8 +138,14 @@ def add_evaluation(report: dict[str, Any], path: Path) -> None:
     try:
         same = all(
             found[group][key] == report[group][key]
-            for group, key in (("dataset", "name"), ("config", "model"), ("compute", "train_flops"))
+            for group, key in (
+                *(("dataset", "name"), ("compute", "train_flops")),
+                *(("config", key) for key in ("model", "seed", "optimizer", "augment", "loss")),
+            )
         )
+        own = found["dataset"]["split"] == report["dataset"]["split"]
+        if same and own and "age" in report:  # alike but for rounding to float16
+            same = abs(found["age"]["mae"] - report["age"]["mae"]) < _ROUNDING
         split, opened = found["dataset"]["split"], found["dataset"]["splits"]
     except (KeyError, TypeError) as error:
         raise InputError(

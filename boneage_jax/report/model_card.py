@@ -60,6 +60,9 @@ _MASK_LIMITS = (
 )
 
 
+_CALIBRATED = "**Calibrated** to "
+
+
 def license_text(dataset: str) -> str:
     """Returns the terms of weights that were trained on a data set of this name."""
     known = _KNOWN.get(dataset)
@@ -140,6 +143,34 @@ _INTENDED = {
     "children and adolescents, as a starting point of networks of one's own, and for teaching.",
     False: "Research: finding the hand in a radiograph, to remove the background.",
 }
+
+
+def site_note(card: str, site: Mapping[str, Any]) -> str:
+    """Returns a card that says of what site the network was calibrated to.
+
+    Args:
+      card: of the network before, or one with such a note.
+      site: contents of site_calibration.json.
+
+    Raises:
+      InputError: `site` lacks a part.
+    """
+    try:
+        line, errors = site["correction"], [site[when]["mae"] for when in ("before", "after")]
+        text = (
+            f"{_CALIBRATED}{site['images']} radiographs of a site by `calibrate`: age = "
+            f"{line['slope']:.3f} x age {line['intercept']:+.1f} months, with an interval and "
+            f"limits of its own. The mean absolute error there was {errors[0]:.2f} months before, "
+            f"{errors[1]:.2f} after, cross-fitted. All results below are of the network before; "
+            "name this folder, not that network, to read with the calibration.\n"
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"site_calibration.json is damaged ({error!r}); calibrate again"
+        ) from error
+    before, heading, rest = card.partition("## Use\n")
+    before = before.partition(_CALIBRATED)[0].rstrip("\n")
+    return f"{before}\n\n{text}\n{heading}{rest}"
 
 
 def _own(name: str, description: str) -> _Data:

@@ -19,6 +19,7 @@ WEIGHTS = "network.safetensors"
 SUMS = "SHA256SUMS"
 CARD = "README.md"
 LICENSE = "LICENSE"
+SITE = "site_calibration.json"  # of `calibrate` only
 LOCK = ".lock"  # held by the process that trains here
 _LONGEST = 255, 3800  # bytes of a name and of a path; Linux takes 4096, files inside need the rest
 

@@ -15,6 +15,7 @@ from boneage_jax.storage.layout import (
     CONFIG,
     INFO,
     REPORT,
+    SITE,
     SUMS,
     WEIGHTS,
     is_published,
@@ -43,6 +44,7 @@ class Shipped(NamedTuple):
       mae: mean absolute error on the validation split, in months.
       iou: intersection over union of hand masks on the validation split, pooled over the images.
       bytes: size of its weights.
+      calibrated: fitted to a site by `calibrate`; `mae` is that of the network before.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Shipped(NamedTuple):
     mae: float | None
     iou: float | None
     bytes: int
+    calibrated: bool
 
 
 def shipped_folders() -> dict[str, Path]:
@@ -166,6 +169,7 @@ def network_table(networks: list[Shipped]) -> list[str]:
     for one in networks:
         error = f"{one.mae:.2f} months" if one.mae is not None else "-"
         error = f"IoU {one.iou:.3f}" if one.iou is not None else error
+        error += ", before its calibration to a site" if one.calibrated else ""
         costs = [_short(value) for value in (one.flops, one.parameters, one.train_flops)]
         rows.append([one.name, one.network, f"{one.pixels or '-'}", *costs, error])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -197,6 +201,7 @@ def _describe(name: str, folder: Path) -> Shipped:
         mae=_number(_part(report, "age"), "mae", float),
         iou=_number(_part(_part(report, "mask"), "pooled"), "iou", float),
         bytes=(folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).is_file() else 0,
+        calibrated=(folder / SITE).is_file(),
     )
 
 

@@ -13,7 +13,7 @@ import boneage_jax
 import tests.support.tiny_backbone  # noqa: F401  (registers the networks)
 from boneage_jax import calibrate, predict
 from boneage_jax.errors import InputError
-from boneage_jax.evaluation.calibrate_run import held_out_predictions, match_labels
+from boneage_jax.evaluation.calibrate_run import check_ages, held_out_predictions, match_labels
 from boneage_jax.inference.bias_correction import Correction
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import load_trained
@@ -77,6 +77,7 @@ def test_the_command(site, tmp_path, capsys):
     assert noted["after"]["half_width"] == pytest.approx(width, abs=0.1)
     stored = Calibration.load(output / "calibration.npz").correction
     assert noted["correction"] == {"slope": stored.slope, "intercept": stored.intercept}
+    assert noted["method"] == "ridge"
     # The weights are those of the run, rounded; again from the result they stay as they are.
     again = tmp_path / "again"
     options = (f"--workdir={output}", f"--csv={table}", f"--output={again}", "--method=none")
@@ -114,6 +115,24 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_compiled(
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_ages_that_do_not_belong_to_the_radiographs_are_refused(mixed):
+    rng = np.random.default_rng(0)
+    read = rng.uniform(24, 216, 60)
+    ages = rng.permutation(read) if mixed else np.full(60, 100.0)
+    with pytest.raises(InputError, match="do not follow those that the network reads"):
+        check_ages(read, ages)
+
+
+@pytest.mark.parametrize("band", [(24, 216), (118, 122)])
+def test_biased_and_narrow_ages_are_not(band):
+    """A bias of 30 months, errors of 12, a band of four months in which the order is chance."""
+    rng = np.random.default_rng(1)
+    ages = rng.uniform(*band, 100)
+    check_ages(ages + 30 + rng.normal(0, 12, 100), ages)
+    check_ages(ages + rng.normal(0, 12, 100), np.full(100, 120.0) if band[0] == 118 else ages)
 
 
 def test_two_radiographs_of_one_name_are_not_guessed_between(site, tmp_path):

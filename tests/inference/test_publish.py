@@ -24,6 +24,7 @@ from boneage_jax.inference.load_trained import load_members, load_trained
 from boneage_jax.inference.publish import add_evaluation, write_published
 from boneage_jax.json_file import read_json
 from boneage_jax.report.model_card import model_card
+from boneage_jax.storage.layout import SITE
 from boneage_jax.storage.published import rounded, write_sums
 from boneage_jax.storage.shipped import best_network, network_table, shipped_networks
 from tests.support.unet_run import call
@@ -405,6 +406,26 @@ def test_later_evaluations_are_added_to_report_and_card(tmp_path):
     assert part["split"] == "locked" and part["age"]["mae"] == 7.125
 
 
+def test_a_network_that_is_calibrated_to_a_site_says_so(weights, tmp_path, monkeypatch):
+    """On its card, in the list, and in what is published of it; figures stay those before."""
+    site = {"images": 40, "correction": {"slope": 1.02, "intercept": -3.0}}
+    site |= {"before": {"mae": 9.0}, "after": {"mae": 7.5}}
+    source, once, twice = weights / "tiny_bone_age", tmp_path / "once", tmp_path / "twice"
+    write_published(load_members(source), source, once, card=False, more={SITE: site})
+    write_published(load_members(once), once, twice)
+    for folder in (once, twice):
+        card = (folder / "README.md").read_text()
+        assert card.count("**Calibrated** to 40 radiographs") == 1
+        assert "age = 1.020 x age -3.0 months" in card and "9.00 months before" in card
+        assert card.index("**Calibrated**") < card.index("## Use")
+        assert read_json(folder / SITE) == site
+    monkeypatch.setenv("BONEAGE_JAX_WEIGHTS", str(tmp_path))
+    lines = network_table(shipped_networks())
+    assert all("before its calibration" in line for line in lines if "once" in line)
+    with pytest.raises(boneage_jax.InputError, match="calibrated to a site, and evaluations"):
+        write_published(load_members(once), once, tmp_path / "no", evaluations=[tmp_path / "r"])
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -419,6 +440,11 @@ def test_an_evaluation_that_does_not_belong_is_refused(change, says, tmp_path):
     file.write_text(json.dumps(report | change))
     with pytest.raises(boneage_jax.InputError, match=says):
         add_evaluation(report, file)
+    for key, value in (("age", report["age"] | {"mae": 1.0}), ("config", {"seed": 9})):
+        other = report | {key: report[key] | value if key == "config" else value}
+        file.write_text(json.dumps(other))
+        with pytest.raises(boneage_jax.InputError, match="of another network"):
+            add_evaluation(report, file)
     with pytest.raises(boneage_jax.InputError, match="does not exist"):
         add_evaluation(report, tmp_path / "none.json")
 
