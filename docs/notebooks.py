@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ("docs/first_steps.ipynb", "docs/from_dicom_to_report.ipynb")
-_NUMBER = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?")
+_NUMBER = re.compile(r"[0-9a-f]{64}|[-+]?\d[\d.,]*(e[-+]?\d+)?")  # checksums too
 
 
 def execute(path: Path) -> Any:
