@@ -240,7 +240,6 @@ def finetune() -> ConfigDict:
     config.budget_flops, config.member_flops = 0.0, 0.0
     config.steps = 100
     config.evaluate_every = 8.0
-    config.optimizer.learning_rate = 1e-4
     return config
 
 
