@@ -14,9 +14,8 @@ import numpy as np
 from boneage_jax.data.masks import NO_HAND
 from boneage_jax.exporting.boxed_picture import whole, without_margins
 
-_FINER = (
-    2  # mask pixels per pixel of the square and axis: edges are partly dark, as after shrinking
-)
+# Mask pixels per pixel of the square and axis: edges are partly dark, as after shrinking.
+_FINER = 2
 
 
 def resized(images: jax.Array, side: int) -> jax.Array:

@@ -15,6 +15,7 @@ from boneage_jax.models.fused_block import (
     pointwise_with_moments,
     pooled_act,
 )
+from tests.support.derivatives import check_derivatives
 
 
 def plain_moments(x, kernel):
@@ -52,18 +53,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_results_and_gradients_are_jaxs(case):
-    """In float64, each output with a cotangent of its own."""
-    ours, plain, shapes = CASES[case]
-    rng = np.random.default_rng(0)
-    with jax.enable_x64(True):
-        args = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
-        found, pull = jax.vjp(ours, *args)
-        expected, plain_pull = jax.vjp(plain, *args)
-        grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), expected)
-        both = (found, pull(grads)), (expected, plain_pull(grads))
-        for mine, theirs in zip(*map(jax.tree.leaves, both), strict=True):
-            assert mine.shape == theirs.shape and mine.dtype == theirs.dtype
-            np.testing.assert_allclose(mine, theirs, rtol=1e-10, atol=1e-10)
+    check_derivatives(*CASES[case])
 
 
 @pytest.mark.parametrize("case", CASES)

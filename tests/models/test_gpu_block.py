@@ -18,6 +18,7 @@ from boneage_jax.models.gpu_block import (
     scale_and_act,
 )
 from boneage_jax.models.triton_sums import run_sums
+from tests.support.derivatives import check_derivatives
 
 
 def plain_act(x, a, b, act):
@@ -51,18 +52,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_results_and_gradients_are_jaxs(case):
-    """In float64, each output with a cotangent of its own."""
-    ours, plain, shapes = CASES[case]
-    rng = np.random.default_rng(0)
-    with jax.enable_x64(True):
-        args = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
-        found, pull = jax.vjp(ours, *args)
-        expected, plain_pull = jax.vjp(plain, *args)
-        grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), expected)
-        both = (found, pull(grads)), (expected, plain_pull(grads))
-        for mine, theirs in zip(*map(jax.tree.leaves, both), strict=True):
-            assert mine.shape == theirs.shape and mine.dtype == theirs.dtype
-            np.testing.assert_allclose(mine, theirs, rtol=1e-10, atol=1e-10)
+    check_derivatives(*CASES[case])
 
 
 def products(x, y, a):
