@@ -274,7 +274,7 @@ def test_interrupted_door_leaves_nothing_half_done(tmp_path):
     cv2.imwrite(str(raw / "train/0.png"), noise)
     for key in range(1, 4000):
         os.link(raw / "train/0.png", raw / f"train/{key}.png")
-    rows = "".join(f"{key},9,True\n" for key in range(4000))
+    rows = "".join(f"{key},99,True\n" for key in range(4000))
     (raw / "train.csv").write_text(f"id,boneage,male\n{rows}")
     out = tmp_path / "out"
     command = [sys.executable, "-m", "tfds_rsna.prepare", NAME]
