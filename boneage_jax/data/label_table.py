@@ -62,14 +62,19 @@ def read_table(path: Path) -> Table:
     """Reads a table whose rows have a cell for each column of the header.
 
     Raises:
-      InputError: see `read_cells` and `as_table`.
+      InputError: the file is missing, empty or too large; or see `read_cells` and `as_table`.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: {path.stat().st_size} bytes are too many for a label table")
-        return as_table(read_cells(path.read_bytes(), str(path)), str(path))
+        rows = read_cells(path.read_bytes(), str(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if not rows:
+        raise InputError(
+            f"{path} is empty, it has no column: a label table has a header and a row for each image"
+        )
+    return as_table(rows, str(path))
 
 
 def as_table(rows: Sequence[Row], name: str) -> Table:

@@ -11,8 +11,10 @@ OBLONG = "its pixels are not square"
 EXCESS = "more pixel data than its size"
 FLAT = "all pixels have one value"
 SMALL = "under 200 px on its short side"
+TINY = "under 40 px on its short side: too small"
 
 SMALL_SIDE = 200  # pixels: what a network gets of a smaller picture is mostly interpolated
+TINY_SIDE = 40  # pixels: less than the smallest network reads
 
 
 def first_page(pages: int) -> str:

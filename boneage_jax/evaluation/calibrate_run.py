@@ -18,6 +18,7 @@ from boneage_jax.data.counts import describe_counts
 from boneage_jax.data.file_names import image_stem
 from boneage_jax.data.files import read_radiograph
 from boneage_jax.data.find_files import find_images
+from boneage_jax.data.label_table import plain_name
 from boneage_jax.errors import InputError
 from boneage_jax.inference.bias_correction import METHODS, Correction
 from boneage_jax.inference.calibration import MIN_IMAGES, Calibration
@@ -241,6 +242,8 @@ def match_labels(
     }
     taken = f"columns file={used.file!r}, age={used.age!r} in {used.age_unit}"
     lines = [f"{table}: {len(found)} radiographs; {taken}, sex={used.sex or 'none'!r}"]
+    if plain_name(used.age).startswith("age"):
+        lines.append(f"{table}: {used.age!r} is read as bone age, not as the age of the patient")
     lines += [f"{table}: {note}" for note in notes]
     lines += [f"left out {left_out.total()}: {describe_counts(left_out)}"] if left_out else []
     return list(found.values()), lines + [f"{n} {what}" for what, n in counts.items() if n]
@@ -318,7 +321,7 @@ def _describe(before: Result, after: Result, correction: Correction, count: int)
     width, covered = (
         " -> ".join(texts)
         for texts in (
-            [f"{each.half_width:.1f}" for each in both],
+            [f"+-{each.half_width:.1f}" for each in both],
             [f"{each.covered} of {count} ({each.covered / count:.0%})" for each in both],
         )
     )
@@ -328,6 +331,6 @@ def _describe(before: Result, after: Result, correction: Correction, count: int)
         f"mean error: {before.bias:+.2f} -> {after.bias:+.2f} months, known to "
         f"+-{after.bias_margin:.1f} from {count} radiographs",
         f"correction: {now}",
-        f"interval: +-{width} months; it holds the age of {covered} radiographs",
+        f"interval: {width} months; it holds the age of {covered} radiographs",
         f"accepted: {taken[0]} -> {taken[1]} of {count} radiographs",
     ]

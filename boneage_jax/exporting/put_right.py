@@ -32,7 +32,14 @@ from boneage_jax.inference.view import (
     WHITE,
     View,
 )
-from boneage_jax.inference.view_network import SIDE, SINGLE, TURNS, Weights, apply
+from boneage_jax.inference.view_network import (
+    SIDE,
+    SINGLE,
+    TURNS,
+    Weights,
+    apply,
+    is_two_toned,
+)
 
 FITS = ("pad", "stretch")  # that `put_right` knows
 
@@ -84,14 +91,15 @@ def put_right(view: View, images: jax.Array, fit: str) -> jax.Array:
 
 
 def is_single_hand(view: View, images: jax.Array) -> jax.Array:
-    """Tells single, upright hands that are not inverted from everything else, bool [B].
+    """Tells radiographs of single, upright hands from everything else, see `View.judge`; bool [B].
 
     Args:
       view: a fitted view network.
       images: uint8 [B, S, S, 1].
     """
     picture = without_margins(whole(images[..., 0].astype(jnp.float32)))
-    return _read(view.weights, picture).proper >= view.threshold
+    drawn = is_two_toned(averaged(picture, SIDE))
+    return (_read(view.weights, picture).proper >= view.threshold) & ~drawn
 
 
 def _improved(weights: Weights, picture: Boxed) -> tuple[Boxed, jax.Array]:

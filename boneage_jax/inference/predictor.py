@@ -11,6 +11,7 @@ import numpy as np
 from boneage_jax.config import load_config
 from boneage_jax.data.file_names import image_stem
 from boneage_jax.data.files import fit_square, read_radiograph
+from boneage_jax.data.notes import TINY, TINY_SIDE
 from boneage_jax.errors import InputError
 from boneage_jax.inference.arguments import (
     Image,
@@ -170,6 +171,8 @@ class Predictor:
                 good = [(n, r) for n, r in results if not isinstance(r, InputError)]
                 squares, sexes = [r[0] for _, r in good], [male[n] for n, _ in good]
                 rows = self.read(squares, sexes, features=features) if good else {}
+                if rows and self.judges_images:
+                    rows["accepted"] = rows["accepted"] & [TINY not in r[1] for _, r in good]
                 said = iter(rows.pop("note", ()))
                 yield (
                     [
@@ -248,15 +251,19 @@ class Predictor:
         return self.put_right_and_fit(image, stem)[0]
 
     def put_right_and_fit(self, image: np.ndarray, stem: str) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Returns what `fit` does, and notes on what was put right; arguments as for `fit`."""
+        """Returns what `fit` does, and notes on what was put right; arguments as for `fit`.
+
+        A note `boneage_jax.data.notes.TINY` is on an image that must not be accepted.
+        """
+        tiny = (TINY,) if min(image.shape[:2]) < TINY_SIDE else ()
         if self._background is not None:  # the view network knows radiographs without background
-            return self._background(image, stem, self.image_size), ()
+            return self._background(image, stem, self.image_size), tiny
         view = self._calibration.view if self._calibration else None
         square = fit_square(image, self.image_size, self._square_by)
         right, notes = view.put_right(image, square) if view else (image, ())
-        if right is image:
-            return square, notes
-        return fit_square(right, self.image_size, self._square_by), notes
+        if right is not image:
+            square = fit_square(right, self.image_size, self._square_by)
+        return square, (*tiny, *notes)
 
     def contributions(self, square: np.ndarray, male: int = -1) -> np.ndarray:
         """Returns where the age comes from, see `boneage_jax.inference.saliency`.

@@ -16,6 +16,7 @@ from boneage_jax.inference.view_network import (
     Weights,
     apply,
     forward_flops,
+    is_two_toned,
     thumbnail,
     without_margins,
 )
@@ -38,6 +39,7 @@ INVERTED = "inverted: grey levels swapped"
 SMALL_HAND = "small hand: cut out"
 SEVERAL_HANDS = "more than one hand"
 NO_HAND = "no hand is recognised"
+TWO_TONES = "two tones only: a mask or a drawing"
 
 
 class Reading(NamedTuple):
@@ -154,7 +156,7 @@ class View:
         return image, tuple(dict.fromkeys([*_describe(turned, swapped), *notes]))
 
     def judge(self, squares: Sequence[np.ndarray]) -> tuple[np.ndarray, list[str]]:
-        """Tells single, upright hands that are not inverted from everything else.
+        """Tells radiographs of single, upright hands, not inverted, from everything else.
 
         Args:
           squares: uint8 [S, S] each.
@@ -162,9 +164,13 @@ class View:
         Returns:
           (bool [n]: whether each is accepted, a note on each that is not, else "").
         """
-        seen = self.read(squares)
-        accepted = seen.proper >= self.threshold
-        reasons = [SEVERAL_HANDS if kind == SEVERAL else NO_HAND for kind in seen.kind.argmax(1)]
+        thumbnails = np.stack([thumbnail(square) for square in squares])
+        seen, drawn = self._read(thumbnails, VARIANTS), is_two_toned(thumbnails)
+        accepted = (seen.proper >= self.threshold) & ~drawn
+        reasons = [
+            TWO_TONES if two else SEVERAL_HANDS if kind == SEVERAL else NO_HAND
+            for kind, two in zip(seen.kind.argmax(1), drawn, strict=True)
+        ]
         return accepted, ["" if good else why for good, why in zip(accepted, reasons, strict=True)]
 
 

@@ -16,6 +16,9 @@ import numpy as np
 SIDE = 48  # of a thumbnail, pixels
 TURNS = 8  # steps of 45 degrees
 SINGLE, SEVERAL, NONE = range(3)  # kinds: one hand, several, no hand
+# Of what is not dark, the part that is not bright either: 0.10 to 0.20 of 60 hand masks, of 12,313
+# radiographs 0.23, 0.42 and more, of all but four more than half.
+_LEAST_GREY = 0.3
 _CHANNELS = (1, 8, 16, 32, 48)
 _KERNELS = (5, 3, 3, 3)  # all of stride 2
 _HIDDEN = 48
@@ -85,6 +88,24 @@ def without_margins(image: np.ndarray) -> np.ndarray:
 
 def _varies(line: np.ndarray) -> bool:
     return bool((line != line[0]).any())
+
+
+def is_two_toned(thumbnails: Any) -> Any:
+    """Tells pictures of two tones, as masks and silhouettes are, from radiographs.
+
+    The network knows a hand by its outline, so a mask is one to it.
+
+    Args:
+      thumbnails: grey levels [n, 48, 48], arrays of NumPy or JAX.
+
+    Returns:
+      bool [n].
+    """
+    low, high = (find((-2, -1), keepdims=True) for find in (thumbnails.min, thumbnails.max))
+    level = thumbnails.astype(np.float32) - low
+    dark, bright = (part * (high.astype(np.float32) - low) for part in (0.1, 0.9))
+    lit = (level > dark).sum((-2, -1))
+    return ((level > dark) & (level < bright)).sum((-2, -1)) < _LEAST_GREY * lit
 
 
 def apply(

@@ -122,6 +122,7 @@ def model_card(
             command="predict" if of_ages else "segment --output=MASKS",
             summary=_summary(known, of_ages),
             intended=_INTENDED[of_ages],
+            not_intended=_NOT_INTENDED[of_ages],
             network=_network(config, compute, pixels, members),
             data=_data(known, dataset),
             metrics="\n\n".join(
@@ -142,6 +143,11 @@ _INTENDED = {
     True: "Research on bone age: measuring skeletal age in months on radiographs of the hand of "
     "children and adolescents, as a starting point of networks of one's own, and for teaching.",
     False: "Research: finding the hand in a radiograph, to remove the background.",
+}
+_NOT_INTENDED = {
+    True: "ages of adults; radiographs of other parts of the body; finding out who a\n"
+    "person is, or their sex, from a radiograph.",
+    False: "radiographs of other parts of the body; finding out who a person is from a radiograph.",
 }
 
 
@@ -175,7 +181,8 @@ def site_note(card: str, site: Mapping[str, Any]) -> str:
 
 def _own(name: str, description: str) -> _Data:
     description = description or f"A data set of the publisher's, {name}."
-    return _Data(name, description, (), "", "weights_license_own.txt")
+    title = "radiographs with hand masks" if name == "hand_mask" else name
+    return _Data(title, description, (), "", "weights_license_own.txt")
 
 
 def _mask_limits(dataset: Mapping[str, Any]) -> tuple[str, ...]:

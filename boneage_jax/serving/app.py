@@ -20,6 +20,7 @@ from boneage_jax.data.dicom_header import read_patient
 from boneage_jax.data.file_names import image_stem
 from boneage_jax.data.files import read_radiograph
 from boneage_jax.data.headers import pixel_limit
+from boneage_jax.data.notes import TINY
 from boneage_jax.errors import InputError
 from boneage_jax.inference.patients import identify
 from boneage_jax.inference.read_ahead import attempt
@@ -59,6 +60,10 @@ _FORM = {
             }
         }
     },
+}
+_ELSEWHERE = {
+    404: f"there is nothing here; the paths are {', '.join(PATHS)}",
+    405: "another method is needed here: POST for /predict, GET for the others",
 }
 _PROBLEMS = {
     400: "The form is damaged",
@@ -123,6 +128,8 @@ class Service:
         row = await self.batches.read(square, male)
         if upload.sex_given and not predictor.takes_sex:
             notes = (*notes, f"{SEX} is of no effect: the sex is no input of this network")
+        if TINY in notes and predictor.judges_images:
+            row = row | {"accepted": False}
         note = "; ".join(filter(None, (*notes, str(row["note"]))))
         return good_row(upload.name, predictor.columns, row, note)
 
@@ -196,7 +203,8 @@ def build_app(
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     """Answers what was refused with its one line."""
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    line = _ELSEWHERE.get(error.status_code, error.detail)
+    return JSONResponse({"error": line}, error.status_code, error.headers)
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -75,6 +75,13 @@ def test_what_is_no_table_is_named(data, message):
         read_cells(data, "labels.csv")
 
 
+@pytest.mark.parametrize("data", [b"", b"\n\n", b"\xef\xbb\xbf", b",,\n"])
+def test_an_empty_table_is_named(tmp_path, data):
+    (tmp_path / "labels.csv").write_bytes(data)
+    with pytest.raises(InputError, match=r"labels\.csv is empty, it has no column: "):
+        read_table(tmp_path / "labels.csv")
+
+
 def test_rows_have_the_length_of_the_header(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("id;boneage;\na;50;\nb;60;;\n")

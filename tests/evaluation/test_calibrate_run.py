@@ -57,6 +57,8 @@ def test_the_command(site, tmp_path, capsys):
     assert float(margin[1]) == pytest.approx(2 * 3 / 40**0.5, abs=0.3)
     covered = re.search(r"holds the age of (\d+) of 40 .* -> (\d+) of 40", text)
     assert 35 <= int(covered[2]) <= 40
+    assert re.search(r"interval: \+-[\d.]+ -> \+-[\d.]+ months", text)
+    assert "not as the age of the patient" not in text
     assert "1 rows without a radiograph" in text and "1 radiographs unreadable, e.g." in text
     # What predict gives with the result: the ages of the site, in an interval fitted to it.
     ages = tmp_path / "ages.csv"

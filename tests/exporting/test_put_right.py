@@ -10,7 +10,7 @@ from boneage_jax.exporting.put_right import is_single_hand, put_right
 from boneage_jax.exporting.stablehlo import reader, to_stablehlo
 from boneage_jax.inference.view import turn
 from tests.exporting.conftest import age_network
-from tests.inference.test_view import view  # noqa: F401  (a fixture)
+from tests.inference.test_view import silhouette, view  # noqa: F401  (a fixture)
 from tfds_rsna.hand_phantom.render import make_phantom
 
 _SIDE = 96  # of the phantoms that the view network was fitted to
@@ -36,6 +36,7 @@ def squares():
                 for n in range(3)
             ]
             + [np.full((_SIDE, _SIDE), 90, np.uint8), np.eye(_SIDE, dtype=np.uint8) * 200]
+            + [fit_square(silhouette(_hand(n)), _SIDE, fit) for n in range(3)]
         )
         for fit in ("pad", "stretch")
     }

@@ -252,6 +252,22 @@ def test_a_picture_of_no_hand_is_refused_in_words(page, tmp_path):
     assert "unlike" in page.evaluate("byId('status').textContent")
 
 
+def test_masks_and_thumbnails_are_refused_as_predict_does(page, ages, tmp_path):
+    hand = read_grey(FILES["grey.png"], "grey.png")
+    mask = np.zeros((64, 64), np.uint8)
+    mask[8:56, 8:30] = mask[30:56, 8:56] = 230
+    tiny = cv2.resize(hand, (39, 52), interpolation=cv2.INTER_AREA)
+    assert ages.calibration.view.judge([mask])[1] == ["two tones only: a mask or a drawing"]
+    for picture, words in (
+        (mask, "two tones only: a mask or a drawing"),
+        (tiny, "under 40 px on its short side: too small"),
+    ):
+        page.evaluate("byId('clear').click()")
+        _drop(page, tmp_path, {"refused.png": _png(picture)})
+        text = page.evaluate("document.querySelector('article').innerText")
+        assert words in text and "Do not use the age" in text
+
+
 def test_chosen_sex_changes_the_age(page, tmp_path):
     months = []
     for sex in ("0", "1"):

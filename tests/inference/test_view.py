@@ -7,6 +7,7 @@ float16, with the threshold that 100 others gave.
 import dataclasses
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -71,6 +72,23 @@ def test_what_is_no_single_hand_is_rejected_with_a_reason(view):
     accepted, reasons = view.judge(drawn)
     assert accepted.mean() < 0.2 and "no hand is recognised" in reasons
     assert all(bool(why) != good for why, good in zip(reasons, accepted, strict=True))
+
+
+def silhouette(image):
+    """Draws the outline of a hand in two tones, as a mask of it."""
+    return np.where(cv2.GaussianBlur(image, (0, 0), 2) > 60, 190, 20).astype(np.uint8)
+
+
+def test_a_mask_is_no_radiograph(view):
+    """Two tones; grey levels between them come from resizing and compression only."""
+    hands = [image for image in OTHERS if view.judge([image])[0] and image[0, 0] < 60]
+    masks = [silhouette(image) for image in hands]
+    masks += [cv2.resize(mask, (290, 210)) for mask in masks]
+    masks += [255 - mask for mask in masks]
+    assert (view.read(masks).proper >= view.threshold).any()  # by its outline, it is a hand
+    accepted, reasons = view.judge(masks)
+    assert not accepted.any() and set(reasons) == {"two tones only: a mask or a drawing"}
+    assert view.judge(hands)[0].all()
 
 
 @pytest.mark.parametrize("image", [np.zeros((1, 1), np.uint8), np.full((9, 40), 255, np.uint8)])
@@ -149,3 +167,7 @@ def test_a_predictor_puts_right_and_says_so(view, tmp_path):
     ]
     assert found["accepted"].tolist() == [True, True, False]
     np.testing.assert_array_equal(predictor.fit(turned, ""), predictor.fit(upright, ""))
+    tiny = cv2.resize(upright, (44, 39), interpolation=cv2.INTER_AREA)
+    found = predictor([tiny, cv2.resize(upright, (44, 40), interpolation=cv2.INTER_AREA), upright])
+    assert found["accepted"].tolist() == [False, True, True]
+    assert found["note"].tolist() == ["under 40 px on its short side: too small", "", ""]

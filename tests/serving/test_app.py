@@ -162,8 +162,18 @@ def test_a_wrong_request_is_refused_in_one_line(client, request_, status, line):
 
 
 def test_other_addresses_are_refused_as_json(client):
-    assert client.get("/predict").status_code == 405
-    assert client.get("/nowhere").json() == {"error": "Not Found"}
+    found = client.get("/predict")
+    assert found.status_code == 405 and "POST for /predict" in found.json()["error"]
+    found = client.get("/nowhere")
+    assert found.status_code == 404 and "the paths are /predict, " in found.json()["error"]
+
+
+def test_a_tiny_picture_is_not_accepted(client):
+    hand = cv2.imdecode(np.frombuffer(HANDS[0], np.uint8), cv2.IMREAD_GRAYSCALE)
+    tiny = cv2.imencode(".png", cv2.resize(hand, (39, 52)))[1].tobytes()
+    row = send(client, tiny).json()
+    assert row["accepted"] is False and "under 40 px on its short side" in row["note"]
+    assert row["bone_age_months"] is not None
 
 
 def test_eight_clients_at_once_get_each_their_own(client, held):

@@ -3,6 +3,7 @@
 
 const facts = JSON.parse(document.getElementById("facts").textContent);
 const byId = (id) => document.getElementById(id);
+const TINY_SIDE = 40; // pixels
 const loading = Model.load(facts);
 let queue = loading; // one file after the other
 
@@ -36,7 +37,9 @@ async function readFile(file) {
     const { image, notes } = model.view ? model.view.putRight(radiograph) : { image: radiograph, notes: [] };
     const square = fitSquare(image, model.size, facts.fit).data;
     const [found] = await model.read([square], male);
-    const reason = model.view && "accepted" in found ? model.view.judge(square, model.size) : "";
+    const tiny = Math.min(radiograph.width, radiograph.height) < TINY_SIDE;
+    const seen = model.view && !tiny ? model.view.judge(square, model.size) : "";
+    const reason = !("accepted" in found) ? "" : tiny ? `under ${TINY_SIDE} px on its short side: too small` : seen;
     if (reason) found.accepted = 0;
     show(article, found, [...radiograph.notes, ...notes, ...(reason ? [reason] : [])], male, square, model);
     const accepted = found.accepted === 0 ? ". It is unlike the radiographs of training" : "";

@@ -5,7 +5,7 @@
 const SIDE = 48, TURNS = 8, KERNELS = [5, 3, 3, 3], CHANNELS = [1, 8, 16, 32, 48];
 const VARIANTS = [[0, false], [1, true], [2, false], [3, true]]; // quarter turns, inversion
 const PROPER = Math.log(0.8), SURE = Math.log(0.5), SURE_INVERTED = Math.log(0.7);
-const SMALL = 0.72, TIMES = 3, MIN_SIDE = 32, WHITE = 245;
+const SMALL = 0.72, TIMES = 3, MIN_SIDE = 32, WHITE = 245, LEAST_GREY = 0.3;
 
 /** A part of a picture; right and bottom are excluded. */
 function crop(image, left, top, right, bottom) {
@@ -70,6 +70,13 @@ function thumbnail(image) {
     inner = resize(crop(inner, 0, 0, width * factor, height * factor), width, height, true);
   }
   return resize(inner, SIDE, SIDE, true);
+}
+
+/** Whether a thumbnail has two tones, as masks and silhouettes have. */
+function isTwoToned({ data }) {
+  const low = Math.min(...data), range = Math.max(...data) - low;
+  const lit = data.filter((value) => value - low > 0.1 * range);
+  return lit.filter((value) => value - low < 0.9 * range).length < LEAST_GREY * lit.length;
 }
 
 function inverted({ data, width, height }) {
@@ -226,7 +233,9 @@ class View {
 
   /** Returns why a square is not accepted, or an empty text. */
   judge(square, size) {
-    const seen = this.read(thumbnail({ data: square, width: size, height: size }), VARIANTS);
+    const small = thumbnail({ data: square, width: size, height: size });
+    if (isTwoToned(small)) return "two tones only: a mask or a drawing";
+    const seen = this.read(small, VARIANTS);
     if (seen.proper >= this.threshold) return "";
     return seen.kind[1] > Math.max(seen.kind[0], seen.kind[2]) ? "more than one hand" : "no hand is recognised";
   }
