@@ -23,6 +23,7 @@ _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # imagecodecs, so that the extra changes no pixel of what is read without it.
 _DECODERS = ("pydicom", "pillow", "imagecodecs")
 _MAX_INFLATED, _PIECE = 1 << 30, 1 << 26  # bytes
+MAKER = "boneage_jax"  # of DICOM objects
 _SIZ = b"\xff\x4f\xff\x51"  # the first two markers of a JPEG 2000 codestream
 
 for _syntax in dicom_codecs.DECODER_DEPENDENCIES:
@@ -109,6 +110,10 @@ def check_inflated(data: bytes, most: int = _MAX_INFLATED) -> None:
 
 def _check(dataset: pydicom.Dataset) -> None:
     """Checks that the file holds one frame of a supported kind and size."""
+    if dataset.get("Manufacturer") == MAKER and "ConversionType" in dataset:
+        raise ValueError(
+            "the DICOM file is a picture that predict --dicom_out made of a radiograph"
+        )
     if not any(dataset.get(name) for name in _PIXELS):
         raise ValueError("the DICOM file holds no image, or is cut short")
     frames = _integer(dataset, "NumberOfFrames") or 1  # old files say 0 of one frame

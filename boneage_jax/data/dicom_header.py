@@ -26,17 +26,22 @@ WRONG_DATES = "dates of the header cannot be: ignored"
 AGES_DIFFER = "age and birth date of the header contradict each other: neither is used"
 WHOLE_YEARS = "age of the header is in whole years"
 WRONG_SIDE = "laterality of the header is unknown: ignored"
+ADULT = "the header says an adult: bone ages are of children"
+OTHER_PART = "body part of the header is no hand"
 WRONG_SPACING = "pixel spacing of the header cannot be: ignored"
 
 _TAGS = (
     *("PatientSex", "PatientAge", "PatientBirthDate", "StudyDate", "AcquisitionDate"),
-    *("ImageLaterality", "Laterality"),
+    *("ImageLaterality", "Laterality", "BodyPartExamined"),
     *("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"),
 )
 _UNITS = {"D": 1 / MONTH, "W": 7 / MONTH, "M": 1.0, "Y": 12.0}  # months, by the unit of an age
 _SEXES = {"M": 1, "F": 0, "O": -1}
 _SIDES = ("L", "R", "B", "U")
 _LARGEST_PIXEL = 10.0  # mm
+_ADULT = 20 * 12  # months: skeletons of 19 years are mature
+# Defined terms (PS3.16, annex L) and what departments write instead; ? stands for no one text.
+_HAND = re.compile(r"HAND|WRIST|FINGER|THUMB|CARP|PHALAN|EXTREM|LIMB|ARM|SKELET|BONE|AGE|\?")
 
 
 class PatientHeader(NamedTuple):
@@ -47,7 +52,8 @@ class PatientHeader(NamedTuple):
       age_months: chronological age at the study, months; NaN for unknown.
       laterality: L, R, B (both), U (unpaired) or "".
       spacing_mm: distance of rows and of columns, mm; None for unknown.
-      notes: what was left out, or should be known of a value.
+      notes: what was left out, or should be known of a value; that the patient is an adult, or the
+        body part another.
     """
 
     male: int = -1
@@ -116,6 +122,11 @@ def patient_of(dataset: Any) -> PatientHeader:
         notes.append(WRONG_SIDE)
         side = ""
     age = _age(dataset, notes)
+    if age > _ADULT:
+        notes.append(ADULT)
+    part = _text(dataset, "BodyPartExamined").upper()
+    if part and not _HAND.search(part):
+        notes.append(OTHER_PART)
     return PatientHeader(
         _SEXES.get(sex, -1), age, side, _spacing(dataset, notes), tuple(dict.fromkeys(notes))
     )

@@ -71,9 +71,7 @@ def read_table(path: Path) -> Table:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if not rows:
-        raise InputError(
-            f"{path} is empty, it has no column: a label table has a header and a row for each image"
-        )
+        raise InputError(f"{path} is empty: it has no column; a label table has a header and rows")
     return as_table(rows, str(path))
 
 

@@ -6,23 +6,31 @@ has seen it. What this gives back on simulated sites: docs/radiographs.md.
 """
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from boneage_jax.data.counts import describe_counts
+from boneage_jax.data.dicom_header import read_patient
 from boneage_jax.data.file_names import image_stem
 from boneage_jax.data.files import read_radiograph
 from boneage_jax.data.find_files import find_images
 from boneage_jax.data.label_table import plain_name
 from boneage_jax.errors import InputError
+from boneage_jax.evaluation.site_checks import (
+    check_ages,
+    check_range,
+    check_sexes,
+    check_strays,
+)
 from boneage_jax.inference.bias_correction import METHODS, Correction
 from boneage_jax.inference.calibration import MIN_IMAGES, Calibration
 from boneage_jax.inference.load_trained import load_members
+from boneage_jax.inference.patients import FROM_HEADER, SEXES_DIFFER, identify
 from boneage_jax.inference.predictor import Predictor, load_predictor
 from boneage_jax.inference.publish import check_new_folder, write_published
 from boneage_jax.inference.read_ahead import decoding_threads, read_ahead
@@ -32,10 +40,8 @@ from boneage_jax.storage.shipped import best_network, open_network
 from tfds_rsna.radiograph_folder.table import Columns, Label, read_labels
 
 _FOLDS = 10
-# Months between ages as the network reads them, but for a constant, and those of the table, median,
-# and their rank correlation. The worst simulated site has 10 and 0.9, a table moved by some rows 50
-# and 0.
-_FAR, _IN_ORDER = 20.0, 0.5
+_NO_GAIN = "no gain is shown: the mean error may be chance, so the network as it is may be better"
+_OPTION = re.compile(r"\b(file|age|sex)_column\b|\bage_unit\b|\bsex_values\b")
 
 
 class Labelled(NamedTuple):
@@ -104,13 +110,16 @@ def calibrate(
     predictor = load_predictor(source, masks=masks)
     if "bone_age_months" not in predictor.columns:
         raise InputError(f"{source} holds no network of bone ages, so there is nothing to fit")
-    labelled, squares, unreadable = _read(predictor, labelled)
-    lines += unreadable
-    _check_count(len(labelled), f"; {unreadable[0]}" if unreadable else "")
+    labelled, squares, said = read_site(predictor, labelled)
+    lines += said
+    _check_count(len(labelled), f"; {said[0]}" if said else "")
     true = np.array([each.age for each in labelled])
     male = np.array([each.male for each in labelled])
     old = Calibration.load(source / CALIBRATION)
-    new, before, after = _fit(predictor, old, squares, male, true, method)
+    names = [each.file.name for each in labelled]
+    check_range(true, names, old.bounds[1])
+    new, before, after, noted = _fit(predictor, old, squares, male, true, names, method)
+    lines += noted
     summary = {
         "images": len(true),
         "method": method,
@@ -133,14 +142,17 @@ def _fit(
     squares: Sequence[np.ndarray],
     male: np.ndarray,
     true: np.ndarray,
+    names: Sequence[str],
     method: str,
-) -> tuple[Calibration, Result, Result]:
-    """Returns the new calibration, and how images do with the old one and with the new one."""
+) -> tuple[Calibration, Result, Result, list[str]]:
+    """Returns the new calibration, how images do with the old one and with it, and lines."""
     rows = predictor.uncalibrated(squares, male)
     raw = rows["predicted_age"].astype(np.float64)
     if not np.isfinite(raw).all():
         raise InputError("the network gives no number for some of the radiographs; train it again")
     check_ages(raw, true)
+    lines = check_strays(raw, true, names)
+    check_sexes(rows["p_male"], male)
     new = fit_site(raw, true, squares, method, old)
     seen, now = (
         each.calibrated(rows, squares, male)
@@ -149,33 +161,7 @@ def _fit(
     old_widths = old.half_widths(seen["bone_age_months"])
     before = _result(seen["bone_age_months"], old_widths, true, seen["accepted"])
     after = _result(*held_out_predictions(raw, true, method), true, now["accepted"])
-    return new, before, dataclasses.replace(after, half_width=new.half_width)
-
-
-def check_ages(raw: np.ndarray, true: np.ndarray) -> None:
-    """Checks that ages of a table belong to the radiographs.
-
-    Args:
-      raw, true: months [n], uncorrected predictions and ages of the table.
-
-    Raises:
-      InputError: they are all the same, or far from those that the network reads and in another
-        order. A narrow band of ages may be read in another order, but not far off.
-    """
-    apart = float(np.median(np.abs(raw - np.median(raw - true) - true)))
-    if np.ptp(true) > 0:
-        order = spearmanr(raw, true).statistic
-        if not (apart > _FAR and order < _IN_ORDER):
-            return
-        found = f"order alike by {order:.2f} of 1"
-    else:
-        if apart <= _FAR:
-            return
-        found = f"all are {true[0]:g} months"
-    raise InputError(
-        f"the ages of the table do not follow those that the network reads ({found}, {apart:.0f} "
-        "months apart): do rows and radiographs belong together, and is the column of ages right?"
-    )
+    return new, before, dataclasses.replace(after, half_width=new.half_width), lines
 
 
 def fit_site(
@@ -211,7 +197,10 @@ def match_labels(
     """
     left_out: Counter[str] = Counter()
     files = find_images(paths, left_out)
-    labels, used, notes = read_labels(table, columns)
+    try:
+        labels, used, notes = read_labels(table, columns)
+    except InputError as error:  # which names the options of a data set
+        raise InputError(_OPTION.sub(r"--\g<0>", str(error))) from error
     by_stem: dict[str, Label] = {}
     for label in labels:
         stem = image_stem(PurePath(label.image.replace("\\", "/")))
@@ -272,26 +261,41 @@ def held_out_predictions(
     return corrected, widths
 
 
-def _read(
+def read_site(
     predictor: Predictor, labelled: Sequence[Labelled]
 ) -> tuple[list[Labelled], list[np.ndarray], list[str]]:
-    """Returns the readable radiographs, their pixels as the network reads them, and a line."""
+    """Reads radiographs of a site.
 
-    def decode(each: Labelled) -> np.ndarray:
-        return predictor.fit(read_radiograph(each.file)[0], image_stem(each.file))
+    Args:
+      predictor: the network.
+      labelled: the radiographs; a sex that the table lacks is that of the DICOM header, as in
+        `predict`.
 
-    good: list[tuple[Labelled, np.ndarray]] = []
+    Returns:
+      (those that can be read, with their sexes; their pixels as the network reads them; lines for
+      the user, on unreadable ones first).
+    """
+
+    def decode(each: Labelled) -> tuple[Labelled, np.ndarray, tuple[str, ...]]:
+        square = predictor.fit(read_radiograph(each.file)[0], image_stem(each.file))
+        patient = identify(each.male, read_patient(each.file), sex_matters=predictor.takes_sex)
+        return each._replace(male=patient.male), square, patient.notes
+
+    good: list[tuple[Labelled, np.ndarray, tuple[str, ...]]] = []
     errors: list[str] = []
     with decoding_threads() as pool, progress(total=len(labelled), unit="image") as bar:
         for batch in read_ahead(labelled, decode, predictor.batch_size, pool):
-            for each, result in batch:
+            for _, result in batch:
                 if isinstance(result, InputError):
                     errors.append(str(result))
                 else:
-                    good.append((each, result))
+                    good.append(result)
             bar.update(len(batch))
     lines = [f"{len(errors)} radiographs unreadable, e.g. {errors[0]}"] if errors else []
-    return [each for each, _ in good], [pixels for _, pixels in good], lines
+    for note in (FROM_HEADER, SEXES_DIFFER):
+        count = sum(note in notes for _, _, notes in good)
+        lines += [f"{count} radiographs: {note}"] if count else []
+    return [each for each, _, _ in good], [pixels for _, pixels, _ in good], lines
 
 
 def _check_count(count: int, more: str) -> None:
@@ -325,6 +329,7 @@ def _describe(before: Result, after: Result, correction: Correction, count: int)
             [f"{each.covered} of {count} ({each.covered / count:.0%})" for each in both],
         )
     )
+    chance = abs(before.bias) <= after.bias_margin
     taken = ["unknown" if each.accepted is None else f"{each.accepted}" for each in both]
     return [
         f"mean absolute error: {before.mae:.2f} -> {after.mae:.2f} months, cross-fitted",
@@ -333,4 +338,5 @@ def _describe(before: Result, after: Result, correction: Correction, count: int)
         f"correction: {now}",
         f"interval: {width} months; it holds the age of {covered} radiographs",
         f"accepted: {taken[0]} -> {taken[1]} of {count} radiographs",
+        *([_NO_GAIN] if after.mae >= before.mae and chance else []),
     ]

@@ -53,10 +53,10 @@ def _lines(program: Program, ours: Rows, theirs: Rows, sample: Sample) -> list[s
     lines = []
     for which, these in ((~righted, "that stay as they are"), (righted, "that are put right")):
         if which.any():
-            part = f"; the {which.sum()} {these}" if righted.any() else ""
+            part = f"the {which.sum()} {these} of " if righted.any() else ""
             lines.append(
                 f"differs from the network by {away[which].max():.2g}{unit} at most, "
-                f"{away[which].mean():.2g} on average, on {sample.name}{part}"
+                f"{away[which].mean():.2g} on average, on {part}{sample.name}"
             )
     if "accepted" in ours and (other := int((ours["accepted"] != theirs["accepted"]).sum())):
         lines.append(f"{other} of them accepted by one and not by the other")

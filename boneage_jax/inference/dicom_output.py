@@ -13,6 +13,7 @@ from boneage_jax.errors import InputError
 from boneage_jax.inference.output_names import open_folder, output_names
 from boneage_jax.inference.outputs import Reading
 from boneage_jax.inference.patients import SCORE
+from boneage_jax.inference.view import is_turn
 from boneage_jax.report.dicom_objects import (
     AgeFinding,
     hand_segmentation,
@@ -84,7 +85,9 @@ class DicomOutput:
             ),
         }
         background, note = self._masks or self._predictor.background, ""
-        if background is not None:
+        if background is not None and any(map(is_turn, reading.notes)):
+            note = "no DICOM mask: it would be that of the radiograph before it was put right"
+        elif background is not None:
             try:
                 mask = background.mask(image, stem)
                 objects["seg"] = hand_segmentation(source, mask, "hand mask")
@@ -111,9 +114,10 @@ class DicomOutput:
             height = radiograph.shape[0]
             width = round(height * self._predictor.proportions(image))
             pictures.append(heat_map(square, moved, height, width))
+        sex = {1: "male", 0: "female"}.get(finding.male, "not known")
         lines = [
             f"Bone age {age_in_words(finding.age)} = {finding.age:.1f} months, "
-            f"95 % interval {finding.low:.0f} to {finding.high:.0f}",
+            f"95 % interval {finding.low:.0f} to {finding.high:.0f}, read as of sex {sex}",
             f"{self._network}: research use only, not for the care of patients",
         ]
         if finding.accepted is False:
@@ -142,4 +146,6 @@ def _finding(reading: Reading, network: str, fingerprint: str) -> AgeFinding:
         side if side in ("L", "R") else "",
         network,
         fingerprint,
+        reading.patient.male,
+        reading.notes,
     )

@@ -7,6 +7,7 @@ import numpy as np
 
 from boneage_jax.data.find_files import find_images
 from boneage_jax.errors import InputError
+from boneage_jax.inference.patients import Patients
 from boneage_jax.runtime.progress import progress
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class Near(NamedTuple):
 
 
 class References:
-    """The user's own radiographs, by the features of the network.
+    """The user's own radiographs, by the features of the network, with the sex of DICOM headers.
 
     Distances are Euclidean after each feature is divided by its standard deviation over the
     references, relative to the root mean square distance of two references. The deviation counts as
@@ -43,7 +44,8 @@ class References:
         features, ages = [], []
         done = progress(total=len(files), desc="references", unit="image")
         waiting = iter(files)
-        for results, rows in predictor.batches(files, [-1] * len(files), features=True):
+        patients = Patients(files, {}, sex_matters=False)
+        for results, rows in predictor.batches(files, patients, features=True):
             done.update(len(results))
             paths = [next(waiting) for _ in results]
             self._files += [

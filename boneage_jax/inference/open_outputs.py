@@ -11,6 +11,7 @@ from boneage_jax.errors import InputError
 from boneage_jax.inference.background_removal import Background, UnneededMasks
 from boneage_jax.inference.feature_file import FeatureFile
 from boneage_jax.inference.outputs import Outputs
+from boneage_jax.storage.hub import PREFIX
 from boneage_jax.storage.published import fingerprint
 from boneage_jax.storage.shipped import best_network, open_network
 
@@ -77,7 +78,7 @@ class Wanted:
 
         # A full batch for one file costs 0.7 s more.
         size = 1 if len(files) == 1 and not self.references else BATCH_SIZE
-        workdir, own_masks = workdir or best_network(), None
+        workdir, own_masks = best_network() if workdir is None else workdir, None
         try:
             predictor = load_predictor(workdir, batch_size=size, masks=masks)
         except UnneededMasks:
@@ -87,8 +88,8 @@ class Wanted:
             own_masks = Background(masks, "multiply")
         if self.dicom_out and not masks and predictor.background is None:
             own_masks = Background(best_network("hand_mask"), "multiply")
-        network = Path(workdir).name or workdir
-        mark = fingerprint(open_network(workdir)) if self.dicom_out else ""
+        network = workdir if workdir.startswith(PREFIX) else Path(workdir).name or workdir
+        mark = fingerprint(open_network(workdir)) if self.dicom_out or self.report else ""
         return predictor, self._open(predictor, network, mark, own_masks, files)
 
     def _open(
@@ -118,5 +119,6 @@ class Wanted:
             from boneage_jax.inference.radiograph_report import ReportOutput
 
             near = References(self.references, predictor) if self.references else None
-            others.append(ReportOutput(self.report, files, predictor, network, near))
+            named = f"{network} (sha256 {mark[:12]})" if mark else network
+            others.append(ReportOutput(self.report, files, predictor, named, near))
         return Outputs(self.reference, self.features, others, bool(self.references))

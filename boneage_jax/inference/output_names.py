@@ -34,7 +34,13 @@ def open_folder(folder: Path, files: Sequence[Path], option: str) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{option}={folder} is a file; name a folder")
-    check_writable(folder)
+    try:
+        check_writable(folder)
+    except InputError as error:
+        reason = getattr(error.__cause__, "strerror", None) or "refused"
+        raise InputError(
+            f"{option}={folder} cannot be written ({reason}); name another folder"
+        ) from error
     parents = {file.absolute().parent for file in files}
     if any(folder.samefile(parent) for parent in parents if parent.exists()):
         raise InputError(f"{option}={folder} holds the radiographs themselves; name another folder")

@@ -89,7 +89,7 @@ class Outputs:
         cells, said = patient_cells(
             patient, float(values.get("bone_age_months", np.nan)), self.reference
         )
-        notes = tuple(filter(None, (note, *said)))
+        notes = tuple(filter(None, (*note.split("; "), *said)))
         if self.features is not None:
             self.features.add(file, row["features"])
         texts = csv_cells(cells)

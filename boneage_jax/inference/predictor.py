@@ -37,6 +37,8 @@ BATCH_SIZE = 16  # images per step by default
 _AGE_COLUMNS = ("bone_age_months", "low_months", "high_months", "p_male", "accepted")
 
 _NO_SEX = "sex unknown: the network's own estimate is used"
+_OTHER_SEX = "the network sees the other sex: is it the right one?"
+_SURE_OF_SEX = 0.95  # its probability: 1 % of radiographs are noted, half of wrong sexes
 _NO_NUMBER = "the network gives no number"
 _OUTSIDE = "age beyond those of training: the nearest is given"
 _NOT_JUDGED = "accepted is unknown: too few images in training"
@@ -258,12 +260,16 @@ class Predictor:
         tiny = (TINY,) if min(image.shape[:2]) < TINY_SIDE else ()
         if self._background is not None:  # the view network knows radiographs without background
             return self._background(image, stem, self.image_size), tiny
-        view = self._calibration.view if self._calibration else None
-        square = fit_square(image, self.image_size, self._square_by)
-        right, notes = view.put_right(image, square) if view else (image, ())
+        square, right, notes = self._put_right(image)
         if right is not image:
             square = fit_square(right, self.image_size, self._square_by)
         return square, (*tiny, *notes)
+
+    def _put_right(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """Returns the square of an image as it is, the image put right, and notes on that."""
+        view = self._calibration.view if self._calibration else None
+        square = fit_square(image, self.image_size, self._square_by)
+        return square, *(view.put_right(image, square) if view else (image, ()))
 
     def contributions(self, square: np.ndarray, male: int = -1) -> np.ndarray:
         """Returns where the age comes from, see `boneage_jax.inference.saliency`.
@@ -283,8 +289,10 @@ class Predictor:
 
     def proportions(self, image: np.ndarray) -> float:
         """Returns the width over the height at which the result of `fit` shows no distortion."""
-        stretched = self._background is None and self._square_by == "stretch"
-        return image.shape[1] / image.shape[0] if stretched else 1.0
+        if self._background is not None or self._square_by != "stretch":
+            return 1.0
+        right = self._put_right(image)[1]
+        return right.shape[1] / right.shape[0]
 
     @property
     def background(self) -> Background | None:
@@ -329,7 +337,7 @@ class Predictor:
             "high_months": high,
             "p_male": rows["p_male"],
             "accepted": accepted,
-            "note": self._notes(predicted, age, within, sexes, reasons),
+            "note": self._notes(predicted, age, within, sexes, rows["p_male"], reasons),
         }
 
     def _notes(
@@ -338,6 +346,7 @@ class Predictor:
         age: np.ndarray,
         within: np.ndarray,
         sexes: np.ndarray,
+        p_male: np.ndarray,
         reasons: Sequence[str],
     ) -> np.ndarray:
         """Returns what a user should know of each prediction, str [n].
@@ -361,6 +370,8 @@ class Predictor:
             (_OUTSIDE, moved & ~within),
             (_BELOW_0, moved & within),
             (_NO_SEX, (sexes < 0) & self.takes_sex),
+            (_OTHER_SEX, (sexes == 0) & (p_male > _SURE_OF_SEX) & self.takes_sex),
+            (_OTHER_SEX, (sexes == 1) & (p_male < 1 - _SURE_OF_SEX) & self.takes_sex),
         )
         always = [text for text, holds in of_all if holds]
         return np.array(

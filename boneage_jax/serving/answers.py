@@ -22,6 +22,11 @@ class Prediction(BaseModel):
     )
     error: str = Field(description="Why the file cannot be read; empty if it was")
     note: str = Field(description="What to know of the file or its age")
+    sex: str | None = Field(None, description="Sex that was used: M, F or empty; of DICOM files")
+    chronological_age_months: float | None = Field(None, description="By the DICOM header")
+    difference_months: float | None = Field(None, description="Bone age minus chronological age")
+    laterality: str | None = Field(None, description="L, R, B, U or empty; by the DICOM header")
+    pixel_spacing_mm: list[float] | None = Field(None, description="Of rows and of columns")
 
 
 class Problem(BaseModel):
@@ -41,12 +46,27 @@ class Health(BaseModel):
     steps: int = Field(description="Steps of the network that this took")
 
 
-def good_row(name: str, columns: Sequence[str], row: Mapping[str, Any], note: str) -> dict:
-    """Returns the answer for a radiograph that was read."""
+def good_row(
+    name: str,
+    columns: Sequence[str],
+    row: Mapping[str, Any],
+    note: str,
+    patient: Mapping[str, Any] | None = None,
+) -> dict:
+    """Returns the answer for a radiograph that was read.
+
+    Args:
+      name: of its file.
+      columns: names of the predictions.
+      row: the predictions.
+      note: what to know of it.
+      patient: see `boneage_jax.inference.patients.patient_cells`; of a DICOM file.
+    """
     numbers = {key: _json_value(row[key]) for key in columns}
     if "accepted" in numbers and numbers["accepted"] is not None:
         numbers["accepted"] = bool(numbers["accepted"])
-    return {"file": name, **numbers, "error": "", "note": note}
+    header = {key: _json_value(value) for key, value in (patient or {}).items()}
+    return {"file": name, **numbers, "error": "", "note": note, **header}
 
 
 def bad_row(name: str, columns: Sequence[str], judges_images: bool, error: str) -> dict:
@@ -61,6 +81,6 @@ def _json_value(value: Any) -> Any:
     """Returns a value for JSON, with the digits of `predict`; NaN and infinity become None."""
     if np.ndim(value):  # a vector of a user-defined task
         return [_json_value(part) for part in value]
-    if isinstance(value, np.floating):
+    if isinstance(value, float | np.floating):
         return float(f"{value:.4g}") if np.isfinite(value) else None
     return value.item() if isinstance(value, np.generic) else value

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import os
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from boneage_jax.data.files import read_radiograph
 from boneage_jax.data.headers import pixel_limit
 from boneage_jax.data.notes import TINY
 from boneage_jax.errors import InputError
-from boneage_jax.inference.patients import identify
+from boneage_jax.inference.patients import Patient, identify, patient_cells
 from boneage_jax.inference.read_ahead import attempt
 from boneage_jax.serving.answers import Health, Prediction, Problem, bad_row, good_row
 from boneage_jax.serving.batches import Batches
@@ -124,16 +125,18 @@ class Service:
         if isinstance(decoded, InputError):
             line = " ".join(str(decoded).split())
             return bad_row(upload.name, predictor.columns, predictor.judges_images, line)
-        square, notes, male = decoded
-        row = await self.batches.read(square, male)
+        square, notes, patient = decoded
+        row = await self.batches.read(square, patient.male)
         if upload.sex_given and not predictor.takes_sex:
             notes = (*notes, f"{SEX} is of no effect: the sex is no input of this network")
         if TINY in notes and predictor.judges_images:
             row = row | {"accepted": False}
         note = "; ".join(filter(None, (*notes, str(row["note"]))))
-        return good_row(upload.name, predictor.columns, row, note)
+        age = float(row.get("bone_age_months", math.nan))
+        cells, _ = patient_cells(patient, age, None)  # its notes are among those above
+        return good_row(upload.name, predictor.columns, row, note, cells)
 
-    def _decode(self, upload: Upload) -> tuple[np.ndarray, tuple[str, ...], int]:
+    def _decode(self, upload: Upload) -> tuple[np.ndarray, tuple[str, ...], Patient]:
         content = upload.content.read()
         with pixel_limit(self.limits.pixels):
             pixels, notes = read_radiograph(content, upload.name)
@@ -144,7 +147,7 @@ class Service:
         )
         stem = image_stem(PurePosixPath(upload.name))
         square, put_right = self._predictor.put_right_and_fit(pixels, stem)
-        return square, (*notes, *put_right, *patient.notes), patient.male
+        return square, (*notes, *put_right, *patient.notes), patient
 
 
 def build_app(
@@ -185,6 +188,7 @@ def build_app(
         },
     )
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="State of the service", operation_id="healthz")
     async def healthz() -> Health:
         batches, queue = service.batches, service.queue
@@ -204,6 +208,8 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
     """Answers what was refused with its one line."""
     assert isinstance(error, HTTPException)
     line = _ELSEWHERE.get(error.status_code, error.detail)
+    if error.status_code == 400:  # by Starlette, which says what is wrong alone
+        line = f"{line.rstrip('.')}; send one radiograph, e.g. curl -F {FILE}=@hand.png"
     return JSONResponse({"error": line}, error.status_code, error.headers)
 
 

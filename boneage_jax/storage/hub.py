@@ -1,11 +1,11 @@
-"""Fetches files from the Hugging Face hub: hf:OWNER/REPO and hf:OWNER/REPO/FILE."""
+"""Fetches files from the Hugging Face hub: hf:OWNER/REPO[@REVISION][/FILE]."""
 
 import contextlib
 import os
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -15,34 +15,48 @@ PREFIX = "hf:"
 _CONNECT = 5.0  # seconds
 
 
-def repository(source: str) -> tuple[str, str]:
-    """Returns (OWNER/REPO, FILE or "") of hf:OWNER/REPO[/FILE].
+class Address(NamedTuple):
+    """What is to be fetched: OWNER/REPO, FILE or "", a branch, tag or commit or None."""
+
+    repo: str
+    file: str
+    revision: str | None
+
+
+def parse_address(source: str) -> Address:
+    """Parses hf:OWNER/REPO[@REVISION][/FILE].
 
     Raises:
       InputError: the text has another form.
     """
     parts = source.removeprefix(PREFIX).split("/")
-    if len(parts) < 2 or not all(part.strip(".") for part in parts):
-        raise InputError(f"{source} must read hf:OWNER/REPO or hf:OWNER/REPO/FILE")
-    return "/".join(parts[:2]), "/".join(parts[2:])
+    name, at, revision = parts[1].partition("@") if len(parts) > 1 else ("", "", "")
+    if not all(part.strip(".") for part in (*parts, name)) or bool(at) != bool(revision):
+        raise InputError(f"{source} must read hf:OWNER/REPO[@REVISION] or hf:OWNER/REPO/FILE")
+    return Address(f"{parts[0]}/{name}", "/".join(parts[2:]), revision or None)
 
 
 def fetch_folder(source: str, patterns: Sequence[str]) -> Path:
     """Returns the local copy of a repository, downloaded or cached.
 
     Args:
-      source: hf:OWNER/REPO.
+      source: hf:OWNER/REPO[@REVISION].
       patterns: globs of the files to fetch.
 
     Raises:
       InputError: another form, no such repository, or neither a connection nor a cached copy.
     """
-    repo, file = repository(source)
-    if file:
-        raise InputError(f"{source} must read hf:OWNER/REPO")
+    address = parse_address(source)
+    if address.file:
+        raise InputError(f"{source} must read hf:OWNER/REPO[@REVISION]")
     with fetching(source) as (hub, offline):
         return Path(
-            hub.snapshot_download(repo, allow_patterns=list(patterns), local_files_only=offline)
+            hub.snapshot_download(
+                address.repo,
+                revision=address.revision,
+                allow_patterns=list(patterns),
+                local_files_only=offline,
+            )
         )
 
 

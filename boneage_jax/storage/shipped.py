@@ -1,5 +1,6 @@
 """Networks by name: those in the package, in folders of the user's, and on the Hugging Face hub."""
 
+import contextlib
 import difflib
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from boneage_jax.storage.layout import (
     CALIBRATION,
     CONFIG,
     INFO,
+    LICENSE,
     REPORT,
     SITE,
     SUMS,
@@ -25,7 +27,10 @@ from boneage_jax.storage.published import check_sums, count_networks
 
 SEARCH_PATH = "BONEAGE_JAX_WEIGHTS"  # folders of published networks, with colons between them
 _LIGHT = 10e6  # bytes
-_FETCHED = (SUMS, WEIGHTS, CONFIG, INFO, CALIBRATION, REPORT, "LICENSE", f"{BACKGROUND}/*")
+FETCHED = (
+    *(SUMS, WEIGHTS, CONFIG, INFO, CALIBRATION, SITE, REPORT, LICENSE),
+    f"{BACKGROUND}/*",
+)
 
 
 class Shipped(NamedTuple):
@@ -85,20 +90,28 @@ def shipped_networks() -> list[Shipped]:
     Raises:
       InputError: a file of one is missing or damaged.
     """
-    known = [_describe(name, folder) for name, folder in shipped_folders().items()]
-    return sorted(known, key=lambda one: (one.task, one.mae or 1e9, -(one.iou or 0), one.name))
+    return _sorted([_describe(name, folder) for name, folder in shipped_folders().items()])
+
+
+def _sorted(networks: list[Shipped]) -> list[Shipped]:
+    return sorted(networks, key=lambda one: (one.task, one.mae or 1e9, -(one.iou or 0), one.name))
 
 
 def best_network(task: str = "bone_age") -> str:
     """Returns the name of the published network with the lowest error on its validation split.
 
     Of single networks of at most 10 MB, for somebody who names none; larger ones and ensembles,
-    which take several times as long, only if there are no others.
+    which take several times as long, only if there are no others. Never one that is calibrated to
+    a site: whose radiographs are read is not known here. Damaged folders are left out.
 
     Raises:
       InputError: there is none.
     """
-    known = [one for one in shipped_networks() if one.task == task]
+    known = []
+    for name, folder in shipped_folders().items():
+        with contextlib.suppress(InputError):
+            known.append(_describe(name, folder))
+    known = [one for one in _sorted(known) if one.task == task and not one.calibrated]
     for one in sorted(known, key=lambda one: (one.members > 1, one.bytes > _LIGHT)):
         return one.name
     raise InputError(
@@ -118,7 +131,7 @@ def find_network(source: str | os.PathLike[str]) -> Path | None:
     """
     text = os.fspath(source)
     if isinstance(text, str) and text.startswith(PREFIX):
-        return fetch_folder(text, _FETCHED)
+        return fetch_folder(text, FETCHED)
     return shipped_folders().get(text) if _is_name(text) else None
 
 

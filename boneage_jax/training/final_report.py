@@ -4,7 +4,9 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+from boneage_jax.data.mask_cost import read_note
 from boneage_jax.data.source import Dataset, Split
+from boneage_jax.errors import InputError
 from boneage_jax.evaluation.evaluate_split import corrected
 from boneage_jax.evaluation.members import report_members
 from boneage_jax.evaluation.split_lock import openings
@@ -17,8 +19,10 @@ from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.report.run_report import read_report, write_report
 from boneage_jax.runtime.parallel import is_first_process
 from boneage_jax.runtime.watchdog import waiting_for_nothing
-from boneage_jax.storage.layout import CALIBRATION
+from boneage_jax.storage.layout import BACKGROUND, CALIBRATION
 from boneage_jax.storage.safe_write import writing
+from boneage_jax.storage.shipped import open_network
+from boneage_jax.training.describe import say
 from boneage_jax.training.fit_view import make_view
 
 _STATISTICS = 400  # images of the training split that `accepted` is fitted to, beside validation
@@ -57,7 +61,7 @@ def final_report(
         return report
     if config.task == "bone_age":
         train = dataset.split(config.data.train_split)
-        view, view_flops = _view(members, train, split)
+        view, view_flops = view_of(members, train, split)
         if view_flops:
             report["compute"]["view_flops"] = view_flops
         calibration = Calibration.fit(
@@ -76,11 +80,45 @@ def final_report(
     return report
 
 
-def _view(members: list[Trained], train: Split, validation: Split) -> tuple[View | None, int]:
-    """Returns the view network and its FLOPs; an ensemble takes that of its first member."""
+def view_of(members: list[Trained], train: Split, validation: Split) -> tuple[View | None, int]:
+    """Fits a view network, or takes that of the first member of an ensemble.
+
+    A training too short or too small for one of its own keeps that of the network it began from.
+
+    Args:
+      members: the trained network, or the members of an ensemble.
+      train, validation: splits of radiographs.
+
+    Returns:
+      (view network, or None; FLOPs of its fit).
+    """
     if len(members) > 1:
         reports = [read_report(member.folder) for member in members]
         spent = sum(report["compute"].get("view_flops", 0) for report in reports)
         return Calibration.load(members[0].folder / CALIBRATION).view, spent
     (trained,) = members
-    return make_view(train, validation, trained.network.config, trained.flops_spent)
+    config = trained.network.config
+    view, flops = make_view(train, validation, config, trained.flops_spent)
+    if view is None and config.init_from:
+        view = _view_at(config.init_from, trained.network.info.background)
+    return view, flops
+
+
+def _view_at(source: str, background: str) -> View | None:
+    """Returns the view network of the network that a training began from, if it knows such images.
+
+    Args:
+      source: `config.init_from`.
+      background: what was done to the background of the images of this training.
+    """
+    try:
+        folder = open_network(source)
+        note = read_note(folder / BACKGROUND)
+        view = Calibration.load(folder / CALIBRATION).view
+    except InputError as error:  # the training is done; only this is lost
+        say(f"no view network: {error}")
+        return None
+    if view is None or (note[0] if note else "") != background:
+        return None
+    say(f"view network: that of {source}")
+    return view

@@ -16,6 +16,7 @@ from boneage_jax.data.source import Dataset, describe
 from boneage_jax.datasets import open_training_data
 from boneage_jax.errors import InputError
 from boneage_jax.evaluation.members import average_beside_labels, predict_split
+from boneage_jax.inference.calibration import MIN_IMAGES
 from boneage_jax.inference.load_trained import Trained, member_count
 from boneage_jax.report.metric_writer import MetricWriter
 from boneage_jax.report.run_report import read_report
@@ -83,6 +84,17 @@ def _devices() -> Iterator[None]:
         yield
 
 
+def warn_of_few(config: ConfigDict, dataset: Dataset) -> None:
+    """Says where a fine-tuning has too few radiographs for its interval and its rejection."""
+    splits = (config.data.train_split, config.data.eval_split)
+    count = sum(len(dataset.split(name)) for name in splits)
+    if config.init_from and config.task == "bone_age" and count < MIN_IMAGES:
+        say(
+            f"{count} radiographs are few to train on: {MIN_IMAGES} and more can tell whether it "
+            "helped, 100 are better; boneage_jax.calibrate fits an interval without training"
+        )
+
+
 def _train_network(
     config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None, stopping: Stopping
 ) -> dict[str, Any]:
@@ -91,6 +103,7 @@ def _train_network(
     info = DataInfo.of(dataset, dataset.split(config.data.train_split))
     _claim(workdir, config, info, dataset)
     say(*describe(dataset))
+    warn_of_few(config, dataset)
 
     waiting_for("the model", PATIENCE)
     run = build_run(config, info, devices)

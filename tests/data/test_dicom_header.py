@@ -40,6 +40,8 @@ def read(**tags) -> PatientHeader:
         ({"PatientBirthDate": "18000101", "StudyDate": "20130101"}, math.nan, "dates"),
         # Dates that cannot be leave the age in words.
         ({"PatientBirthDate": "0", "StudyDate": "20130101", "PatientAge": "100M"}, 100.0, "dates"),
+        ({"PatientAge": "240M"}, 240.0, None),
+        ({"PatientAge": "241M"}, 241.0, dicom_header.ADULT),
         ({"PatientAge": "999Y"}, math.nan, "age"),
         ({"PatientAge": "000Y"}, math.nan, "age"),
         ({"PatientAge": "11"}, math.nan, "age"),
@@ -77,6 +79,8 @@ def test_an_age_and_dates_that_contradict_each_other_are_not_used(words, agrees)
         ({"Laterality": "L"}, {"laterality": "L"}),
         ({"Laterality": "L", "ImageLaterality": "R"}, {"laterality": "R"}),
         ({"Laterality": "Q"}, {"notes": (dicom_header.WRONG_SIDE,)}),
+        *(({"BodyPartExamined": part}, {}) for part in ("", "HAND", "L Wrist", "EXTREMITY")),
+        ({"BodyPartExamined": "CHEST"}, {"notes": (dicom_header.OTHER_PART,)}),
         ({"PixelSpacing": [0.1, 0.2]}, {"spacing_mm": (0.1, 0.2)}),
         ({"ImagerPixelSpacing": [0.1, 0.1]}, {"spacing_mm": (0.1, 0.1)}),
         ({"PixelSpacing": [0, 0.1]}, {"notes": (dicom_header.WRONG_SPACING,)}),

@@ -78,7 +78,7 @@ def test_what_is_no_table_is_named(data, message):
 @pytest.mark.parametrize("data", [b"", b"\n\n", b"\xef\xbb\xbf", b",,\n"])
 def test_an_empty_table_is_named(tmp_path, data):
     (tmp_path / "labels.csv").write_bytes(data)
-    with pytest.raises(InputError, match=r"labels\.csv is empty, it has no column: "):
+    with pytest.raises(InputError, match=r"labels\.csv is empty: it has no column; "):
         read_table(tmp_path / "labels.csv")
 
 

@@ -8,13 +8,17 @@ import numpy as np
 import pydicom
 import pytest
 
+import boneage_jax
 import tests.support.tiny_backbone  # noqa: F401  (registers the network)
 from boneage_jax import predict
+from boneage_jax.data.dicom_header import read_patient
 from boneage_jax.errors import InputError
+from boneage_jax.inference.background_removal import Background
+from boneage_jax.inference.dicom_output import DicomOutput
 from boneage_jax.inference.nearest import References
 from boneage_jax.inference.output_names import open_folder, output_names
-from boneage_jax.inference.outputs import Outputs
-from boneage_jax.inference.patients import Patient
+from boneage_jax.inference.outputs import Outputs, Reading
+from boneage_jax.inference.patients import Patient, identify
 from boneage_jax.report.radiograph_page import age_in_words
 from tests.inference.test_predictor import IMAGES, WORKDIR
 from tests.support.dciodvfy import verdict
@@ -98,6 +102,26 @@ def test_masks_in_dicom_are_those_of_the_package_unless_others_are_named(folder)
     assert (mask.Rows, mask.Columns) == pydicom.dcmread(
         folder / "in" / "hand.dcm"
     ).pixel_array.shape
+
+
+def test_a_radiograph_that_was_put_right_has_no_mask(folder):
+    """The mask would be that of the file as it is, in which a U-Net finds a part of the hand."""
+    pytest.importorskip("highdicom", reason="highdicom is not installed (extra 'dicom')")
+    file = folder / "in" / "hand.dcm"
+    predictor = boneage_jax.load_predictor(WORKDIR)
+    masks = Background(UNET, "multiply")
+    output = DicomOutput(folder / "objects", [file], predictor, "tiny", masks=masks)
+    values = {key: rows[0] for key, rows in predictor([file]).items()}
+    patient = identify(-1, read_patient(file), sex_matters=True)
+    for notes, kinds in (
+        (("turned by 90 degrees: put upright",), {"sr", "sc"}),
+        (("inverted: grey levels swapped",), {"sr", "sc"}),
+        (("white frame: cut off",), {"sr", "sc", "seg"}),
+    ):
+        numbers = {key: values[key] for key in predictor.columns}
+        note = output.add(Reading(file, numbers, patient, {}, notes))
+        assert ("no DICOM mask: it would be" in note) is (len(kinds) == 2)
+        assert {path.stem.removeprefix("hand_") for path in (folder / "objects").iterdir()} == kinds
 
 
 def test_a_file_is_no_folder_for_output(folder, capsys):

@@ -178,6 +178,20 @@ def test_sexes_that_are_missing_or_of_no_use_are_said(predictor, calibrated, fil
     assert "--sex_csv is of no effect" in describe(other, written, {"a": 1})[1]
 
 
+def test_a_sex_that_the_network_does_not_see_is_said(predictor):
+    rows = {"predicted_age": np.full(5, 100.0, np.float32)}
+    rows["p_male"] = np.array([0.97, 0.97, 0.03, 0.94, 0.97], np.float32)
+    squares = [np.zeros((64, 64), np.uint8)] * 5
+    found = predictor.calibrated(rows, squares, np.array([0, 1, 1, 0, -1]))["note"]
+    assert ["sees the other sex" in note for note in found] == [True, False, True, False, False]
+
+
+def test_an_empty_workdir_is_not_the_default(files, tmp_path, capsys):
+    output = tmp_path / "ages.csv"
+    assert call(predict, "--workdir=", f"--output={output}", files[0]) == 2
+    assert "workdir=''" in capsys.readouterr().err and not output.exists()
+
+
 def test_sexes_are_matched_as_images_are(files, tmp_path):
     table = tmp_path / "sexes.csv"
     table.write_bytes("Case ID;Gender\nA/a.PNG;M\nc;weiblich\nz;F\nÜ;M\n".encode("cp1252"))

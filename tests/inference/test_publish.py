@@ -1,5 +1,6 @@
 """Published networks: what is written, what a reader gets, and what is refused."""
 
+import fnmatch
 import json
 import os
 import re
@@ -26,11 +27,20 @@ from boneage_jax.json_file import read_json
 from boneage_jax.report.model_card import model_card
 from boneage_jax.storage.layout import SITE
 from boneage_jax.storage.published import rounded, write_sums
-from boneage_jax.storage.shipped import best_network, network_table, shipped_networks
+from boneage_jax.storage.shipped import (
+    FETCHED,
+    best_network,
+    network_table,
+    shipped_networks,
+)
 from tests.support.unet_run import call
 from tfds_rsna.hand_phantom.render import make_phantom
 
 OLD = Path(__file__).parent / "old_workdirs"
+_SITE = {
+    **{"images": 40, "correction": {"slope": 1.02, "intercept": -3.0}},
+    **{"before": {"mae": 9.0}, "after": {"mae": 7.5}},
+}
 IMAGES = [make_phantom(index, 96, "test").image for index in range(3)]
 
 
@@ -408,22 +418,45 @@ def test_later_evaluations_are_added_to_report_and_card(tmp_path):
 
 def test_a_network_that_is_calibrated_to_a_site_says_so(weights, tmp_path, monkeypatch):
     """On its card, in the list, and in what is published of it; figures stay those before."""
-    site = {"images": 40, "correction": {"slope": 1.02, "intercept": -3.0}}
-    site |= {"before": {"mae": 9.0}, "after": {"mae": 7.5}}
     source, once, twice = weights / "tiny_bone_age", tmp_path / "once", tmp_path / "twice"
-    write_published(load_members(source), source, once, card=False, more={SITE: site})
+    write_published(load_members(source), source, once, card=False, more={SITE: _SITE})
     write_published(load_members(once), once, twice)
     for folder in (once, twice):
         card = (folder / "README.md").read_text()
         assert card.count("**Calibrated** to 40 radiographs") == 1
         assert "age = 1.020 x age -3.0 months" in card and "9.00 months before" in card
         assert card.index("**Calibrated**") < card.index("## Use")
-        assert read_json(folder / SITE) == site
+        assert read_json(folder / SITE) == _SITE
     monkeypatch.setenv("BONEAGE_JAX_WEIGHTS", str(tmp_path))
     lines = network_table(shipped_networks())
     assert all("before its calibration" in line for line in lines if "once" in line)
     with pytest.raises(boneage_jax.InputError, match="calibrated to a site, and evaluations"):
         write_published(load_members(once), once, tmp_path / "no", evaluations=[tmp_path / "r"])
+
+
+def test_all_that_is_published_is_fetched_from_the_hub(weights, tmp_path):
+    """But for the card; the sums would miss the rest."""
+    source = weights / "tiny_bone_age"
+    write_published(load_members(source), source, tmp_path / "w", card=False, more={SITE: _SITE})
+    shutil.copytree(OLD / "unet", tmp_path / "w" / "background" / "unet")
+    files = [path.relative_to(tmp_path / "w") for path in (tmp_path / "w").rglob("*")]
+    wanted = {str(path) for path in files if (tmp_path / "w" / path).is_file()} - {"README.md"}
+    assert SITE in wanted and len(wanted) > 8
+    assert wanted == {name for name in wanted if any(fnmatch.fnmatch(name, p) for p in FETCHED)}
+
+
+def test_neither_calibrated_nor_damaged_networks_are_the_default(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(boneage_jax, "__file__", str(tmp_path / "__init__.py"))  # without its own
+    source = weights / "tiny_bone_age"
+    write_published(load_members(source), source, tmp_path / "a", card=False, more={SITE: _SITE})
+    monkeypatch.setenv("BONEAGE_JAX_WEIGHTS", str(tmp_path))
+    with pytest.raises(boneage_jax.InputError, match="no trained network comes"):
+        best_network()
+    shutil.copytree(source, tmp_path / "damaged")
+    (tmp_path / "damaged" / "config.json").write_text("{")
+    shutil.copytree(source, tmp_path / "good")
+    assert best_network() == "good"
+    assert boneage_jax.load_predictor("a")(IMAGES[0])["bone_age_months"].shape == (1,)
 
 
 @pytest.mark.parametrize(
@@ -467,6 +500,9 @@ def test_the_hub_is_a_source_and_its_cache_does_without_a_network(weights, tmp_p
         boneage_jax.InputError, match=r"hf:me/other cannot be fetched.*no connection"
     ):
         boneage_jax.load_predictor("hf:me/other")
-    for wrong in ("hf:me", "hf:me/tiny/network.safetensors"):
+    (repo / "refs" / "v1").write_text("b" * 40)
+    shutil.copytree(weights / "tiny_ensemble", repo / "snapshots" / ("b" * 40))
+    assert len(boneage_jax.load_predictor("hf:me/tiny@v1").members) == 2
+    for wrong in ("hf:me", "hf:me/tiny/network.safetensors", "hf:me/tiny@", "hf:me/@v1"):
         with pytest.raises(boneage_jax.InputError, match="must read hf:OWNER/REPO"):
             boneage_jax.load_predictor(wrong)

@@ -4,6 +4,7 @@ view_of_phantoms.npz holds weights of `fit_view` on 300 phantoms of 96 px, 700 s
 float16, with the threshold that 100 others gave.
 """
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -167,6 +168,11 @@ def test_a_predictor_puts_right_and_says_so(view, tmp_path):
     ]
     assert found["accepted"].tolist() == [True, True, False]
     np.testing.assert_array_equal(predictor.fit(turned, ""), predictor.fit(upright, ""))
+    tall = cv2.resize(upright, (60, 96))
+    stretching = copy.copy(predictor)
+    stretching._square_by = "stretch"
+    for picture in (tall, np.rot90(tall).copy(), np.rot90(tall, 2).copy()):
+        assert stretching.proportions(picture) == 60 / 96  # of the hand, not of the file
     tiny = cv2.resize(upright, (44, 39), interpolation=cv2.INTER_AREA)
     found = predictor([tiny, cv2.resize(upright, (44, 40), interpolation=cv2.INTER_AREA), upright])
     assert found["accepted"].tolist() == [False, True, True]

@@ -167,8 +167,9 @@ def hub(monkeypatch, tmp_path):
     folder = tmp_path / "models--timm--tf_efficientnet_lite0.in1k"
     folder.mkdir()
 
-    def download(repo, file, local_files_only):
-        assert not local_files_only
+    def download(repo, file, revision, local_files_only):
+        assert not local_files_only and revision in (None, "v1")
+        file = f"{revision}/{file}" if revision else file
         if repo != "timm/tf_efficientnet_lite0.in1k":
             raise OSError("offline\nand more")
         if not (folder / file).exists():
@@ -202,6 +203,9 @@ def test_the_hub_is_asked_for_the_usual_files(hub, arrays):
     save_file(changed, hub / "model.safetensors")
     assert (load(repo)["params"]["top_bn"]["bias"] == 3).all()
     assert (load(f"{repo}/pytorch_model.bin")["params"]["top_bn"]["bias"] != 3).any()
+    (hub / "v1").mkdir()
+    save_torch(hub / "v1" / "pytorch_model.bin", arrays)
+    assert (load(f"{repo}@v1")["params"]["top_bn"]["bias"] != 3).any()
     refused(load, "hf:a/b", match="offline and more")
 
 

@@ -87,6 +87,17 @@ def test_the_report_tells_networks_of_one_name_apart(source):
     assert said[1] - said[0] == {f"sha256={'ab' * 32}"}
 
 
+def test_the_report_says_what_the_age_was_read_with(source):
+    """The sex may be another than that of the header, and the picture may have been turned."""
+    notes = ("turned by 90 degrees: put upright", "inverted: grey levels swapped")
+    for male, sex in ((1, "male"), (0, "female"), (-1, "unknown")):
+        finding = dataclasses.replace(FINDING, male=male, notes=notes)
+        report = structured_report(source, finding)
+        texts = {item.TextValue for item in items(report) if "TextValue" in item}
+        assert {f"sex={sex}", *(f"note={note}" for note in notes)} <= texts
+        assert report.PatientSex == "F"
+
+
 def test_the_picture_and_the_mask_read_back(source):
     picture = np.random.default_rng(0).integers(0, 256, (20, 50, 3), np.uint8)
     capture = written(secondary_capture(source, picture, "lite0"))

@@ -112,6 +112,13 @@ def test_the_header_of_a_dicom_file_tells_the_sex(client):
     assert told["bone_age_months"] == said["bone_age_months"]
     assert "sex of the DICOM header is used" in told["note"]
     assert "sex" not in said["note"]
+    tags = {"PatientAge": "120M", "ImageLaterality": "L", "PixelSpacing": [0.1, 0.2]}
+    row = send(client, dicom_file(image, PatientSex="F", **tags), "a.dcm").json()
+    Prediction.model_validate(row, strict=True)
+    assert (row["sex"], row["chronological_age_months"], row["laterality"]) == ("F", 120, "L")
+    assert row["pixel_spacing_mm"] == [0.1, 0.2]
+    assert row["difference_months"] == pytest.approx(row["bone_age_months"] - 120, abs=0.1)
+    assert said["chronological_age_months"] is None and "sex" not in send(client, HANDS[0]).json()
 
 
 def test_a_picture_of_too_many_pixels_is_refused_unread(client):
@@ -164,6 +171,7 @@ def test_a_wrong_request_is_refused_in_one_line(client, request_, status, line):
 def test_other_addresses_are_refused_as_json(client):
     found = client.get("/predict")
     assert found.status_code == 405 and "POST for /predict" in found.json()["error"]
+    assert client.head("/healthz").status_code == 200
     found = client.get("/nowhere")
     assert found.status_code == 404 and "the paths are /predict, " in found.json()["error"]
 

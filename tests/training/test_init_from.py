@@ -1,6 +1,10 @@
 """A run that goes on from another network: what it predicts at step 0, and what it has cost."""
 
+import dataclasses
+import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,12 +12,18 @@ import pytest
 
 import boneage_jax
 import tests.support.tiny_backbone  # noqa: F401  (registers the networks)
+from boneage_jax.config import base_config
 from boneage_jax.data.info import DataInfo
+from boneage_jax.data.source import Split
+from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import load_members, load_trained
 from boneage_jax.inference.publish import write_published
+from boneage_jax.training.final_report import view_of
 from boneage_jax.training.initialize import start_from
 from boneage_jax.training.run import build_run
+from boneage_jax.training.train import warn_of_few
 from configs import cls
+from tests.inference.test_view import view  # noqa: F401  (a fixture)
 
 OLD = Path(__file__).parents[1] / "inference" / "old_workdirs"
 SIDE = 64
@@ -78,3 +88,34 @@ def test_the_shipped_recipe_names_what_is_missing(monkeypatch, tmp_path):
     config = cls.get_config("finetune")
     with pytest.raises(boneage_jax.InputError, match=f"init_from: {config.init_from} holds no run"):
         boneage_jax.train(config, tmp_path / "run")
+
+
+def test_a_small_training_keeps_the_view_network_that_it_began_from(view, tmp_path, capsys):  # noqa: F811
+    """Or turned radiographs, several hands and masks would be accepted after a fine-tuning."""
+    source = tmp_path / "source"
+    shutil.copytree(OLD / "bone_age", source)
+    known = Calibration.load(source / "calibration.npz")
+    dataclasses.replace(known, view=view).save(source / "calibration.npz")
+    trained = load_trained(OLD / "bone_age")
+    trained.network.config.init_from = str(source)
+    split = Split("train", [{"image": np.zeros((64, 64, 1), np.uint8)}], np.zeros(40, int), {})
+    found, flops = view_of([trained], split, split)
+    assert flops == 0 and found.threshold == view.threshold
+    np.testing.assert_array_equal(found.weights["hidden"], view.weights["hidden"])
+    assert "view network: that of" in capsys.readouterr().err
+    note = {"mode": "multiply", "cost": {}}
+    (source / "background").mkdir()
+    (source / "background" / "background.json").write_text(json.dumps(note))
+    assert view_of([trained], split, split) == (None, 0)  # it knows images without background
+    trained.network.config.init_from = str(tmp_path / "gone")
+    assert view_of([trained], split, split) == (None, 0)
+    assert "no view network: " in capsys.readouterr().err
+
+
+def test_few_radiographs_to_go_on_with_are_said(capsys):
+    config = base_config()
+    config.init_from = "somewhere"
+    for count, said in ((29, True), (30, False)):
+        sizes = {config.data.train_split: count - 9, config.data.eval_split: 9}
+        warn_of_few(config, SimpleNamespace(split=lambda name, sizes=sizes: range(sizes[name])))
+        assert ("boneage_jax.calibrate fits an interval" in capsys.readouterr().err) is said
