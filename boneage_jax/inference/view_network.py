@@ -66,13 +66,24 @@ def thumbnail(image: np.ndarray, side: int = SIDE) -> np.ndarray:
       image: uint8 [H, W].
       side: pixels; the network reads the default.
     """
-    image = without_margins(image)
-    factor = min(image.shape) // (4 * side)
-    if factor > 1:  # averages whole pixels first: a quarter of the time at three megapixels
-        height, width = (length // factor for length in image.shape)
-        image = image[: height * factor, : width * factor]
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    # In two steps: a quarter of the time at three megapixels.
+    image = shrunk(without_margins(image), 4 * side)
     return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+
+
+def shrunk(image: np.ndarray, least: int) -> np.ndarray:
+    """Averages blocks of whole pixels, as large as leave `least` on the short side.
+
+    Args:
+      image: uint8 [H, W]; returned itself where it is not twice as large.
+      least: pixels.
+    """
+    factor = min(image.shape) // least
+    if factor < 2:
+        return image
+    height, width = (length // factor for length in image.shape)
+    image = image[: height * factor, : width * factor]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def without_margins(image: np.ndarray) -> np.ndarray:

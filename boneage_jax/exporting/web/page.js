@@ -34,7 +34,7 @@ async function readFile(file) {
   try {
     const radiograph = await readRadiograph(new Uint8Array(await file.arrayBuffer()));
     const model = await loading, male = chosenSex(radiograph.sex);
-    const { image, notes } = model.view ? model.view.putRight(radiograph) : { image: radiograph, notes: [] };
+    const { image, notes } = model.view ? model.view.putRight(radiograph, model.size) : { image: radiograph, notes: [] };
     const square = fitSquare(image, model.size, facts.fit).data;
     const [found] = await model.read([square], male);
     const tiny = Math.min(radiograph.width, radiograph.height) < TINY_SIDE;

@@ -63,13 +63,15 @@ function withoutFrame({ data, width, height }) {
 }
 
 function thumbnail(image) {
-  let inner = withoutMargins(image);
-  const factor = Math.floor(Math.min(inner.width, inner.height) / (4 * SIDE));
-  if (factor > 1) {
-    const [width, height] = [inner.width, inner.height].map((length) => Math.floor(length / factor));
-    inner = resize(crop(inner, 0, 0, width * factor, height * factor), width, height, true);
-  }
-  return resize(inner, SIDE, SIDE, true);
+  return resize(shrunk(withoutMargins(image), 4 * SIDE), SIDE, SIDE, true);
+}
+
+/** Averages blocks of whole pixels, as large as leave `least` on the short side. */
+function shrunk(image, least) {
+  const factor = Math.floor(Math.min(image.width, image.height) / least);
+  if (factor < 2) return image;
+  const [width, height] = [image.width, image.height].map((length) => Math.floor(length / factor));
+  return resize(crop(image, 0, 0, width * factor, height * factor), width, height, true);
 }
 
 /** Whether a thumbnail has two tones, as masks and silhouettes have. */
@@ -201,8 +203,8 @@ class View {
     return { ...seen, proper: seen.turn[0] + seen.inverted[0] + seen.kind[0] };
   }
 
-  /** Returns the picture as it should be, with notes on what was done. */
-  putRight(picture) {
+  /** Returns the picture as it should be for a network of this size, with notes on what was done. */
+  putRight(picture, size) {
     const inside = withoutFrame(picture), notes = inside ? ["white frame: cut off"] : [];
     let image = inside ?? picture, steps = 0, swapped = false;
     for (let time = 0; time < TIMES; time++) {
@@ -214,6 +216,7 @@ class View {
         const best = seen.turn.indexOf(Math.max(...seen.turn));
         const step = seen.turn[best] > SURE ? best : 0, swap = seen.inverted[1] > SURE_INVERTED;
         if (step || swap) {
+          if (step % 2) image = shrunk(image, 2 * size);
           image = turned(swap ? inverted(image) : image, -step);
           steps = (steps + step) % TURNS;
           swapped = swapped !== swap;
