@@ -212,7 +212,8 @@ def test_the_heat_map_is_that_of_python(page, ages, tmp_path):
     data = base64.b64encode(FILES["grey.png"]).decode()
     found = page.evaluate(f"""(async () => {{
       const bytes = Uint8Array.from(atob("{data}"), (c) => c.charCodeAt(0));
-      const model = await loading, {{ image }} = model.view.putRight(await readRadiograph(bytes), model.size);
+      const model = await loading, {{ image }} = model.view.putRight(
+        await readRadiograph(bytes), model.size);
       const [read] = await model.read([fitSquare(image, model.size, facts.fit).data], -1);
       return read.contributions.months;
     }})()""")
