@@ -14,12 +14,12 @@ import jax
 from boneage_jax.models.native import call
 
 Activation = Callable[[jax.Array], jax.Array] | None
-_CODES: dict[Any, int] = {None: 0, nn.relu: 1, nn.relu6: 2, nn.swish: 3}
+CODES: dict[Any, int] = {None: 0, nn.relu: 1, nn.relu6: 2, nn.swish: 3}
 
 
 def knows(act: Activation) -> bool:
     """Returns whether there is code for the gradient of an activation."""
-    return act in _CODES
+    return act in CODES
 
 
 @jax.custom_vjp
@@ -81,5 +81,5 @@ def gradient(
       grad: by the result, [..., C].
     """
     shapes = [x.shape, (2, x.shape[-1])]
-    by_x, sums = call("batch_norm_gradient", shapes, x, grad, a, b, activation=_CODES[act])
+    by_x, sums = call("batch_norm_gradient", shapes, x, grad, a, b, activation=CODES[act])
     return by_x, sums[0], sums[1]

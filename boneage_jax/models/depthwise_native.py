@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import jax
 
-from boneage_jax.models.batch_norm_native import gradient
+from boneage_jax.models.batch_norm_native import CODES, gradient
 from boneage_jax.models.native import call
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -54,10 +54,10 @@ def native_fused(
 ) -> jax.Array:
     """Computes `native_conv(act(x * a + b), kernel)` and keeps `x` alone for the gradient.
 
-    The activated values of all layers would otherwise stay in memory until the backward pass: 290
-    MB of EfficientNet-B4's, 8 images of 256 px.
+    The activated values are never in memory but for a few rows, forward or backward: those of all
+    layers are 290 MB of EfficientNet-B4's, 8 images of 256 px.
     """
-    return depthwise_native_forward(act(x * a + b), kernel, stride, padding)
+    return depthwise_native_forward(x, kernel, stride, padding, act, a, b)
 
 
 def _fused_fwd(
@@ -80,20 +80,10 @@ def _fused_bwd(
     grad: jax.Array,
 ) -> tuple[jax.Array, ...]:
     x, a, b, kernel = saved
-    y = act(_after(grad, x) * a + b)
-    kernel_grad = depthwise_native_kernel_grad(y, grad, stride, padding, kernel.shape[0])
+    size = kernel.shape[0]
+    kernel_grad = depthwise_native_kernel_grad(x, grad, stride, padding, size, act, a, b)
     y_grad = depthwise_native_input_grad(grad, kernel, stride, padding, x.shape[1:3])
     return *gradient(x, a, b, y_grad, act), kernel_grad
-
-
-def _after(first: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns `x`, so that what is computed from it comes after `first`.
-
-    Adds zero times a value of `first`, which XLA may not simplify. So it recomputes what the
-    forward pass has computed from `x` instead of storing it; its CPU compiler ignores
-    `optimization_barrier`. Where `first` is not finite, nor is the gradient.
-    """
-    return x + 0 * first[0, 0, 0, 0]
 
 
 native_fused.defvjp(_fused_fwd, _fused_bwd)
@@ -102,17 +92,22 @@ native_fused.defvjp(_fused_fwd, _fused_bwd)
 # Jitted under names by which `boneage_jax.models.flops` counts them, like those of depthwise.py.
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def depthwise_native_forward(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    padding: Padding,
+    act: Activation | None = None,
+    *scales: jax.Array,
 ) -> jax.Array:
-    """Returns [B, H', W', C]."""
+    """Returns [B, H', W', C]; of act(x * a + b), if `scales` are a and b."""
     high, wide = (
         max(0, (length + sum(pads) - kernel.shape[0]) // stride + 1)
         for length, pads in zip(x.shape[1:3], padding, strict=True)
     )
     shape = (x.shape[0], high, wide, x.shape[3])
-    return _call("depthwise_forward", shape, x, kernel, stride, padding)
+    return _call("forward", shape, (x, kernel, *scales), stride, padding, act)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
@@ -121,26 +116,35 @@ def depthwise_native_input_grad(
 ) -> jax.Array:
     """Returns [B, H, W, C] of the gradient [B, H', W', C]; `shape` is (H, W)."""
     whole = (grad.shape[0], *shape, grad.shape[3])
-    return _call("depthwise_input_gradient", whole, grad, kernel, stride, padding)
+    return _call("input_gradient", whole, (grad, kernel), stride, padding)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def depthwise_native_kernel_grad(
-    x: jax.Array, grad: jax.Array, stride: int, padding: Padding, size: int
+    x: jax.Array,
+    grad: jax.Array,
+    stride: int,
+    padding: Padding,
+    size: int,
+    act: Activation | None = None,
+    *scales: jax.Array,
 ) -> jax.Array:
-    """Returns [size, size, 1, C]."""
+    """Returns [size, size, 1, C]; for act(x * a + b), if `scales` are a and b."""
     shape = (size, size, 1, x.shape[3])
-    return _call("depthwise_kernel_gradient", shape, x, grad, stride, padding)
+    return _call("kernel_gradient", shape, (x, grad, *scales), stride, padding, act)
 
 
 def _call(
     name: str,
     shape: tuple[int, ...],
-    first: jax.Array,
-    second: jax.Array,
+    arrays: tuple[jax.Array, ...],
     stride: int,
     padding: Padding,
+    act: Activation | None = None,
 ) -> jax.Array:
     (top, _), (left, _) = padding
-    result: jax.Array = call(name, shape, first, second, stride=stride, top=top, left=left)
+    options = {"stride": stride, "top": top, "left": left}
+    fused = "fused_" if len(arrays) > 2 else ""
+    options |= {"activation": CODES[act]} if fused else {}
+    result: jax.Array = call(f"depthwise_{fused}{name}", shape, *arrays, **options)
     return result

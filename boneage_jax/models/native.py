@@ -15,6 +15,8 @@ TARGETS = (
     "depthwise_forward",
     "depthwise_input_gradient",
     "depthwise_kernel_gradient",
+    "depthwise_fused_forward",
+    "depthwise_fused_kernel_gradient",
     "batch_norm_moments",
     "batch_norm_gradient",
     "convolution",

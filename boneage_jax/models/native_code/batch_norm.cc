@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "vectors.h"
+#include "activations.h"
 
 namespace native {
 namespace {
@@ -14,46 +14,6 @@ namespace {
 constexpr int64_t kTaskValues = 1 << 16;
 constexpr int64_t kTasks = 64;  // at most
 constexpr int64_t kExactRows = 128;  // that are added in float32 before they go on in float64
-
-enum Activation { kNone = 0, kRelu = 1, kRelu6 = 2, kSwish = 3 };
-
-// exp by Cephes' polynomial, within 2 units in the last place.
-template <int L>
-inline typename Vector<L>::type Exp(typename Vector<L>::type x) {
-  using Floats = typename Vector<L>::type;
-  using Integers = typename Vector<L>::integer;
-  x = x < -87.0f ? Floats{} - 87.0f : x;
-  x = x > 88.0f ? Floats{} + 88.0f : x;
-  const Floats shifted = x * 1.44269504f + 12582912.0f;  // rounds to a whole number
-  const Floats n = shifted - 12582912.0f;
-  const Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Floats y = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  y = y * r * r + r + 1.0f;
-  const Integers power = (__builtin_convertvector(n, Integers) + 127) << 23;
-  Floats scale;
-  std::memcpy(&scale, &power, sizeof(scale));
-  return y * scale;
-}
-
-template <int A, int L>
-inline typename Vector<L>::type Slope(typename Vector<L>::type z) {
-  using Floats = typename Vector<L>::type;
-  const Floats one = Floats{} + 1.0f;
-  if constexpr (A == kRelu) {
-    return z > 0.0f ? one : Floats{};  // 0 at the kink, as in jax.nn
-  } else if constexpr (A == kRelu6) {
-    return (z > 0.0f ? one : Floats{}) * (z < 6.0f ? one : Floats{});
-  } else if constexpr (A == kSwish) {
-    const Floats s = 1.0f / (1.0f + Exp<L>(-z));
-    return s + z * s * (1.0f - s);
-  } else {
-    return one;
-  }
-}
 
 // Rows [first, last) of [rows, channels]. Sums of each channel go to double [2, channels].
 template <typename Fn>
