@@ -6,10 +6,11 @@ EfficientNet-Lite0 was theirs.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
-from boneage_jax.models.batch_norm_native import CODES, gradient
+from boneage_jax.models.batch_norm_native import CODES
 from boneage_jax.models.native import call
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -82,8 +83,10 @@ def _fused_bwd(
     x, a, b, kernel = saved
     size = kernel.shape[0]
     kernel_grad = depthwise_native_kernel_grad(x, grad, stride, padding, size, act, a, b)
-    y_grad = depthwise_native_input_grad(grad, kernel, stride, padding, x.shape[1:3])
-    return *gradient(x, a, b, y_grad, act), kernel_grad
+    by_x, sums = depthwise_native_input_grad(
+        grad, kernel, stride, padding, x.shape[1:3], act, x, a, b
+    )
+    return by_x, sums[0], sums[1], kernel_grad
 
 
 native_fused.defvjp(_fused_fwd, _fused_bwd)
@@ -110,13 +113,24 @@ def depthwise_native_forward(
     return _call("forward", shape, (x, kernel, *scales), stride, padding, act)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def depthwise_native_input_grad(
-    grad: jax.Array, kernel: jax.Array, stride: int, padding: Padding, shape: tuple[int, int]
-) -> jax.Array:
-    """Returns [B, H, W, C] of the gradient [B, H', W', C]; `shape` is (H, W)."""
+    grad: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    padding: Padding,
+    shape: tuple[int, int],
+    act: Activation | None = None,
+    *normalised: jax.Array,
+) -> Any:
+    """Returns [B, H, W, C] of the gradient [B, H', W', C]; `shape` is (H, W).
+
+    Of the convolution of act(x * a + b), if `normalised` are x, a and b: the gradient by x and
+    [2, C] by a and by b.
+    """
     whole = (grad.shape[0], *shape, grad.shape[3])
-    return _call("input_gradient", whole, (grad, kernel), stride, padding)
+    shapes = [whole, (2, grad.shape[3])] if normalised else whole
+    return _call("input_gradient", shapes, (grad, kernel, *normalised), stride, padding, act)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
@@ -136,15 +150,14 @@ def depthwise_native_kernel_grad(
 
 def _call(
     name: str,
-    shape: tuple[int, ...],
+    shape: Any,
     arrays: tuple[jax.Array, ...],
     stride: int,
     padding: Padding,
     act: Activation | None = None,
-) -> jax.Array:
+) -> Any:
     (top, _), (left, _) = padding
     options = {"stride": stride, "top": top, "left": left}
     fused = "fused_" if len(arrays) > 2 else ""
     options |= {"activation": CODES[act]} if fused else {}
-    result: jax.Array = call(f"depthwise_{fused}{name}", shape, *arrays, **options)
-    return result
+    return call(f"depthwise_{fused}{name}", shape, *arrays, **options)

@@ -16,6 +16,7 @@ TARGETS = (
     "depthwise_input_gradient",
     "depthwise_kernel_gradient",
     "depthwise_fused_forward",
+    "depthwise_fused_input_gradient",
     "depthwise_fused_kernel_gradient",
     "batch_norm_moments",
     "batch_norm_gradient",

@@ -1,4 +1,4 @@
-// Activations and their derivatives.
+// Activations, and the gradient of one after a normalisation.
 
 #ifndef BONEAGE_JAX_ACTIVATIONS_H_
 #define BONEAGE_JAX_ACTIVATIONS_H_
@@ -66,6 +66,25 @@ inline typename Vector<L>::type Slope(typename Vector<L>::type z) {
     return one;
   }
 }
+
+// Some channels of one pixel: the gradient of act(x * a + b) by x, of which g is the gradient, and
+// what it adds to the sums of those by a and by b.
+template <int A>
+struct GradientRow {
+  const float *x, *g, *a, *b;
+  float *out, *by_a, *by_b;
+
+  template <int L, int N>
+  void Run(int64_t c) const {
+    for (int n = 0; n < N; ++n, c += L) {
+      const auto value = Load<L>(x + c), factor = Load<L>(a + c);
+      const auto slope = Slope<A, L>(value * factor + Load<L>(b + c)) * Load<L>(g + c);
+      Store<L>(out + c, slope * factor);
+      Store<L>(by_a + c, Load<L>(by_a + c) + slope * value);
+      Store<L>(by_b + c, Load<L>(by_b + c) + slope);
+    }
+  }
+};
 
 }  // namespace native
 

@@ -82,23 +82,6 @@ ffi::Error Moments(ffi::ThreadPool pool, Array input, Result output) {
 }
 
 template <int A>
-struct GradientRow {
-  const float *x, *g, *a, *b;
-  float *out, *by_a, *by_b;
-
-  template <int L, int N>
-  void Run(int64_t c) const {
-    for (int n = 0; n < N; ++n, c += L) {
-      const auto value = Load<L>(x + c), factor = Load<L>(a + c);
-      const auto slope = Slope<A, L>(value * factor + Load<L>(b + c)) * Load<L>(g + c);
-      Store<L>(out + c, slope * factor);
-      Store<L>(by_a + c, Load<L>(by_a + c) + slope * value);
-      Store<L>(by_b + c, Load<L>(by_b + c) + slope);
-    }
-  }
-};
-
-template <int A>
 void Differentiate(ffi::ThreadPool& pool, int64_t rows, int64_t channels, const float* x,
                    const float* g, const float* a, const float* b, float* out, float* sums) {
   const int64_t tasks = TaskCount(rows, channels);

@@ -215,7 +215,29 @@ ffi::Error FusedForward(ffi::ThreadPool pool, Array input, Array kernel, Array a
   });
 }
 
-// Input pixel h got tap i of output (h + top - i) / stride, where that is a whole number.
+// The gradient of a row of the input, [W, C]. Input pixel h got tap i of output
+// (h + top - i) / stride, where that is a whole number.
+void GradientOfRow(const Shape& s, const float* g, const float* w, int64_t image, int64_t line,
+                   float* out) {
+  for (int64_t phase = 0; phase < std::min(s.stride, s.width); ++phase) {
+    Row row{out + phase * s.channels, (s.width - phase + s.stride - 1) / s.stride,
+            s.stride * s.channels, 0, {}, {}, 1, s.out_width, s.channels, {}};
+    for (int64_t i = 0; i < s.kernel; ++i) {
+      const int64_t at = line + s.top - i;
+      if (at < 0 || at % s.stride || at / s.stride >= s.out_height) continue;
+      row.source[row.rows] = g + (image * s.out_height + at / s.stride) * s.out_width * s.channels;
+      row.weights[row.rows++] = w + i * s.kernel * s.channels;
+    }
+    for (int64_t j = 0; j < s.kernel; ++j) {
+      const int64_t at = phase + s.left - j;
+      if (at % s.stride) continue;  // exact also below 0
+      row.taps.shift[row.taps.count] = at / s.stride;
+      row.taps.weight[row.taps.count++] = j * s.channels;
+    }
+    ForChannels(s.channels, row);
+  }
+}
+
 ffi::Error InputGradient(ffi::ThreadPool pool, Array gradient, Array kernel, Result output,
                          int64_t stride, int64_t top, int64_t left) {
   Shape s;
@@ -225,27 +247,56 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Array gradient, Array kernel, Res
   const float *g = gradient.typed_data(), *w = kernel.typed_data();
   float* out = output->typed_data();
   Parallel(pool, s.batch * s.height, [&](int64_t task) {
-    const int64_t image = task / s.height, line = task % s.height;
-    for (int64_t phase = 0; phase < std::min(s.stride, s.width); ++phase) {
-      Row row{out + (task * s.width + phase) * s.channels,
-              (s.width - phase + s.stride - 1) / s.stride, s.stride * s.channels, 0, {}, {},
-              1, s.out_width, s.channels, {}};
-      for (int64_t i = 0; i < s.kernel; ++i) {
-        const int64_t at = line + s.top - i;
-        if (at < 0 || at % s.stride || at / s.stride >= s.out_height) continue;
-        row.source[row.rows] = g + (image * s.out_height + at / s.stride) * s.out_width * s.channels;
-        row.weights[row.rows++] = w + i * s.kernel * s.channels;
-      }
-      for (int64_t j = 0; j < s.kernel; ++j) {
-        const int64_t at = phase + s.left - j;
-        if (at % s.stride) continue;  // exact also below 0
-        row.taps.shift[row.taps.count] = at / s.stride;
-        row.taps.weight[row.taps.count++] = j * s.channels;
-      }
-      ForChannels(s.channels, row);
-    }
+    GradientOfRow(s, g, w, task / s.height, task % s.height, out + task * s.width * s.channels);
   });
   return ffi::Error::Success();
+}
+
+// Gradients of the convolution of act(x * a + b): by x, and [2, C] by a and by b. That by what is
+// convolved is held one row at a time.
+template <int A>
+void DifferentiateInput(ffi::ThreadPool& pool, const Shape& s, const float* g, const float* w,
+                        const float* x, const float* a, const float* b, float* out, float* sums) {
+  const int64_t bands = (s.height + kBand - 1) / kBand, tasks = s.batch * bands;
+  const int64_t size = 2 * s.channels, wide = s.width * s.channels;
+  std::vector<double> parts(tasks * size);
+  Parallel(pool, tasks, [&](int64_t task) {
+    const int64_t image = task / bands, first = task % bands * kBand;
+    std::vector<float> row(wide), some(size);
+    double* part = &parts[task * size];
+    for (int64_t line = first; line < std::min(first + kBand, s.height); ++line) {
+      GradientOfRow(s, g, w, image, line, row.data());
+      std::fill(some.begin(), some.end(), 0.0f);
+      for (int64_t q = 0; q < s.width; ++q) {
+        const int64_t at = (image * s.height + line) * wide + q * s.channels;
+        ForChannels(s.channels, GradientRow<A>{x + at, &row[q * s.channels], a, b, out + at,
+                                               some.data(), some.data() + s.channels});
+      }
+      for (int64_t i = 0; i < size; ++i) part[i] += some[i];
+    }
+  });
+  for (int64_t i = 0; i < size; ++i) {
+    double sum = 0;
+    for (int64_t task = 0; task < tasks; ++task) sum += parts[task * size + i];
+    sums[i] = static_cast<float>(sum);
+  }
+}
+
+ffi::Error FusedInputGradient(ffi::ThreadPool pool, Array gradient, Array kernel, Array input,
+                              Array a, Array b, Result output, Result sums, int64_t stride,
+                              int64_t top, int64_t left, int64_t activation) {
+  Shape s;
+  auto error = Check(output->dimensions(), kernel.dimensions(), gradient.dimensions(), stride, top,
+                     left, &s);
+  if (error.failure()) return error;
+  if (!AreScales(s, a, b) || input.element_count() != output->element_count() ||
+      sums->element_count() != static_cast<size_t>(2 * s.channels))
+    return ffi::Error::InvalidArgument("depthwise: shapes do not fit each other");
+  return ForActivation(activation, [&](auto code) {
+    DifferentiateInput<code()>(pool, s, gradient.typed_data(), kernel.typed_data(),
+                               input.typed_data(), a.typed_data(), b.typed_data(),
+                               output->typed_data(), sums->typed_data());
+  });
 }
 
 // Where the rows of some channels of the input are, and how far its pixels are apart.
@@ -450,6 +501,20 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_forward, Forward, Bind());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_input_gradient, InputGradient, Bind());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_kernel_gradient, KernelGradient, Bind());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_fused_forward, FusedForward, BindFused());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_fused_input_gradient, FusedInputGradient,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Ret<Array>()
+                                  .Ret<Array>()
+                                  .Attr<int64_t>("stride")
+                                  .Attr<int64_t>("top")
+                                  .Attr<int64_t>("left")
+                                  .Attr<int64_t>("activation"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_fused_kernel_gradient, FusedKernelGradient, BindFused());
 
 }  // namespace native
