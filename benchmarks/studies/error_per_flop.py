@@ -27,6 +27,7 @@ _DRAWS = 1000
 _SAME = 1.02  # FLOPs that differ by less are the same budget: runs end with a whole step
 _NORMAL = 1.96  # standard deviations from the middle of a 95 % interval to its end
 _ASKED = (1e16, 1e17)
+NAMED = {"b4_1p": "EfficientNet-B4, random weights"}  # runs that are named in the figure
 # Name, FLOPs of training, months, which images, where the label stands (points). FLOPs of the first
 # two are from their networks, image sizes and epochs.
 PUBLISHED = (
@@ -132,6 +133,16 @@ def draw(
         markersize=4,
         label="other runs",
     )
+    for point in rest:
+        if point.name in NAMED:
+            own.annotate(
+                NAMED[point.name],
+                (point.flops, point.months),
+                xytext=(-5, 9),
+                textcoords="offset points",
+                fontsize=8,
+                ha="right",
+            )
     for point in best:
         own.plot([point.flops] * 2, [point.low, point.high], color="#0072B2", linewidth=1.2)
     own.plot(

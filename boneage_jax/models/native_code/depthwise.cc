@@ -311,13 +311,24 @@ struct PlainStrip {
   int64_t Step(const Shape& s, int) const { return s.channels; }
 };
 
-// The same of act(x * a + b), of which K rows are kept.
-template <int A>
+// The same of act(x * a + b), of which K rows are kept. No template of the activation: the loops of
+// the correlation would be compiled for each.
 struct ActivatedStrip {
   const float *x, *a, *b;
+  int64_t activation;
 
   template <int L, int N>
   void Fill(const Shape& s, int64_t image, int64_t row, int64_t c, float* kept) const {
+    switch (activation) {
+      case kRelu: return FillBy<kRelu, L, N>(s, image, row, c, kept);
+      case kRelu6: return FillBy<kRelu6, L, N>(s, image, row, c, kept);
+      case kSwish: return FillBy<kSwish, L, N>(s, image, row, c, kept);
+      default: return FillBy<kNone, L, N>(s, image, row, c, kept);
+    }
+  }
+
+  template <int A, int L, int N>
+  void FillBy(const Shape& s, int64_t image, int64_t row, int64_t c, float* kept) const {
     const float* in = x + (image * s.height + row) * s.width * s.channels + c;
     float* out = kept + row % s.kernel * s.width * L * N;
     typename Vector<L>::type scale[N], shift[N];
@@ -462,12 +473,10 @@ ffi::Error FusedKernelGradient(ffi::ThreadPool pool, Array input, Array gradient
   if (error.failure()) return error;
   if (!AreScales(s, a, b))
     return ffi::Error::InvalidArgument("depthwise: shapes do not fit each other");
-  auto found = ffi::Error::Success();
-  error = ForActivation(activation, [&](auto code) {
-    const ActivatedStrip<code()> strip{input.typed_data(), a.typed_data(), b.typed_data()};
-    found = CorrelateAny(pool, s, strip, gradient.typed_data(), output->typed_data());
-  });
-  return error.failure() ? error : found;
+  error = ForActivation(activation, [](auto) {});  // whether it is known
+  if (error.failure()) return error;
+  const ActivatedStrip strip{input.typed_data(), a.typed_data(), b.typed_data(), activation};
+  return CorrelateAny(pool, s, strip, gradient.typed_data(), output->typed_data());
 }
 
 auto Bind() {
