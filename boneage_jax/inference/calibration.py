@@ -266,14 +266,14 @@ class Calibration:
             )
         except FileNotFoundError:
             raise InputError(
-                f"{path} is missing: fetch a published folder again; in a workdir the training has "
-                "not ended, start it again"
+                f"{path} is missing: the training in this workdir has not ended; start it again, or "
+                "fetch a published folder again"
             ) from None
         except _UNREADABLE as error:
             reason = str(error).removeprefix(f"{path} ")
             raise InputError(
-                f"{path} is damaged ({reason}); fetch a published folder again; in a workdir "
-                "remove it and report.json and run main again"
+                f"{path} is damaged ({reason}); remove it and report.json and run main "
+                "again, or fetch a published folder again"
             ) from error
 
 
