@@ -266,8 +266,8 @@ class Calibration:
             )
         except FileNotFoundError:
             raise InputError(
-                f"{path} is missing: the training in this workdir has not ended; start it again, or "
-                "fetch a published folder again"
+                f"{path} is missing: the training in this workdir has not ended; start it again, "
+                "or fetch a published folder again"
             ) from None
         except _UNREADABLE as error:
             reason = str(error).removeprefix(f"{path} ")
