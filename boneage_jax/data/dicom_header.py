@@ -41,7 +41,7 @@ _SIDES = ("L", "R", "B", "U")
 _LARGEST_PIXEL = 10.0  # mm
 _ADULT = 20 * 12  # months: skeletons of 19 years are mature
 # Defined terms (PS3.16, annex L) and what departments write instead; ? stands for no one text.
-_HAND = re.compile(r"HAND|WRIST|FINGER|THUMB|CARP|PHALAN|EXTREM|LIMB|ARM|SKELET|BONE|AGE|\?")
+_HAND = re.compile(r"HAND|WRIST|FINGER|THUMB|CARP|PHALAN|EXTREM|LIMB|ARM|SKELET|BONE|\?")
 
 
 class PatientHeader(NamedTuple):

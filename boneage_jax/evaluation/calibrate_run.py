@@ -110,9 +110,10 @@ def calibrate(
     predictor = load_predictor(source, masks=masks)
     if "bone_age_months" not in predictor.columns:
         raise InputError(f"{source} holds no network of bone ages, so there is nothing to fit")
+    matched = len(labelled)
     labelled, squares, said = read_site(predictor, labelled)
     lines += said
-    _check_count(len(labelled), f"; {said[0]}" if said else "")
+    _check_count(len(labelled), f"; {said[0]}" if len(labelled) < matched else "")
     true = np.array([each.age for each in labelled])
     male = np.array([each.male for each in labelled])
     old = Calibration.load(source / CALIBRATION)

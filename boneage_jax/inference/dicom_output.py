@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from boneage_jax.inference.predictor import Predictor
 
 _HEIGHT = 900  # pixels of the picture
+_LONGEST = 64  # characters of a name in DICOM (LO); of hf:OWNER/REPO the end tells more
 
 
 def check_highdicom() -> None:
@@ -64,7 +65,7 @@ class DicomOutput:
         open_folder(folder, files, "--dicom_out")
         self._folder, self._names = folder, output_names(files)
         self._predictor, self._masks = predictor, masks
-        self._network, self._fingerprint = network, fingerprint
+        self._network, self._fingerprint = network[-_LONGEST:], fingerprint
 
     def add(self, reading: Reading) -> str:
         """Writes the objects of a radiograph; returns "" or what is wrong with the mask.

@@ -32,14 +32,6 @@ int64_t TaskCount(int64_t rows, int64_t channels) {
   return std::max<int64_t>(1, std::min({kTasks, rows, rows * channels / kTaskValues}));
 }
 
-void AddUp(const std::vector<double>& parts, int64_t tasks, int64_t size, float* out) {
-  for (int64_t i = 0; i < size; ++i) {
-    double sum = 0;
-    for (int64_t task = 0; task < tasks; ++task) sum += parts[task * size + i];
-    out[i] = static_cast<float>(sum);
-  }
-}
-
 bool Rows(ffi::Span<const int64_t> shape, int64_t* rows, int64_t* channels) {
   if (shape.size() < 2) return false;
   *channels = shape[shape.size() - 1];
@@ -77,7 +69,7 @@ ffi::Error Moments(ffi::ThreadPool pool, Array input, Result output) {
               ForChannels(channels, SquareRow{x + row * channels, sums, sums + channels});
             });
   });
-  AddUp(parts, tasks, 2 * channels, output->typed_data());
+  AddUp(parts, 2 * channels, output->typed_data());
   return ffi::Error::Success();
 }
 
@@ -94,7 +86,7 @@ void Differentiate(ffi::ThreadPool& pool, int64_t rows, int64_t channels, const 
                                                    some + channels});
             });
   });
-  AddUp(parts, tasks, 2 * channels, sums);
+  AddUp(parts, 2 * channels, sums);
 }
 
 // Gradients of act(x * a + b): by x, and [2, C] by a and by b.

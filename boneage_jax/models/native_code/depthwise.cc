@@ -275,11 +275,7 @@ void DifferentiateInput(ffi::ThreadPool& pool, const Shape& s, const float* g, c
       for (int64_t i = 0; i < size; ++i) part[i] += some[i];
     }
   });
-  for (int64_t i = 0; i < size; ++i) {
-    double sum = 0;
-    for (int64_t task = 0; task < tasks; ++task) sum += parts[task * size + i];
-    sums[i] = static_cast<float>(sum);
-  }
+  AddUp(parts, size, sums);
 }
 
 ffi::Error FusedInputGradient(ffi::ThreadPool pool, Array gradient, Array kernel, Array input,

@@ -10,6 +10,7 @@
 #include <memory>
 #include <thread>
 #include <type_traits>
+#include <vector>
 
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -86,6 +87,15 @@ void Parallel(ffi::ThreadPool& pool, int64_t count, const Fn& fn) {
   for (int64_t i = 0; i < helpers; ++i) pool.Schedule(std::decay_t<decltype(work)>(work));
   work();
   while (shared->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
+}
+
+// Adds up what tasks have summed, [tasks, size], in an order that no thread changes.
+inline void AddUp(const std::vector<double>& parts, int64_t size, float* out) {
+  for (int64_t i = 0; i < size; ++i) {
+    double sum = 0;
+    for (size_t at = i; at < parts.size(); at += size) sum += parts[at];
+    out[i] = static_cast<float>(sum);
+  }
 }
 
 }  // namespace native
