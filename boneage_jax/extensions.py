@@ -92,8 +92,8 @@ def register_model(name: str) -> Callable[[T], T]:
     or to logits [B, H, W, 1] (hand masks). Its signature is
     `__call__(images, *, train, image_keys=None)`, with `image_keys` [B] for random draws in
     training. From the options `dtype`, `bn_momentum`, `bn_epsilon`, `bn_axis_name`,
-    `drop_path_rate`, `padding`, `depthwise`, `remat` and `frozen` it receives those that it
-    declares, plus everything in `config.model.options`.
+    `drop_path_rate`, `padding`, `depthwise`, `remat`, `frozen` and `images_per_device` it receives
+    those that it declares, plus everything in `config.model.options`.
 
     Raises:
       InputError: see `Registry.add`.

@@ -14,16 +14,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from boneage_jax.errors import InputError
 from boneage_jax.models import fused_block, gpu_block
 from boneage_jax.models.batch_norm import BatchNorm
-from boneage_jax.models.depthwise import (
-    chosen,
-    depthwise_conv,
-    fused_depthwise,
-    runs_natively,
-)
-from boneage_jax.models.initializers import variance_scaling
+from boneage_jax.models.depthwise import chosen, runs_natively
+from boneage_jax.models.layers import Conv, DepthwiseConv
+from boneage_jax.models.strips import join, mean_of_strips, strips_for, to_strips
 
 Array = jax.Array
 Module = Callable[..., Any]
@@ -55,6 +50,12 @@ VARIANTS = {
     "efficientnet_lite4": Variant(1.4, 1.8, 300, 0.3, lite=True),
 }
 
+CUT_STAGES = 2  # at whose end strips are joined; the rows of the third stage are too few
+
+# The stage whose first block holds the largest features: for a TPU, but in Lite, these are computed
+# again for the gradients. Other stages would save less memory than that costs in traffic.
+RECOMPUTED = 2
+
 
 class Stage(NamedTuple):
     """One stage of B0 before scaling."""
@@ -76,10 +77,6 @@ STAGES = (
     Stage(3, 1, 320, 6, 1),
 )
 
-# Variance scaling as in the paper's TPU code: normal, fan out; signals do not shrink with depth.
-_conv_init = variance_scaling(2.0, "fan_out")
-# The same for depthwise kernels [k, k, 1, C]: one output depends on k * k weights, whatever C.
-_depthwise_init = variance_scaling(2.0, "fan_in")
 _dense_init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 
@@ -132,112 +129,6 @@ def layer_of(module: str) -> str:
     return name if name in ("stem", "top") or "_" in name else f"{name}_dwconv"
 
 
-class Conv(nn.Module):
-    """Convolution, by default without bias: dense k x k, or 1x1 as a matrix product.
-
-    Attributes:
-      padding: 'same' (TensorFlow's rule, asymmetric at stride 2) or 'symmetric' (PyTorch's).
-      implementation: of the depthwise convolutions between which it stands. All but 'fused' run 1x1
-        as a product of two matrices. This fixes the order of the pixels in memory; on a TPU the
-        depthwise convolutions prefer another.
-    """
-
-    features: int
-    kernel: int = 1
-    stride: int = 1
-    padding: str = "same"
-    use_bias: bool = False
-    implementation: str = "lax"
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        norm: tuple[Array, Array] | None = None,
-        gate: Array | None = None,
-        act: Any = None,
-        *,
-        moments: bool = False,
-    ) -> Any:
-        """Convolves [B, H, W, C].
-
-        1x1 kernels can multiply `act(x * a + b) * gate` instead, with `norm` a, b [C] and gate
-        [B, C], or return the means [F] of the result and of its square as well.
-        """
-        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        weights = self.param("kernel", _conv_init, shape, jnp.float32).astype(self.dtype)
-        x = x.astype(self.dtype)
-        gpu = self.implementation == "cudnn"
-        if norm is not None:
-            product = (gpu_block if gpu else fused_block).gated_product
-            return product(x, *norm, gate, weights, act)
-        if moments:
-            return fused_block.pointwise_with_moments(x, weights)
-        matrix = self.kernel == 1 and self.stride == 1 and self.implementation != "fused"
-        if matrix and gpu and not self.use_bias:
-            x = gpu_block.pointwise(x, weights)
-        elif matrix:
-            # Flattened to [B*H*W, C]: for a four-dimensional product XLA's CPU backend copies a
-            # transposed operand for the kernel gradient, which doubles the layer's backward time.
-            x = (x.reshape(-1, x.shape[-1]) @ weights[0, 0]).reshape(*x.shape[:-1], self.features)
-        else:
-            x = jax.lax.conv_general_dilated(
-                x,
-                weights,
-                (self.stride, self.stride),
-                pads(self.padding, self.kernel),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-        if self.use_bias:
-            x += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(
-                self.dtype
-            )
-        return x
-
-
-class DepthwiseConv(nn.Module):
-    """Depthwise convolution, see `boneage_jax.models.depthwise`. Parameter: kernel [k, k, 1, C]."""
-
-    kernel: int
-    stride: int = 1
-    padding: str = "same"
-    implementation: str = "auto"
-    train: bool = False
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array, norm: tuple[Array, Array] | None = None, act: Any = None) -> Array:
-        """Convolves [B, H, W, C], after `act(x * a + b)` if `norm` gives a, b [C]."""
-        shape = (self.kernel, self.kernel, 1, x.shape[-1])
-        weights = self.param("kernel", _depthwise_init, shape, jnp.float32).astype(self.dtype)
-        x, padding = x.astype(self.dtype), pads(self.padding, self.kernel)
-        if norm is not None:
-            return fused_depthwise(
-                *(x, *norm, weights),
-                act=act,
-                stride=self.stride,
-                padding=padding,
-                native=self.train and runs_natively(self.implementation, x.dtype),
-                keep=chosen(self.implementation, self.train) == "cudnn",
-            )
-        return depthwise_conv(
-            x,
-            weights,
-            stride=self.stride,
-            padding=padding,
-            implementation=self.implementation,
-            train=self.train,
-        )
-
-
-def pads(padding: str, kernel: int) -> Any:
-    """Returns the lax padding argument for 'same' or 'symmetric'; raises InputError for others."""
-    if padding not in ("same", "symmetric"):
-        raise InputError(f"padding={padding!r} is unknown; choose 'same' or 'symmetric'")
-    return "SAME" if padding == "same" else ((kernel // 2, kernel // 2),) * 2
-
-
 class EfficientNet(nn.Module):
     """EfficientNet, up to pooled features or class logits.
 
@@ -257,6 +148,8 @@ class EfficientNet(nn.Module):
         too, see `boneage_jax.pretrained.stem`.
       remat: recompute the activations of a block in the backward pass instead of storing them:
         larger batches fit, for about a third more FLOPs (Chen et al. 2016, arXiv:1604.06174).
+      images_per_device: images that one device computes at a time, or 0. In train steps on a TPU
+        the images of the first stages are cut into strips by it, see `boneage_jax.models.strips`.
       frozen: layers (see `layer_names`) that are not trained: their BatchNorm uses the running
         statistics in training too, and stochastic depth never drops a fully frozen block.
     """
@@ -273,6 +166,7 @@ class EfficientNet(nn.Module):
     depthwise: str = "auto"
     constant_channel: bool = False
     remat: bool = False
+    images_per_device: int = 0
     frozen: frozenset[str] = frozenset()
 
     @nn.compact
@@ -340,8 +234,21 @@ class EfficientNet(nn.Module):
         seen: dict[str, Array] = {}
         if self.constant_channel:
             x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
-        x = conv(fixed(32), 3, 2, name="stem_conv")(x)
-        x = seen["stem"] = norm(act=act, name="stem_bn")(x)
+        strips = 1
+        if train and kind == "fused" and not endpoints:
+            strips = strips_for(self.images_per_device, (x.shape[1] + 1) // 2)
+        stem = conv(fixed(32), 3, 2, name="stem_conv")
+        edges: Any = None
+        if strips > 1:
+            x = stem.cut(x, strips)
+            # Kernels of the first stage reach one row of the next strip.
+            edges = tuple(stem(rows, windows=True) for rows in (x[:, -3:], x[:, :3]))
+        x = stem(x, windows=strips > 1)
+        before = norm(act=act, name="stem_bn", fold=fold)(x)
+        if endpoints:
+            seen["stem"] = act(x * before[0] + before[1]).astype(x.dtype) if fold else before
+        if not fold:
+            x, before = before, None
         index = 0
         for number, stage in enumerate(STAGES, start=1):
             for repeat in range(repeats[number - 1]):
@@ -363,11 +270,16 @@ class EfficientNet(nn.Module):
                     conv=conv,
                     depthwise=depthwise,
                     norm=norm,
+                    strips=strips,
+                    recompute=number == RECOMPUTED and repeat == 0 and not self.remat,
                 )
                 # float32 uniform in [0, 1): an image keeps its branch if draw >= rate.
                 keep = None if drops is None or not rate else drops[:, index] >= rate
-                x = (nn.remat(run) if self.remat and train else run)(self, x, keep)
+                x = (nn.remat(run) if self.remat and train else run)(self, x, keep, before, edges)
+                before = edges = None
                 index += 1
+            if number == CUT_STAGES:
+                x, strips = join(x, strips), 1
             seen[f"block{number}"] = x
         x = conv(fixed(1280), name="top_conv")(x)
         x = seen["top"] = norm(act=act, name="top_bn")(x)
@@ -387,6 +299,8 @@ class EfficientNet(nn.Module):
         self,
         x: Array,
         keep: Array | None,
+        before: tuple[Array, Array] | None,
+        edges: tuple[Array, Array] | None,
         *,
         name: str,
         stage: Stage,
@@ -400,18 +314,33 @@ class EfficientNet(nn.Module):
         conv: Module,
         depthwise: Module,
         norm: Module,
+        strips: int,
+        recompute: bool,
     ) -> Array:
-        """Applies one inverted bottleneck: expand, depthwise, squeeze-and-excite, project, add."""
+        """Applies one inverted bottleneck: expand, depthwise, squeeze-and-excite, project, add.
+
+        With `before`, to `act(x * a + b)`; `edges` are then the borders of `x`.
+        """
         inputs, channels = x, x.shape[-1]
         stride = stage.stride if first else 1
-        spatial = depthwise(stage.kernel, stride, name=f"{name}_dwconv")
+        dwconv = depthwise(stage.kernel, stride, name=f"{name}_dwconv")
+        spatial = functools.partial(dwconv, strips=strips, edges=edges)
         if stage.expand != 1:
             expand = conv(channels * stage.expand, name=f"{name}_expand_conv")
-            x, *moments = expand(x, moments=True) if kind == "fused" else (expand(x),)
             expand_norm = norm(act=act, name=f"{name}_expand_bn", fold=fold)
+            moments: Any = ()
+            if kind == "fused":
+                x, *moments, source = expand(x, moments=True)
+                if recompute:
+                    spatial = functools.partial(spatial, source=source)
+            else:
+                x = expand(x)
+            if strips > 1:  # borders of the wide features, from the narrow ones
+                edges = tuple(expand(rows) for rows in dwconv.borders(inputs, strips))
+                spatial = functools.partial(spatial, edges=edges)
             x = spatial(x, expand_norm(x, *moments), act) if fold else spatial(expand_norm(x))
         else:
-            x = spatial(x)
+            x = spatial(x) if before is None else spatial(x, before, act)
         folded = norm(act=act, name=f"{name}_bn", fold=bool(kind))(x)
         x = x if kind else folded
         gate: Any = None
@@ -419,7 +348,7 @@ class EfficientNet(nn.Module):
             reduced = max(1, channels // 4)
             pooled_act = (gpu_block if kind == "cudnn" else fused_block).pooled_act
             gate = (
-                pooled_act(x, *folded, act)[:, None, None]
+                mean_of_strips(pooled_act(x, *folded, act), strips)[:, None, None]
                 if kind
                 else x.mean((1, 2), keepdims=True)
             )
@@ -428,7 +357,7 @@ class EfficientNet(nn.Module):
         residual = stride == 1 and channels == filters
         project = conv(filters, name=f"{name}_project_conv")
         if kind:
-            x = project(x, folded, gate[:, 0, 0], act)
+            x = project(x, folded, to_strips(gate[:, 0, 0], strips), act)
         else:
             x = project(x if gate is None else x * gate)
         # Residual branches start at zero (Goyal et al. 2017, arXiv:1706.02677, section 5.1), so
@@ -439,5 +368,5 @@ class EfficientNet(nn.Module):
         if not residual:
             return x
         if keep is not None:
-            x = x * (keep / (1 - rate)).astype(x.dtype)[:, None, None, None]
+            x = x * to_strips((keep / (1 - rate)).astype(x.dtype), strips)[:, None, None, None]
         return inputs + x

@@ -20,6 +20,7 @@ _FAMILIES: dict[type[nn.Module], tuple[str, ...]] = {
 NAMES = tuple(name for names in _FAMILIES.values() for name in names)
 UNET_NAMES = tuple(unet.VARIANTS)
 _CLASSES = Range(0, 1_000_000)
+_IMAGES = Range(0, 10_000_000)
 
 
 def create_model(name: str, **options: Any) -> nn.Module:
@@ -87,6 +88,9 @@ def _check_option(name: str, option: str, value: Any) -> None:
             problem = f"a whole number {_CLASSES}"
     elif option in ("constant_channel", "remat", "portable"):
         problem = "" if isinstance(value, bool) else "True or False"
+    elif option == "images_per_device":
+        if not isinstance(value, numbers.Integral) or value not in _IMAGES:
+            problem = f"a whole number {_IMAGES}"
     elif option == "bn_axis_name":
         problem = "" if value is None or isinstance(value, str) else "the name of an axis, or None"
     elif option == "dtype":

@@ -33,6 +33,7 @@ def make_task(
     info: AgeScale,
     axis_name: str | None,
     frozen: frozenset[str] = frozenset(),
+    images_per_device: int = 0,
 ) -> Task:
     """Builds the task that a config names, with its model.
 
@@ -41,6 +42,8 @@ def make_task(
       info: properties of the training data.
       axis_name: device axis over which BatchNorm statistics are averaged, or None.
       frozen: layers of the backbone that are not trained.
+      images_per_device: images of a micro-batch on one device, or 0 if the network is built for no
+        device.
 
     Raises:
       InputError: an unknown task, model or model option, or a model that does not fit the task.
@@ -63,6 +66,7 @@ def make_task(
         "depthwise": model.depthwise,
         "remat": bool(model.remat),
         "frozen": frozen,
+        "images_per_device": images_per_device,
     }
     known = options_of(model.name)
     options = {key: value for key, value in options.items() if key in known}

@@ -16,6 +16,7 @@ from boneage_jax.data.info import DataInfo
 from boneage_jax.data.inputs import batch_shapes, input_shape, make_inputs
 from boneage_jax.errors import InputError
 from boneage_jax.inference.network import Network, build_network
+from boneage_jax.models.depthwise import chosen
 from boneage_jax.models.flops import count_flops
 from boneage_jax.ranges import MOST_STEPS
 from boneage_jax.runtime.parallel import Parallel
@@ -113,7 +114,9 @@ class Run:
         return functools.cache(self._count)
 
     def _count(self, stretch: Stretch) -> int:
-        if self.parallel.mode == "pmap":  # a step with a device axis counts one device only
+        # A step with a device axis counts one device only. One for a TPU counts the borders of
+        # strips, whose number depends on that of the devices.
+        if self.parallel.mode == "pmap" or chosen(self.config.model.depthwise, True) == "fused":
             return _train_flops(self.config, self.info, stretch)
         # Shapes with shardings, so that compilation reuses the trace made for counting.
         batch = self.parallel.batch_shapes(self.batch_shapes())
@@ -123,8 +126,14 @@ class Run:
     @functools.cached_property
     def _pure_steps(self) -> Callable[[Stretch], TrainStep]:
         def make(stretch: Stretch) -> TrainStep:
+            images = self.config.batch_size // self.config.accumulate
             return _pure_train_step(
-                self.config, self.info, stretch, self.total_steps, self.parallel.axis_name
+                self.config,
+                self.info,
+                stretch,
+                self.total_steps,
+                self.parallel.axis_name,
+                images // self.parallel.device_count,
             )
 
         return functools.cache(make)
@@ -228,12 +237,13 @@ def _pure_train_step(
     stretch: Stretch,
     total_steps: int,
     axis_name: str | None = None,
+    images_per_device: int = 0,
 ) -> TrainStep:
-    """Builds the train step of a stretch, independent of devices."""
+    """Builds the train step of a stretch."""
     whole = trainable_part(config)
     part = whole.heads_only() if stretch.heads_only else whole
     return make_train_step(
-        make_task(config, info, axis_name, part.frozen),
+        make_task(config, info, axis_name, part.frozen, images_per_device),
         _optimizer(config, total_steps, resting=stretch.heads_only),
         make_inputs(config, mixed=True, shape=stretch.shape),
         ema_decay=float(config.ema_decay),

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from boneage_jax.errors import InputError
-from boneage_jax.models.efficientnet import Conv, EfficientNet
+from boneage_jax.models.efficientnet import EfficientNet
+from boneage_jax.models.layers import Conv
 from boneage_jax.models.registry import create_model
 from boneage_jax.pretrained.names import from_keras
 

@@ -47,6 +47,8 @@ WRONG = [
     ("efficientnet_b0", {"remat": 1}),
     ("efficientnet_b0", {"bn_epsilon": 0}),
     ("efficientnet_b0", {"bn_axis_name": 3}),
+    ("efficientnet_b0", {"images_per_device": -1}),
+    ("efficientnet_b0", {"images_per_device": 1.5}),
     ("efficientnet_b0", {"drop_path_rate": 1.0}),
     ("unet", {"bn_momentum": -1}),
     ("unet", {"dtype": "int32"}),

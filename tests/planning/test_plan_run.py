@@ -220,6 +220,22 @@ def test_bytes_to_reduce_on_paper():
     assert all_reduce_on_paper(run) == 4 * (3_372_994 + 42_016)
 
 
+def test_a_run_cuts_by_the_images_of_a_device(monkeypatch):
+    """Of a micro-batch; the FLOPs counted do not depend on it."""
+    seen = []
+    monkeypatch.setattr(
+        "boneage_jax.models.efficientnet.strips_for", lambda batch, rows: seen.append(batch) or 1
+    )
+    config = config_for(small_config(batch_size=32, accumulate=2), "tpu")
+    info = published_info(config.data)[0]
+    run = build_run(config, info, jax.devices()[:4])
+    flops = run.train_flops
+    assert set(seen) == {0}
+    lower_train_step(run)
+    assert set(seen) == {0, 4}
+    assert build_run(config, info, jax.devices()[:1]).train_flops == flops
+
+
 def run_door(*args, **environment):
     return subprocess.run(
         [sys.executable, "-m", "boneage_jax.plan", *args],

@@ -23,7 +23,7 @@ import boneage_jax
 from boneage_jax.config import base_config, check_config, save_config
 from boneage_jax.data.info import DataInfo
 from boneage_jax.errors import InputError
-from boneage_jax.models.efficientnet import Conv
+from boneage_jax.models.layers import Conv
 from boneage_jax.pretrained.names import from_keras
 from boneage_jax.pretrained.stem import HALF, IMAGENET, LITE, InputNormalization, fold_stem
 from boneage_jax.storage.checkpoints import Checkpoints
