@@ -244,10 +244,13 @@ class EfficientNet(nn.Module):
             # Kernels of the first stage reach one row of the next strip.
             edges = tuple(stem(rows, windows=True) for rows in (x[:, -3:], x[:, :3]))
         x = stem(x, windows=strips > 1)
-        before = norm(act=act, name="stem_bn", fold=fold)(x)
+        # On a CPU storing the activation of these features takes no longer than computing it again
+        # in each pass of the first convolution.
+        inside = kind == "fused"
+        before = norm(act=act, name="stem_bn", fold=inside)(x)
         if endpoints:
-            seen["stem"] = act(x * before[0] + before[1]).astype(x.dtype) if fold else before
-        if not fold:
+            seen["stem"] = act(x * before[0] + before[1]).astype(x.dtype) if inside else before
+        if not inside:
             x, before = before, None
         index = 0
         for number, stage in enumerate(STAGES, start=1):
