@@ -192,16 +192,18 @@ def prepare_jax(*, compile_cache: bool = True, trains: bool = False) -> None:
     from boneage_jax.runtime.compile_cache import use_compile_cache
     from boneage_jax.runtime.cpu_memory import hold_memory
     from boneage_jax.runtime.machine_errors import check_devices
-    from boneage_jax.runtime.process_setup import dispatch_on_caller
+    from boneage_jax.runtime.process_setup import blas_on_caller, dispatch_on_caller
     from boneage_jax.runtime.xla_flags import hide_latency
 
     if compile_cache:
         use_compile_cache()
-    hold_memory()  # for as long as the command runs
+    hold_memory(one_heap=not trains)  # for as long as the command runs
     dispatch_on_caller()
     check_devices()
     if trains:
         hide_latency()
+    else:
+        blas_on_caller()
 
 
 def parse_config(argv: Sequence[str]) -> tuple["ConfigDict", Path, list[str]]:

@@ -69,6 +69,25 @@ print(resident() - before, faults_of_a_step())
 
 
 @needs_glibc
+@pytest.mark.parametrize("one_heap", [False, True])
+def test_threads_that_start_later_find_it_too(one_heap: bool) -> None:
+    """A thread's blocks of 300 MB lie in the main heap with `one_heap`, else each is mapped."""
+    code = f"""
+hold_memory(one_heap={one_heap})
+found = []
+thread = threading.Thread(target=lambda: (step(), found.append(faults_of_a_step())))
+thread.start(); thread.join()
+print(found[0])
+release_memory()
+print(faults_of_a_step())
+"""
+    held, released = run(code)
+    pages = (300 << 20) // os.sysconf("SC_PAGE_SIZE")
+    assert held < 0.01 * pages if one_heap else held > 0.9 * pages
+    assert released > 0.9 * pages
+
+
+@needs_glibc
 def test_what_a_compilation_leaves_goes_back_to_the_kernel() -> None:
     """400 free blocks of 256 KiB between blocks in use, and what a step uses behind them."""
     code = """

@@ -72,3 +72,25 @@ def test_a_step_runs_on_the_thread_that_calls_it_and_lets_others_run() -> None:
     assert int(turns) > 10  # the call returned behind the program, and the other thread ran
     assert int(faults) < 5000  # 200 MB are 50,000 pages
     assert (flags, devices) == ("False", "1")
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_commands_that_read_leave_the_cores_to_decoding_and_xla(trains: bool) -> None:
+    code = f"""
+import numpy, threadpoolctl
+from boneage_jax.cli import prepare_jax
+before = [lib["num_threads"] for lib in threadpoolctl.threadpool_info()]
+prepare_jax(compile_cache=False, trains={trains})
+after = [lib["num_threads"] for lib in threadpoolctl.threadpool_info()]
+print(max(before), max(after), len(after))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "2", "JAX_PLATFORMS": "cpu"},
+    )
+    before, after, libraries = map(int, done.stdout.split())
+    assert libraries and before == 2
+    assert after == (2 if trains else 1)
