@@ -64,7 +64,7 @@ def blas_on_caller() -> None:
     """Lets NumPy's matrix products run on the thread that calls them, from now on.
 
     Threads that decode images and those of XLA leave no core for more: OpenBLAS's own wait for each
-    other without yielding, which takes 7 % of the time of a thousand radiographs on two cores.
+    other without yielding, which takes 8 % of the time of 350 radiographs on two cores.
     """
     from threadpoolctl import threadpool_limits
 
