@@ -41,6 +41,10 @@ RUNTIME_KEYS = frozenset(
 )
 
 
+# Keys that change how a trained network reads; a restart with others evaluates and reports anew.
+READING_KEYS = frozenset({"test_flips", "test_zooms", "test_views"})
+
+
 def base_config() -> ConfigDict:
     """Returns the config that recipes start from. Durations are in steps unless noted otherwise."""
     config = ConfigDict()
@@ -64,6 +68,7 @@ def base_config() -> ConfigDict:
     config.nonfinite_limit = 10  # non-finite steps in a row (skip), or rollbacks, before stopping
     config.ema_decay = 0.0  # decay of the moving average of the parameters; 0: off
     config.test_flips = False  # average predictions over the image and its mirror image
+    config.test_zooms = ""  # magnifications to average over, e.g. 1,1.14; empty: 1 alone
     config.test_views = 0  # number of augmented copies to average over as well
     config.view_steps = 750  # at most, of the network that puts radiographs upright; 0: none
     config.bias_correction = "none"  # none | shift | line | ridge: fitted on validation ages
@@ -92,6 +97,7 @@ def base_config() -> ConfigDict:
     config.data.fit = "pad"  # pad | stretch: how a radiograph fills its stored square
     config.data.height = 0  # pixels that the network reads, made from the stored ones; 0: all
     config.data.width = 0  # likewise
+    config.data.zoom = 1.0  # magnification about the centre of what the network reads
     config.data.raw_dir = ""  # folder of the raw data; prepared from it if needed
     config.data.data_dir = ""  # folder of prepared data; TFDS_DATA_DIR or TFDS's default if empty
     config.data.options = ConfigDict()  # options of the builder, e.g. age_column
@@ -294,11 +300,13 @@ def _check_together(given: dict[str, Any]) -> None:
         )
     if given["task"] != "bone_age":
         for key in (
-            *("data.height", "test_views", "mix.mixup", "mix.cutmix"),
+            *("data.height", "test_zooms", "test_views", "mix.mixup", "mix.cutmix"),
             *("model.remat", "member_flops"),
         ):
             _require(not given[key], key, given[key], f"off for config.task={given['task']}")
         _require(given["members"] == 1, "members", given["members"], "1 for hand masks")
+        zoom = given["data.zoom"]
+        _require(zoom == 1, "data.zoom", zoom, f"1 for config.task={given['task']}")
     _require(
         bool(given["data.height"]) == bool(given["data.width"]),
         *("data.height", given["data.height"], "given together with data.width"),

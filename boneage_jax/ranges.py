@@ -50,6 +50,7 @@ _FRACTION, _BELOW_ONE = Range(0, 1), Range(0, 1, "[)")
 _BATCH, _STEPS, _WEIGHT = Range(1, _IMAGES), Range(0, MOST_STEPS), Range(0, 1000)
 _TIMES = Range(1, 1_000_000)
 _SIDE = Range(32, 16_384, or_also=0)
+ZOOM = Range(0.5, 2)
 
 RANGES: dict[str, Range] = {
     "seed": Range(0, _SEED),
@@ -78,6 +79,7 @@ RANGES: dict[str, Range] = {
     "finetune.backbone_weight_decay": Range(0, 100, or_also=-1),
     "data.height": _SIDE,
     "data.width": _SIDE,
+    "data.zoom": ZOOM,
     "data.validation_fraction": _BELOW_ONE,
     "data.test_fraction": _BELOW_ONE,
     "data.locked_fraction": _BELOW_ONE,

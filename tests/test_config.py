@@ -51,6 +51,7 @@ def test_unknown_preset_lists_the_known_ones():
         ("model.padding", "valid", "same, symmetric"),
         ("model.depthwise", "fft", "auto, lax, shift, fused"),
         ("test_views", -1, "test_views"),
+        ("data.zoom", 0.4, "data.zoom"),
         ("bias_correction", "curve", "bias_correction"),
         ("data.eval_split", "test", "the test split is locked"),
         ("data.eval_split", "train", "is data.train_split too"),
@@ -96,7 +97,14 @@ DEFAULTS = dict(_flat(bench_config().to_dict()))
 NUMBERS = [key for key, value in DEFAULTS.items() if type(value) in (int, float)]
 # Names that are looked up, lists, folders: checked where they are used.
 FREE_TEXT = {
-    *("task", "init_from", "pretrain.data", "progressive.sizes", "progressive.fractions"),
+    *(
+        "task",
+        "init_from",
+        "test_zooms",
+        "pretrain.data",
+        "progressive.sizes",
+        "progressive.fractions",
+    ),
     *("data.name", "data.config", "data.raw_dir", "data.data_dir", "data.masks"),
     *("data.train_split", "data.eval_split", "augment.extra", "model.name", "model.pretrained"),
     *("bench.batch_sizes", "bench.image_sizes"),
@@ -222,7 +230,11 @@ def test_check_config_copies():
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("test_views", 2), ("mix.mixup", 0.4), ("mix.cutmix", 1.0), ("members", 2)]
+    ("key", "value"),
+    [
+        *(("test_views", 2), ("test_zooms", "1,1.1"), ("data.zoom", 1.1)),
+        *(("mix.mixup", 0.4), ("mix.cutmix", 1.0), ("members", 2)),
+    ],
 )
 def test_hand_masks_refuse_what_is_for_ages(key, value):
     config = seg.get_config()

@@ -1,10 +1,11 @@
-"""The levers that act on a trained network alone: mirrored and augmented views, bias correction.
+"""The levers that act on a trained network alone: mirrored, magnified and augmented views, bias.
 
-usage: python -m benchmarks.studies.evaluation_levers --output=FILE.csv WORKDIR...
+usage: python -m benchmarks.studies.evaluation_levers --output=FILE.csv [--zooms=LIST] WORKDIR...
 
 Evaluates each finished bone-age training on its validation split with each of them; bias
 correction is cross-fitted there, as in a report. WORKDIRs of one recipe share everything but the
-seed; their names are those of sweeps, ARM-BUDGET-SEED.
+seed; their names are those of sweeps, ARM-BUDGET-SEED. --zooms tries magnifications alone, with
+mirror images: `--zooms="1 1.14 1,1.14"` reads at one, at the other, and averages both.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from boneage_jax.evaluation.evaluate_split import corrected, evaluate_split, wit
 from boneage_jax.inference.load_trained import Trained, load_trained
 from boneage_jax.inference.network import Rows
 from boneage_jax.runtime.compile_cache import use_compile_cache
+from boneage_jax.tasks.metrics import bootstrap_interval
 
 
 def evaluated(trained: Trained, split: Split, **changes: object) -> Rows:
@@ -37,12 +39,23 @@ def evaluated(trained: Trained, split: Split, **changes: object) -> Rows:
 
 def levers(trained: Trained, split: Split) -> Iterator[tuple[str, Rows]]:
     """Every lever with its predictions; the first is the network without any."""
-    yield "plain", evaluated(trained, split, test_flips=False, test_views=0)
-    yield "flip", evaluated(trained, split, test_flips=True, test_views=0)
+    read_once = {"test_flips": False, "test_zooms": "", "test_views": 0}
+    mirrored = read_once | {"test_flips": True}
+    yield "plain", evaluated(trained, split, **read_once)
+    yield "flip", evaluated(trained, split, **mirrored)
     for method in ("shift", "line"):
-        yield f"flip, {method}", evaluated(trained, split, test_flips=True, bias_correction=method)
+        rows = evaluated(trained, split, **mirrored, bias_correction=method)
+        yield f"flip, {method}", rows
     for views in (4, 16):
-        yield f"flip, {views} views", evaluated(trained, split, test_flips=True, test_views=views)
+        rows = evaluated(trained, split, **mirrored | {"test_views": views})
+        yield f"flip, {views} views", rows
+
+
+def magnifications(trained: Trained, split: Split, zooms: str) -> Iterator[tuple[str, Rows]]:
+    """The predictions with mirror images at each list of magnifications."""
+    for zoom in zooms.split():
+        rows = evaluated(trained, split, test_flips=True, test_zooms=zoom, test_views=0)
+        yield f"flip, zoom {zoom}", rows
 
 
 def main() -> None:
@@ -50,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--zooms", default="", metavar="LIST")
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
     args = parser.parse_args()
     use_compile_cache()
@@ -58,13 +72,20 @@ def main() -> None:
         trained = load_trained(workdir, task="bone_age")
         data = trained.network.config.data
         split = open_dataset(data).split(data.eval_split)
-        for name, rows in levers(trained, split):
+        found = magnifications(trained, split, args.zooms) if args.zooms else levers(trained, split)
+        for name, rows in found:
             error = rows["predicted_age"] - rows["true_age"]
+            low, high = bootstrap_interval(np.abs(error))
+            known = rows["male"] >= 0
+            right = (rows["p_male"] > 0.5) == (rows["male"] == 1)
             table.append(
                 {
                     "run": Path(workdir).name,
                     "lever": name,
                     "mae": f"{np.abs(error).mean():.3f}",
+                    "mae_low": f"{low:.3f}",
+                    "mae_high": f"{high:.3f}",
+                    "sex_accuracy": f"{right[known].mean():.4f}",
                     "bias": f"{error.mean():.3f}",
                     "n": len(error),
                 }

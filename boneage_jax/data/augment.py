@@ -41,7 +41,8 @@ class AugmentConfig:
       rotate: degrees, drawn from ±rotate; positive turns the content counter-clockwise.
       translate: fraction of width and height, drawn for each axis; positive moves the content right
         and down.
-      zoom: the magnification is drawn from 1 ± zoom; above 1 the content grows.
+      zoom: the magnification is drawn from 1 ± zoom (times that of all images, if any); above 1 the
+        content grows.
       shear: degrees, drawn from ±shear; positive moves the upper rows to the left and the lower
         rows to the right, x' = x + tan(shear) y.
       brightness: added to the image, in units of the full range 0..1.
@@ -126,6 +127,7 @@ def augment(
     config: AugmentConfig,
     *,
     shape: tuple[int, int] | None = ...,
+    zoom: float = ...,
 ) -> jax.Array: ...
 @overload
 def augment(
@@ -135,6 +137,7 @@ def augment(
     mask: jax.Array,
     *,
     shape: tuple[int, int] | None = ...,
+    zoom: float = ...,
 ) -> tuple[jax.Array, jax.Array]: ...
 def augment(
     images: jax.Array,
@@ -143,6 +146,7 @@ def augment(
     mask: jax.Array | None = None,
     *,
     shape: tuple[int, int] | None = None,
+    zoom: float = 1.0,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Augments each image with its own random draws.
 
@@ -152,6 +156,7 @@ def augment(
       config: ranges of the draws.
       mask: bool or 0/1 [B, H, W, 1]; transformed together with its image.
       shape: height and width of the result, at most H and W; those of `images` if None.
+      zoom: magnification of all images, about which `config.zoom` varies.
 
     Returns:
       Images float32 [B, height, width, 1] in [0, 1]; with `mask`, the pair (images, mask as bool).
@@ -161,7 +166,7 @@ def augment(
     flip = draw["flip"] < config.flip
     stored = images.shape[1], images.shape[2]
     shape = shape or stored
-    moves = config._resamples or shape != stored
+    moves = config._resamples or shape != stored or zoom != 1
     if config.flip and not moves:
         images = _mirror(images, flip)
         mask = None if mask is None else _mirror(mask, flip)
@@ -174,8 +179,9 @@ def augment(
         # as channels of one array.
         x = x - fill[:, None, None, None]
         layers = x if mask is None else jnp.concatenate([x, mask], axis=-1)
-        geometry = _geometry(draw, flip, config)
-        layers = resample(layers, geometry, config.reach, config.resample, shape)
+        geometry = _geometry(draw, flip, config, zoom)
+        reach = dataclasses.replace(config.reach, about=zoom)
+        layers = resample(layers, geometry, reach, config.resample, shape)
         x = layers[..., :1] + fill[:, None, None, None]
         mask = None if mask is None else layers[..., 1:]
     if config.shading:
@@ -191,26 +197,32 @@ def augment(
 
 
 def unaugmented(
-    images: jax.Array, config: AugmentConfig, shape: tuple[int, int] | None = None
+    images: jax.Array,
+    config: AugmentConfig,
+    shape: tuple[int, int] | None = None,
+    zoom: float = 1.0,
 ) -> jax.Array:
     """Prepares images for evaluation: unmoved, but as sharp as `augment` leaves them on average.
 
     Bilinear interpolation at a random fraction f of a pixel damps a wave of 4 pixels by
     sqrt((1 - f)^2 + f^2), on average 0.81 along each axis; so does the kernel [1, 8, 1] / 10.
     Without it a network sees sharper images than it was trained on (docs/augmentation.md). Images
-    that are made smaller are read at as many points as in training, at all fractions of a pixel.
+    that are made smaller, or magnified, are read at as many points as in training, at all fractions
+    of a pixel.
 
     Args:
       images: uint8 [B, H, W, 1].
       config: config of the training.
       shape: height and width of the result, at most H and W; those of `images` if None.
+      zoom: magnification about the centre.
 
     Returns:
       float32 [B, height, width, 1] in [0, 1].
     """
     x = images.astype(jnp.float32) / 255.0
-    if shape is not None and shape != x.shape[1:3]:
-        return resize(x, shape)
+    shape = shape or (x.shape[1], x.shape[2])
+    if shape != x.shape[1:3] or zoom != 1:
+        return resize(x, shape, zoom)
     if not config._resamples:
         return x
     for axis in (1, 2):
@@ -222,8 +234,13 @@ def unaugmented(
     return x
 
 
-def _geometry(draw: dict[str, jax.Array], flip: jax.Array, config: AugmentConfig) -> Geometry:
-    """Returns the inverse of flip, rotate, shear and zoom, in this order."""
+def _geometry(
+    draw: dict[str, jax.Array], flip: jax.Array, config: AugmentConfig, zoom: float
+) -> Geometry:
+    """Returns the inverse of flip, rotate, shear and zoom, in this order.
+
+    All images are magnified by `zoom`, about which that of the config varies.
+    """
 
     def between(name: str, limit: float) -> jax.Array:
         return (2.0 * draw[name] - 1.0) * limit
@@ -238,7 +255,7 @@ def _geometry(draw: dict[str, jax.Array], flip: jax.Array, config: AugmentConfig
     ]
     matrix = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
     return Geometry(
-        matrix / (1.0 + between("zoom", config.zoom))[:, None, None],
+        matrix / (zoom * (1.0 + between("zoom", config.zoom)))[:, None, None],
         between("translate_x", config.translate),
         between("translate_y", config.translate),
     )

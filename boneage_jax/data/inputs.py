@@ -13,9 +13,11 @@ from boneage_jax.data.mix import MixConfig, mix
 from boneage_jax.data.normalize import normalize
 from boneage_jax.errors import InputError
 from boneage_jax.extensions import AUGMENTATIONS
+from boneage_jax.ranges import ZOOM, shown
 
 Batch = dict[str, jax.Array]
 Inputs = Callable[[Batch, jax.Array | None], Batch]
+_MOST_ZOOMS = 8
 _EXTRA_KEYS = 40_000  # folded into the keys for registered augmentations; `mix` uses 20,000
 
 
@@ -55,7 +57,11 @@ def describe_shape(shape: tuple[int, int]) -> str:
 
 
 def make_inputs(
-    config: ConfigDict, *, mixed: bool = False, shape: tuple[int, int] | None = None
+    config: ConfigDict,
+    *,
+    mixed: bool = False,
+    shape: tuple[int, int] | None = None,
+    zoom: float = 1.0,
 ) -> Inputs:
     """Builds the function that converts a stored batch (uint8) to network inputs.
 
@@ -64,6 +70,7 @@ def make_inputs(
       mixed: mix images according to `config.mix` if keys are given; for training only.
       shape: height and width of the inputs, at most those of the stored images; None for those of
         `config.data`.
+      zoom: magnification beside that of `config.data`.
 
     Raises:
       InputError: an invalid value of `config.augment`, `config.mix` or `config.normalize`.
@@ -71,6 +78,7 @@ def make_inputs(
     settings = AugmentConfig.from_dict(config.augment.to_dict())
     mixing = MixConfig.from_dict(config.mix.to_dict())
     method = config.normalize
+    magnified = float(config.data.zoom) * zoom
     names = [name.strip() for name in settings.extra.split(",") if name.strip()]
     extra = {name: _registered(name) for name in names}
 
@@ -78,12 +86,13 @@ def make_inputs(
         images, mask = batch["image"], batch.get("mask")
         size = shape or input_shape(config.data, images.shape[1])
         if keys is None:
-            batch = batch | {"image": unaugmented(images, settings, size)}
+            batch = batch | {"image": unaugmented(images, settings, size, magnified)}
         elif mask is not None:
-            images, mask = augment(images, keys, settings, mask, shape=size)
+            images, mask = augment(images, keys, settings, mask, shape=size, zoom=magnified)
             batch = batch | {"image": images, "mask": mask}
         else:
-            batch = batch | {"image": augment(images, keys, settings, shape=size)}
+            images = augment(images, keys, settings, shape=size, zoom=magnified)
+            batch = batch | {"image": images}
         if keys is not None:
             for number, name in enumerate(names):
                 own = jax.vmap(jax.random.fold_in, (0, None))(keys, _EXTRA_KEYS + number)
@@ -92,6 +101,25 @@ def make_inputs(
         return mix(batch, keys, mixing) if mixed and keys is not None else batch
 
     return inputs
+
+
+def reading_inputs(config: ConfigDict) -> list[Inputs]:
+    """Builds `make_inputs` for each magnification of `config.test_zooms`; one for none.
+
+    Raises:
+      InputError: not a list of at most 8 magnifications, or see `make_inputs`.
+    """
+    text = config.test_zooms
+    try:
+        zooms = [float(part) for part in text.split(",")] if text else [1.0]
+    except ValueError:
+        zooms = []
+    if not 0 < len(zooms) <= _MOST_ZOOMS or any(zoom not in ZOOM for zoom in zooms):
+        raise InputError(
+            f"config.test_zooms={shown(text)} must be at most {_MOST_ZOOMS} magnifications with "
+            f"commas between them, each {ZOOM}, e.g. 1,1.14"
+        )
+    return [make_inputs(config, zoom=zoom) for zoom in zooms]
 
 
 def _registered(name: str) -> Any:

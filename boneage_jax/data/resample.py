@@ -17,14 +17,16 @@ class Reach:
     Attributes:
       rotate: degrees.
       shear: degrees.
-      zoom: the magnification is in 1 ± zoom.
+      zoom: the magnification is in about (1 ± zoom).
       translate: fraction of width and height.
+      about: see `zoom`.
     """
 
     rotate: float
     shear: float
     zoom: float
     translate: float
+    about: float = 1.0
 
     @property
     def separable(self) -> bool:
@@ -98,8 +100,8 @@ def method_for(backend: str, reach: Reach) -> str:
     return "matmul" if reach.gentle and backend in matmul_on else "gather"
 
 
-def resize(layers: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Resizes images [B, H, W, C] as `resample` does without a map.
+def resize(layers: jax.Array, shape: tuple[int, int], zoom: float = 1.0) -> jax.Array:
+    """Resizes images [B, H, W, C] as `resample` does with a map that only magnifies.
 
     Reads whole rows, then whole columns, at positions known when the step is compiled: no FLOPs of
     matrix products, which would be a tenth of a small network's.
@@ -107,15 +109,17 @@ def resize(layers: jax.Array, shape: tuple[int, int]) -> jax.Array:
     Args:
       layers: float32 [B, H, W, C].
       shape: height and width of the result, at most H and W.
+      zoom: magnification about the centre; below 1 the outermost pixels are repeated outside.
 
     Returns:
       float32 [B, height, width, C].
     """
     for axis, length in zip((1, 2), shape, strict=True):
         stored = layers.shape[axis]
-        if length == stored:
+        if length == stored and zoom == 1:
             continue
-        points = np.clip(_points(length, stored) + (stored - 1) / 2, 0, stored - 1)  # [length, n]
+        points = _points(length, stored) / zoom + (stored - 1) / 2
+        points = np.clip(points, 0, stored - 1)  # [length, n]
         low = np.minimum(np.floor(points).astype(np.int32), stored - 2)
         part = (points - low).astype(np.float32)
         ones = [1] * layers.ndim
@@ -197,10 +201,11 @@ def _two_pass(
     moved_x, moved_y = x - dx[:, None, None], y - dy[:, None, None]  # [B, W, m], [B, H, n]
     # Largest |beta|, |c|, |alpha|, |d|: with angle t, shear s and zoom z they are tan(t + s),
     # sin(t) / z, cos(s) / (z cos(t + s)) and cos(t + s) / (z cos(s)).
+    least = reach.about * (1.0 - reach.zoom)
     steep = math.radians(reach.rotate + reach.shear)
-    beta_max, alpha_max = math.tan(steep), 1.0 / ((1.0 - reach.zoom) * math.cos(steep))
+    beta_max, alpha_max = math.tan(steep), 1.0 / (least * math.cos(steep))
     turn = min(math.radians(reach.rotate), math.pi / 2)
-    c_max, d_max = math.sin(turn) / (1 - reach.zoom), 1.0 / (1 - reach.zoom)
+    c_max, d_max = math.sin(turn) / least, 1.0 / least
     d_max /= math.cos(math.radians(reach.shear))
     reach_x, reach_y = width * (0.5 + reach.translate), height * (0.5 + reach.translate)
 

@@ -340,6 +340,7 @@ def _metadata(
         "background": info.background or "kept",
         "normalize": f"{config.normalize}, inside the graph",
         "test_flips": str(config.test_flips),
+        "test_zooms": config.get("test_zooms", ""),
         "data": f"{data.name}/{data.config}",
         "validation_error": _validation_error(report),
         "terms": " ".join(dict.fromkeys((TERMS.get(data.name, ""), TERMS[""]))).strip(),

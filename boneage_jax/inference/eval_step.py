@@ -1,6 +1,6 @@
 """The eval step: a pure function shared by all tasks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ def make_eval_step(
     task: Task,
     inputs: Inputs,
     *,
+    zoomed: Sequence[Inputs] = (),
     flips: bool = False,
     views: int = 0,
     axis_name: str | None = None,
@@ -30,6 +31,8 @@ def make_eval_step(
     Args:
       task: model, loss and metrics.
       inputs: see `boneage_jax.data.inputs.make_inputs`; called with keys only for `views`.
+      zoomed: likewise; the outputs are averaged over these inputs too (1 + their number times the
+        compute).
       flips: average the outputs over the image and its mirror image (twice the compute).
       views: average also over this many augmented copies of each image, drawn as in training. All
         images get the same draws, whatever their batch (1 + views times the compute).
@@ -52,9 +55,12 @@ def make_eval_step(
 
         stored, batch = batch, inputs(batch, None)
         outputs = read(batch)
+        for others in zoomed:
+            outputs = jax.tree.map(jnp.add, outputs, read(others(stored, None)))
         if views:
-            total, _ = jax.lax.scan(add_view, outputs, jnp.arange(views))
-            outputs = jax.tree.map(lambda x: x / (1 + views), total)
+            outputs, _ = jax.lax.scan(add_view, outputs, jnp.arange(views))
+        if zoomed or views:
+            outputs = jax.tree.map(lambda x: x / (1 + len(zoomed) + views), outputs)
         per_image, parts = task.loss(outputs, batch)
         metrics = task.metrics(per_image, parts, outputs, batch)
         return sum_over_devices(metrics, axis_name), task.predictions(outputs, parts)

@@ -11,7 +11,7 @@ from jax import export
 from ml_collections import ConfigDict
 
 from boneage_jax.data.info import DataInfo
-from boneage_jax.data.inputs import batch_shapes, input_shape, make_inputs, padded_batch
+from boneage_jax.data.inputs import batch_shapes, input_shape, padded_batch, reading_inputs
 from boneage_jax.extensions import MODELS, TASKS
 from boneage_jax.inference.eval_step import EvalStep, make_eval_step
 from boneage_jax.models.flops import count_flops
@@ -63,7 +63,7 @@ class Network:
     def local_step(self) -> EvalStep:
         """Builds the eval step of one device as a plain function, to be counted or exported."""
         task = make_task(self.config, self.info, None)
-        return make_eval_step(task, make_inputs(self.config), **_options(self.config))
+        return make_eval_step(task, **_options(self.config))
 
     @functools.cached_property
     def eval_step(self) -> Any:
@@ -71,7 +71,6 @@ class Network:
         return self.parallel.eval_step(
             make_eval_step(
                 self.task,
-                make_inputs(self.config),
                 **_options(self.config),
                 axis_name=self.parallel.axis_name,
             )
@@ -161,10 +160,16 @@ def build_network(
     """
     parallel = Parallel(config.parallel, devices)
     parallel.check_batch("eval_batch_size", config.eval_batch_size)
-    make_inputs(config)  # raises on a wrong value
+    reading_inputs(config)  # raises on a wrong value
     input_shape(config.data, info.image_size)  # likewise
     return Network(config, info, parallel, make_task(config, info, parallel.axis_name))
 
 
 def _options(config: ConfigDict) -> dict[str, Any]:
-    return {"flips": config.test_flips, "views": config.test_views}
+    inputs, *zoomed = reading_inputs(config)
+    return {
+        "inputs": inputs,
+        "zoomed": zoomed,
+        "flips": config.test_flips,
+        "views": config.test_views,
+    }

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from boneage_jax.data.inputs import make_inputs, padded_batch
+from boneage_jax.data.inputs import padded_batch, reading_inputs
 from boneage_jax.errors import InputError
 from boneage_jax.inference.eval_step import EvalStep, make_eval_step
 from boneage_jax.inference.network import Network
@@ -88,8 +88,9 @@ def explained_step(network: Network) -> EvalStep:
 
     A contribution is the months, to first order, by which a place of the last feature map moves the
     age: what would be missing if it were like the mean of all places. They add up to 0. With
-    `config.test_flips` they are averaged over the mirror image, as the age is; augmented views are
-    left out, whose places are others.
+    `config.test_flips` they are averaged over the mirror image, as the age is, and with
+    `config.test_zooms` place by place over the magnifications; augmented views are left out, whose
+    places are others.
 
     Raises:
       InputError: the backbone is no EfficientNet, so that its feature map is unknown.
@@ -97,7 +98,8 @@ def explained_step(network: Network) -> EvalStep:
     if not has_feature_map(network):
         raise InputError("this network shows no feature map")
     task: Any = _Explained(make_task(network.config, network.info, None))
-    return make_eval_step(task, make_inputs(network.config), flips=network.config.test_flips)
+    inputs, *zoomed = reading_inputs(network.config)
+    return make_eval_step(task, inputs, zoomed=zoomed, flips=network.config.test_flips)
 
 
 def make_grad_cam(network: Network) -> GradCam:

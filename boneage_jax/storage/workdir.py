@@ -7,13 +7,19 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from boneage_jax.config import check_config, differences, load_config, save_config
+from boneage_jax.config import (
+    READING_KEYS,
+    check_config,
+    differences,
+    load_config,
+    save_config,
+)
 from boneage_jax.data.info import DataInfo
 from boneage_jax.errors import InputError
 from boneage_jax.extensions import DATASETS
 from boneage_jax.json_file import read_json
 from boneage_jax.storage.bucket import checkpoint_folder
-from boneage_jax.storage.layout import BACKGROUND, CONFIG, INFO, MEMBERS
+from boneage_jax.storage.layout import BACKGROUND, CONFIG, INFO, MEMBERS, REPORT
 from boneage_jax.storage.safe_write import write_text
 
 
@@ -27,7 +33,8 @@ def claim_workdir(
 ) -> None:
     """Makes `folder` the workdir of this config, or checks that it already is.
 
-    A folder without a checkpoint, left by a failed start, may be claimed again.
+    A folder without a checkpoint, left by a failed start, may be claimed again. A report that was
+    made by other `READING_KEYS` is removed: it has to be made anew.
 
     Args:
       folder: created if missing.
@@ -53,6 +60,9 @@ def claim_workdir(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / INFO, json.dumps(dataclasses.asdict(info)) + "\n")
+        if begun and differences(load_config(folder / CONFIG), config):
+            (folder / REPORT).unlink(missing_ok=True)
+            save_config(folder / CONFIG, config)
         if not begun:
             save_config(folder / CONFIG, config)
             _replace_folder(folder / BACKGROUND, background)
@@ -64,14 +74,14 @@ def claim_workdir(
 
 
 def check_config_of(folder: Path, config: ConfigDict) -> bool:
-    """Checks that the run in `folder`, if one has begun there, has this config.
+    """Checks that the run in `folder`, if one has begun there, learns by this config.
 
     Returns:
       Whether it has begun, that is, has a checkpoint.
 
     Raises:
-      InputError: the run has another config, or its config.json or facts.json is missing or
-        damaged.
+      InputError: the run has another config (`READING_KEYS` may differ), or its config.json or
+        facts.json is missing or damaged.
     """
     if not any(_has_checkpoint(place) for place in (folder, *folder.glob(f"{MEMBERS}/*"))):
         return False
@@ -82,13 +92,18 @@ def check_config_of(folder: Path, config: ConfigDict) -> bool:
                 "--workdir"
             )
     load_info(folder)  # compared with the data once they are open
-    changed = differences(load_config(folder / CONFIG), config)
+    changed = _learning(differences(load_config(folder / CONFIG), config))
     if changed:
         raise InputError(
             f"{folder} holds a run of another config ({'; '.join(changed[:3])}"
             f"{' ...' if len(changed) > 3 else ''}); choose another --workdir or remove it"
         )
     return True
+
+
+def _learning(changed: list[str]) -> list[str]:
+    """Returns those of `differences` that change more than how a trained network reads."""
+    return [line for line in changed if line.partition(":")[0] not in READING_KEYS]
 
 
 def read_run(folder: Path) -> tuple[ConfigDict, DataInfo]:

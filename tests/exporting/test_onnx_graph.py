@@ -65,7 +65,8 @@ def test_efficientnet_equals_predict(squares, tmp_path):
 @pytest.mark.parametrize("name", ["tiny_lite0", "tiny_b0"])
 def test_contributions_of_places_are_those_of_predict(name, squares, tmp_path):
     """Beside ages of the same graph that do not change; the heads' gradient is in the graph."""
-    changed = {"model__name": name, "model__hidden": 16, "test_flips": True}
+    changed = {"model__name": name, "model__hidden": 16}
+    changed |= {"test_flips": True, "test_zooms": "1,1.2"}
     network = age_network(tmp_path, members=2, **changed)
     hands, male = squares[:3], [1, 0, -1]
     model = to_onnx(network, explained=True)
@@ -82,8 +83,9 @@ def test_contributions_of_places_are_those_of_predict(name, squares, tmp_path):
 
 
 def test_a_network_that_reads_another_shape_equals_predict(squares, tmp_path):
-    """Rectangles are resampled inside the graph."""
+    """Rectangles are resampled, and magnified, inside the graph."""
     shape = {"data__fit": "stretch", "data__height": 48, "data__width": 40}
+    shape |= {"data__zoom": 1.1, "test_zooms": "1,1.2"}
     network = age_network(tmp_path, model__name="tiny", **shape)
     hands, male = squares[:-1], _sexes(12)
     found, wanted = _run(to_onnx(network), network, hands, male), network.read(hands, male)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from boneage_jax.config import check_config
+from boneage_jax.config import base_config, check_config
 from boneage_jax.data.info import DataInfo
+from boneage_jax.data.inputs import reading_inputs
+from boneage_jax.errors import InputError
 from boneage_jax.inference.eval_step import make_eval_step
 from boneage_jax.tasks.bone_age import AGE_RANGE, bin_centers
 from boneage_jax.tasks.registry import make_task
@@ -121,6 +123,35 @@ def test_views_average_over_the_draws_of_training():
         ages.append(np.asarray(task.predictions(outputs, {})["predicted_age"]))
     np.testing.assert_allclose(predictions["predicted_age"], np.mean(ages, axis=0), rtol=1e-4)
     assert np.abs(np.asarray(ages[1]) - ages[0]).max() > 1e-3
+
+
+def test_magnifications_are_averaged():
+    """Against each alone; what is read twice at one magnification is read as once."""
+    task = tiny_task()
+    variables = task.init(jax.random.key(0), (16, 12, 1))
+    config = base_config()
+    config.data.height, config.data.width = 16, 12
+    batch = random_batch(4, side=20)
+
+    def ages(zooms):
+        config.test_zooms = zooms
+        inputs, *zoomed = reading_inputs(config)
+        step = make_eval_step(task, inputs, zoomed=zoomed, flips=True)
+        return np.asarray(jax.jit(step)(variables, batch)[1]["predicted_age"])
+
+    alone = {zooms: ages(zooms) for zooms in ("1", "1.2", "0.9")}
+    assert np.abs(alone["1"] - alone["1.2"]).min() > 1e-4
+    np.testing.assert_allclose(ages("1,1.2,0.9"), np.mean(list(alone.values()), 0), rtol=1e-5)
+    np.testing.assert_allclose(ages("1.2,1.2"), alone["1.2"], rtol=1e-5)
+    np.testing.assert_array_equal(ages(""), alone["1"])
+
+
+@pytest.mark.parametrize("zooms", ["1,", "one", "1;1.1", "3", "nan", "1," * 8 + "1"])
+def test_magnifications_that_are_none_are_refused(zooms):
+    config = base_config()
+    config.test_zooms = zooms
+    with pytest.raises(InputError, match=r"test_zooms.*magnifications"):
+        reading_inputs(config)
 
 
 def test_ages_can_be_learned_in_months():

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -106,6 +108,28 @@ def test_a_finished_ensemble_is_not_trained_again_and_a_lost_member_is(ensemble)
     with pytest.raises(InputError, match="learning_rate"):
         boneage_jax.train(changed, workdir)
     assert json.loads((workdir / "config.json").read_text())["optimizer"]["learning_rate"] != 0.5
+
+
+def test_another_reading_reports_anew_and_trains_nothing(ensemble, tmp_path):
+    """The report is that of the networks as they are, read at two magnifications."""
+    workdir = shutil.copytree(ensemble[0], tmp_path / "run")
+    kept = [load_trained(workdir / f"members/{k}").variables for k in (0, 1)]
+    changed = small_config()
+    changed.test_zooms = "1,1.2"
+    report = boneage_jax.train(changed, workdir)
+    for part in (".", "members/0", "members/1"):
+        assert np.abs(read(workdir / part) - read(ensemble[0] / part)).max() > 1e-3
+    for number in (0, 1):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            kept[number],
+            load_trained(workdir / f"members/{number}").variables,
+        )
+        config = json.loads((workdir / f"members/{number}/config.json").read_text())
+        assert config["test_zooms"] == "1,1.2"
+    cost, before = report["compute"], ensemble[1]["compute"]
+    assert cost["train_flops"] == before["train_flops"]
+    assert 1.9 < cost["flops_per_prediction"] / before["flops_per_prediction"] < 2.1
 
 
 def test_one_network_is_not_mistaken_for_the_ensemble(ensemble):
