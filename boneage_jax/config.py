@@ -97,7 +97,6 @@ def base_config() -> ConfigDict:
     config.data.fit = "pad"  # pad | stretch: how a radiograph fills its stored square
     config.data.height = 0  # pixels that the network reads, made from the stored ones; 0: all
     config.data.width = 0  # likewise
-    config.data.zoom = 1.0  # magnification about the centre of what the network reads
     config.data.raw_dir = ""  # folder of the raw data; prepared from it if needed
     config.data.data_dir = ""  # folder of prepared data; TFDS_DATA_DIR or TFDS's default if empty
     config.data.options = ConfigDict()  # options of the builder, e.g. age_column
@@ -305,8 +304,6 @@ def _check_together(given: dict[str, Any]) -> None:
         ):
             _require(not given[key], key, given[key], f"off for config.task={given['task']}")
         _require(given["members"] == 1, "members", given["members"], "1 for hand masks")
-        zoom = given["data.zoom"]
-        _require(zoom == 1, "data.zoom", zoom, f"1 for config.task={given['task']}")
     _require(
         bool(given["data.height"]) == bool(given["data.width"]),
         *("data.height", given["data.height"], "given together with data.width"),

@@ -79,7 +79,6 @@ RANGES: dict[str, Range] = {
     "finetune.backbone_weight_decay": Range(0, 100, or_also=-1),
     "data.height": _SIDE,
     "data.width": _SIDE,
-    "data.zoom": ZOOM,
     "data.validation_fraction": _BELOW_ONE,
     "data.test_fraction": _BELOW_ONE,
     "data.locked_fraction": _BELOW_ONE,

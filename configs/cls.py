@@ -151,10 +151,7 @@ def rsna10t() -> ConfigDict:
 
     1e13 FLOPs. docs/recipes.md states what these presets reach, and what was tried.
     """
-    config = _full_set(1e13, 192, 152)
-    config.data.zoom = 1.12  # borders cost the shortest run pixels
-    config.augment.zoom = 0.18  # as far as 0.2 about 1
-    return config
+    return _full_set(1e13, 192, 152)
 
 
 def rsna30t() -> ConfigDict:

@@ -51,7 +51,6 @@ def test_unknown_preset_lists_the_known_ones():
         ("model.padding", "valid", "same, symmetric"),
         ("model.depthwise", "fft", "auto, lax, shift, fused"),
         ("test_views", -1, "test_views"),
-        ("data.zoom", 0.4, "data.zoom"),
         ("bias_correction", "curve", "bias_correction"),
         ("data.eval_split", "test", "the test split is locked"),
         ("data.eval_split", "train", "is data.train_split too"),
@@ -232,7 +231,7 @@ def test_check_config_copies():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("test_views", 2), ("test_zooms", "1,1.1"), ("data.zoom", 1.1)),
+        *(("test_views", 2), ("test_zooms", "1,1.1")),
         *(("mix.mixup", 0.4), ("mix.cutmix", 1.0), ("members", 2)),
     ],
 )

@@ -41,8 +41,7 @@ class AugmentConfig:
       rotate: degrees, drawn from ±rotate; positive turns the content counter-clockwise.
       translate: fraction of width and height, drawn for each axis; positive moves the content right
         and down.
-      zoom: the magnification is drawn from 1 ± zoom (times that of all images, if any); above 1 the
-        content grows.
+      zoom: the magnification is drawn from 1 ± zoom; above 1 the content grows.
       shear: degrees, drawn from ±shear; positive moves the upper rows to the left and the lower
         rows to the right, x' = x + tan(shear) y.
       brightness: added to the image, in units of the full range 0..1.
@@ -127,7 +126,6 @@ def augment(
     config: AugmentConfig,
     *,
     shape: tuple[int, int] | None = ...,
-    zoom: float = ...,
 ) -> jax.Array: ...
 @overload
 def augment(
@@ -137,7 +135,6 @@ def augment(
     mask: jax.Array,
     *,
     shape: tuple[int, int] | None = ...,
-    zoom: float = ...,
 ) -> tuple[jax.Array, jax.Array]: ...
 def augment(
     images: jax.Array,
@@ -146,7 +143,6 @@ def augment(
     mask: jax.Array | None = None,
     *,
     shape: tuple[int, int] | None = None,
-    zoom: float = 1.0,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Augments each image with its own random draws.
 
@@ -156,7 +152,6 @@ def augment(
       config: ranges of the draws.
       mask: bool or 0/1 [B, H, W, 1]; transformed together with its image.
       shape: height and width of the result, at most H and W; those of `images` if None.
-      zoom: magnification of all images, about which `config.zoom` varies.
 
     Returns:
       Images float32 [B, height, width, 1] in [0, 1]; with `mask`, the pair (images, mask as bool).
@@ -166,7 +161,7 @@ def augment(
     flip = draw["flip"] < config.flip
     stored = images.shape[1], images.shape[2]
     shape = shape or stored
-    moves = config._resamples or shape != stored or zoom != 1
+    moves = config._resamples or shape != stored
     if config.flip and not moves:
         images = _mirror(images, flip)
         mask = None if mask is None else _mirror(mask, flip)
@@ -179,9 +174,8 @@ def augment(
         # as channels of one array.
         x = x - fill[:, None, None, None]
         layers = x if mask is None else jnp.concatenate([x, mask], axis=-1)
-        geometry = _geometry(draw, flip, config, zoom)
-        reach = dataclasses.replace(config.reach, about=zoom)
-        layers = resample(layers, geometry, reach, config.resample, shape)
+        geometry = _geometry(draw, flip, config)
+        layers = resample(layers, geometry, config.reach, config.resample, shape)
         x = layers[..., :1] + fill[:, None, None, None]
         mask = None if mask is None else layers[..., 1:]
     if config.shading:
@@ -234,13 +228,8 @@ def unaugmented(
     return x
 
 
-def _geometry(
-    draw: dict[str, jax.Array], flip: jax.Array, config: AugmentConfig, zoom: float
-) -> Geometry:
-    """Returns the inverse of flip, rotate, shear and zoom, in this order.
-
-    All images are magnified by `zoom`, about which that of the config varies.
-    """
+def _geometry(draw: dict[str, jax.Array], flip: jax.Array, config: AugmentConfig) -> Geometry:
+    """Returns the inverse of flip, rotate, shear and zoom, in this order."""
 
     def between(name: str, limit: float) -> jax.Array:
         return (2.0 * draw[name] - 1.0) * limit
@@ -255,7 +244,7 @@ def _geometry(
     ]
     matrix = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
     return Geometry(
-        matrix / (zoom * (1.0 + between("zoom", config.zoom)))[:, None, None],
+        matrix / (1.0 + between("zoom", config.zoom))[:, None, None],
         between("translate_x", config.translate),
         between("translate_y", config.translate),
     )

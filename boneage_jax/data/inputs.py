@@ -70,7 +70,7 @@ def make_inputs(
       mixed: mix images according to `config.mix` if keys are given; for training only.
       shape: height and width of the inputs, at most those of the stored images; None for those of
         `config.data`.
-      zoom: magnification beside that of `config.data`.
+      zoom: magnification about the centre where no keys are given.
 
     Raises:
       InputError: an invalid value of `config.augment`, `config.mix` or `config.normalize`.
@@ -78,7 +78,6 @@ def make_inputs(
     settings = AugmentConfig.from_dict(config.augment.to_dict())
     mixing = MixConfig.from_dict(config.mix.to_dict())
     method = config.normalize
-    magnified = float(config.data.zoom) * zoom
     names = [name.strip() for name in settings.extra.split(",") if name.strip()]
     extra = {name: _registered(name) for name in names}
 
@@ -86,13 +85,12 @@ def make_inputs(
         images, mask = batch["image"], batch.get("mask")
         size = shape or input_shape(config.data, images.shape[1])
         if keys is None:
-            batch = batch | {"image": unaugmented(images, settings, size, magnified)}
+            batch = batch | {"image": unaugmented(images, settings, size, zoom)}
         elif mask is not None:
-            images, mask = augment(images, keys, settings, mask, shape=size, zoom=magnified)
+            images, mask = augment(images, keys, settings, mask, shape=size)
             batch = batch | {"image": images, "mask": mask}
         else:
-            images = augment(images, keys, settings, shape=size, zoom=magnified)
-            batch = batch | {"image": images}
+            batch = batch | {"image": augment(images, keys, settings, shape=size)}
         if keys is not None:
             for number, name in enumerate(names):
                 own = jax.vmap(jax.random.fold_in, (0, None))(keys, _EXTRA_KEYS + number)

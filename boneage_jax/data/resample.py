@@ -17,16 +17,14 @@ class Reach:
     Attributes:
       rotate: degrees.
       shear: degrees.
-      zoom: the magnification is in about (1 ± zoom).
+      zoom: the magnification is in 1 ± zoom.
       translate: fraction of width and height.
-      about: see `zoom`.
     """
 
     rotate: float
     shear: float
     zoom: float
     translate: float
-    about: float = 1.0
 
     @property
     def separable(self) -> bool:
@@ -201,11 +199,10 @@ def _two_pass(
     moved_x, moved_y = x - dx[:, None, None], y - dy[:, None, None]  # [B, W, m], [B, H, n]
     # Largest |beta|, |c|, |alpha|, |d|: with angle t, shear s and zoom z they are tan(t + s),
     # sin(t) / z, cos(s) / (z cos(t + s)) and cos(t + s) / (z cos(s)).
-    least = reach.about * (1.0 - reach.zoom)
     steep = math.radians(reach.rotate + reach.shear)
-    beta_max, alpha_max = math.tan(steep), 1.0 / (least * math.cos(steep))
+    beta_max, alpha_max = math.tan(steep), 1.0 / ((1.0 - reach.zoom) * math.cos(steep))
     turn = min(math.radians(reach.rotate), math.pi / 2)
-    c_max, d_max = math.sin(turn) / least, 1.0 / least
+    c_max, d_max = math.sin(turn) / (1 - reach.zoom), 1.0 / (1 - reach.zoom)
     d_max /= math.cos(math.radians(reach.shear))
     reach_x, reach_y = width * (0.5 + reach.translate), height * (0.5 + reach.translate)
 

@@ -85,7 +85,7 @@ def test_contributions_of_places_are_those_of_predict(name, squares, tmp_path):
 def test_a_network_that_reads_another_shape_equals_predict(squares, tmp_path):
     """Rectangles are resampled, and magnified, inside the graph."""
     shape = {"data__fit": "stretch", "data__height": 48, "data__width": 40}
-    shape |= {"data__zoom": 1.1, "test_zooms": "1,1.2"}
+    shape |= {"test_zooms": "1,1.2"}
     network = age_network(tmp_path, model__name="tiny", **shape)
     hands, male = squares[:-1], _sexes(12)
     found, wanted = _run(to_onnx(network), network, hands, male), network.read(hands, male)
