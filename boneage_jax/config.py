@@ -41,7 +41,7 @@ RUNTIME_KEYS = frozenset(
 )
 
 
-# Keys that change how a trained network reads; a restart with others evaluates and reports anew.
+# Keys that change how a trained network reads; a restart with others evaluates once more.
 READING_KEYS = frozenset({"test_flips", "test_zooms", "test_views"})
 
 

@@ -135,7 +135,7 @@ def _full_set(flops: float, height: int, width: int) -> ConfigDict:
     config = subset()
     config.budget_flops, config.member_flops = flops, 0.0
     config.evaluate_every = 100.0  # at the end alone
-    config.test_zooms = "1,1.14"  # a tenth to a fifth of a month, for no FLOPs of training
+    config.test_zooms = "1,1.14"  # up to 0.2 months, for no FLOPs of training
     config.data.config = "299"
     config.data.fit = "stretch"
     config.data.height, config.data.width = height, width

@@ -1,4 +1,4 @@
-"""What smoothing noisy radiographs before they are read would save: nothing (docs/robustness.md).
+"""What filtering noisy radiographs before they are read would save (docs/robustness.md).
 
 usage: python -m benchmarks.robustness.denoise --workdir=DIR --output=FILE.csv [--images=400]
 

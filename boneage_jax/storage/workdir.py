@@ -34,7 +34,7 @@ def claim_workdir(
     """Makes `folder` the workdir of this config, or checks that it already is.
 
     A folder without a checkpoint, left by a failed start, may be claimed again. A report that was
-    made by other `READING_KEYS` is removed: it has to be made anew.
+    made by other `READING_KEYS` is removed, so that the run is evaluated again.
 
     Args:
       folder: created if missing.

@@ -33,6 +33,8 @@ def test_the_best_are_those_that_none_for_as_much_beats():
     costs = [(0.99e13, 9.5), (1e13, 9.3), (3e13, 9.4), (1e14, 8.0), (2e14, 8.2)]
     points = [study.Point(str(n), x, y, y, y) for n, (x, y) in enumerate(costs)]
     assert [point.name for point in study.best_of(points)] == ["1", "3"]
+    lucky = points[3]._replace(name="lucky", months=7.5, seed="1")  # one of two: it cost both
+    assert [point.name for point in study.best_of([*points, lucky])] == ["1", "3"]
 
 
 def test_figure_and_law_from_a_table(tmp_path, monkeypatch, capsys):

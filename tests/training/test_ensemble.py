@@ -110,7 +110,7 @@ def test_a_finished_ensemble_is_not_trained_again_and_a_lost_member_is(ensemble)
     assert json.loads((workdir / "config.json").read_text())["optimizer"]["learning_rate"] != 0.5
 
 
-def test_another_reading_reports_anew_and_trains_nothing(ensemble, tmp_path):
+def test_another_reading_reports_again_and_trains_nothing(ensemble, tmp_path):
     """The report is that of the networks as they are, read at two magnifications."""
     workdir = shutil.copytree(ensemble[0], tmp_path / "run")
     kept = [load_trained(workdir / f"members/{k}").variables for k in (0, 1)]
