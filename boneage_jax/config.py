@@ -42,7 +42,7 @@ RUNTIME_KEYS = frozenset(
 
 
 # Keys that change how a trained network reads; a restart with others evaluates once more.
-READING_KEYS = frozenset({"test_flips", "test_zooms", "test_views"})
+READING_KEYS = frozenset({"test_flips", "test_zooms", "test_views", "test_atlas"})
 
 
 def base_config() -> ConfigDict:
@@ -70,6 +70,7 @@ def base_config() -> ConfigDict:
     config.test_flips = False  # average predictions over the image and its mirror image
     config.test_zooms = ""  # magnifications to average over, e.g. 1,1.14; empty: 1 alone
     config.test_views = 0  # number of augmented copies to average over as well
+    config.test_atlas = 0.0  # months; > 0 gives the age a reader would write down within about that
     config.view_steps = 750  # at most, of the network that puts radiographs upright; 0: none
     config.bias_correction = "none"  # none | shift | line | ridge: fitted on validation ages
     config.select = "latest"  # latest | best: the checkpoint that is reported and predicts
@@ -299,7 +300,7 @@ def _check_together(given: dict[str, Any]) -> None:
         )
     if given["task"] != "bone_age":
         for key in (
-            *("data.height", "test_zooms", "test_views", "mix.mixup", "mix.cutmix"),
+            *("data.height", "test_zooms", "test_views", "test_atlas", "mix.mixup", "mix.cutmix"),
             *("model.remat", "member_flops"),
         ):
             _require(not given[key], key, given[key], f"off for config.task={given['task']}")

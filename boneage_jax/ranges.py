@@ -70,6 +70,7 @@ RANGES: dict[str, Range] = {
     "nonfinite_limit": _TIMES,
     "ema_decay": _BELOW_ONE,
     "test_views": Range(0, 1000),
+    "test_atlas": Range(0, 60),
     "view_steps": Range(0, 100_000),
     "pretrain.steps": _STEPS,
     "finetune.last_blocks": Range(0, 1000, or_also=-1),

@@ -136,6 +136,7 @@ def _full_set(flops: float, height: int, width: int) -> ConfigDict:
     config.budget_flops, config.member_flops = flops, 0.0
     config.evaluate_every = 100.0  # at the end alone
     config.test_zooms = "1,1.14"  # up to 0.2 months, for no FLOPs of training
+    config.test_atlas = 4.0  # the age that a reader writes down: 0.2 to 0.4 months, for none at all
     config.data.config = "299"
     config.data.fit = "stretch"
     config.data.height, config.data.width = height, width
@@ -238,7 +239,7 @@ def finetune() -> ConfigDict:
     config.optimizer.learning_rate = 1e-4
     config.ema_decay = 0.98
     config.init_from = SHIPPED
-    config.test_zooms = ""  # as it is read
+    config.test_zooms, config.test_atlas = "", 0.0  # as it is read
     config.model.pretrained = ""
     config.budget_flops, config.member_flops = 0.0, 0.0
     config.steps = 100

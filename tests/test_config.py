@@ -231,7 +231,7 @@ def test_check_config_copies():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("test_views", 2), ("test_zooms", "1,1.1")),
+        *(("test_views", 2), ("test_zooms", "1,1.1"), ("test_atlas", 4.0)),
         *(("mix.mixup", 0.4), ("mix.cutmix", 1.0), ("members", 2)),
     ],
 )

@@ -27,6 +27,7 @@ from boneage_jax.evaluation.site_checks import (
     check_sexes,
     check_strays,
 )
+from boneage_jax.inference.atlas_ages import AtlasAges, probability_of_male
 from boneage_jax.inference.bias_correction import METHODS, Correction
 from boneage_jax.inference.calibration import MIN_IMAGES, Calibration
 from boneage_jax.inference.load_trained import load_members
@@ -154,14 +155,17 @@ def _fit(
     check_ages(raw, true)
     lines = check_strays(raw, true, names)
     check_sexes(rows["p_male"], male)
-    new = fit_site(raw, true, squares, method, old)
+    takes_sex = predictor.takes_sex
+    p_male = probability_of_male(male if takes_sex else np.full(len(male), -1), rows["p_male"])
+    new = fit_site(raw, true, squares, method, old, p_male)
     seen, now = (
         each.calibrated(rows, squares, male)
         for each in (predictor, predictor.with_calibration(new))
     )
     old_widths = old.half_widths(seen["bone_age_months"])
     before = _result(seen["bone_age_months"], old_widths, true, seen["accepted"])
-    after = _result(*held_out_predictions(raw, true, method), true, now["accepted"])
+    held_out = held_out_predictions(raw, true, method, old.atlas, p_male)
+    after = _result(*held_out, true, now["accepted"])
     return new, before, dataclasses.replace(after, half_width=new.half_width), lines
 
 
@@ -171,17 +175,28 @@ def fit_site(
     squares: Sequence[np.ndarray],
     method: str,
     old: Calibration,
+    p_male: np.ndarray | None = None,
 ) -> Calibration:
-    """Returns the calibration of a site, which also knows the ages and views of the old one.
+    """Returns the calibration of a site, which also knows ages, views and atlas of the old one.
 
     Args:
       raw, true: months [n], uncorrected predictions and true ages.
       squares: the images, uint8 [S, S] each.
       method: of the correction.
       old: the calibration that came with the network.
+      p_male: probability of the male sex [n], needed if the old one has an atlas.
     """
     ages = [age for age in (old.youngest, old.oldest, *true) if np.isfinite(age)]
-    return Calibration.fit(raw, true, squares, method, training_ages=np.array(ages), view=old.view)
+    return Calibration.fit(
+        raw,
+        true,
+        squares,
+        method,
+        training_ages=np.array(ages),
+        view=old.view,
+        atlas=old.atlas,
+        p_male=p_male,
+    )
 
 
 def match_labels(
@@ -240,13 +255,18 @@ def match_labels(
 
 
 def held_out_predictions(
-    predicted: np.ndarray, true: np.ndarray, method: str
+    predicted: np.ndarray,
+    true: np.ndarray,
+    method: str,
+    atlas: AtlasAges | None = None,
+    p_male: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Corrects each prediction, and gives it an interval, by what the images of other folds show.
 
     Args:
       predicted, true: months [n], uncorrected predictions and true ages.
       method: of the correction.
+      atlas, p_male: see `Calibration.fit`.
 
     Returns:
       (corrected ages, half-widths of their intervals), months [n].
@@ -256,8 +276,11 @@ def held_out_predictions(
     blank = np.zeros((2, 1, 1), np.uint8)  # of the statistics of images, which do not matter here
     for number in range(_FOLDS):
         here, others = fold == number, fold != number
-        fitted = Calibration.fit(predicted[others], true[others], blank, method)
-        corrected[here] = fitted.correction(predicted[here])
+        sexes = (None, None) if p_male is None else (p_male[others], p_male[here])
+        fitted = Calibration.fit(
+            predicted[others], true[others], blank, method, atlas=atlas, p_male=sexes[0]
+        )
+        corrected[here] = fitted.ages(predicted[here], sexes[1])
         widths[here] = fitted.half_widths(corrected[here])
     return corrected, widths
 

@@ -87,10 +87,10 @@ def evaluate(
     records = folder if is_published(workdir) else workdir
     check_writable(folder)  # before anything is compiled
     rows = average_beside_labels(predict_split(members, part), part, network.task)
-    if config.bias_correction != "none":
-        own = split == config.data.eval_split
-        fitted = None if own else Calibration.load(workdir / CALIBRATION).correction
-        rows = corrected(rows, config, fitted)
+    if config.test_atlas or config.bias_correction != "none":
+        fitted = Calibration.load(workdir / CALIBRATION)
+        own = split == config.data.eval_split  # which the correction was fitted to
+        rows = corrected(rows, config, None if own else fitted.correction, fitted.atlas)
     if split in LOCKED:
         ages = {"predicted_age", "true_age"} <= rows.keys()
         found = {"mae": float(abs(rows["predicted_age"] - rows["true_age"]).mean())} if ages else {}

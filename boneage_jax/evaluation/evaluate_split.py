@@ -7,7 +7,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from boneage_jax.data.loader import eval_batches
-from boneage_jax.data.source import Split
+from boneage_jax.data.source import Dataset, Split
+from boneage_jax.inference.atlas_ages import AtlasAges, probability_of_male
 from boneage_jax.inference.bias_correction import Correction, cross_fitted
 from boneage_jax.inference.network import Network, Rows
 from boneage_jax.runtime.parallel import process
@@ -82,7 +83,12 @@ def with_labels(rows: Rows, split: Split, labels: tuple[str, ...] = ()) -> Rows:
     return rows | {"true_age": known["bone_age"], "male": male}
 
 
-def corrected(rows: Rows, config: ConfigDict, correction: Correction | None = None) -> Rows:
+def corrected(
+    rows: Rows,
+    config: ConfigDict,
+    correction: Correction | None = None,
+    atlas: AtlasAges | None = None,
+) -> Rows:
     """Corrects ages as `config.bias_correction` says; returns other rows unchanged.
 
     Args:
@@ -90,10 +96,41 @@ def corrected(rows: Rows, config: ConfigDict, correction: Correction | None = No
       config: config of the run.
       correction: correction that the run fitted on its validation split; None for the rows of that
         split itself, which are cross-fitted.
+      atlas: moves the corrected ages to those that readers write down. The ages before are kept
+        then, as `network_age`.
     """
-    if "predicted_age" not in rows or config.bias_correction == "none":
+    if "predicted_age" not in rows:
         return rows
     ages = rows["predicted_age"]
     if correction is not None:
-        return rows | {"predicted_age": correction(ages)}
-    return rows | {"predicted_age": cross_fitted(ages, rows["true_age"], config.bias_correction)}
+        ages = correction(ages)
+    elif config.bias_correction != "none":
+        ages = cross_fitted(ages, rows["true_age"], config.bias_correction)
+    if atlas is None:
+        return rows | {"predicted_age": ages}
+    moved = atlas(ages, known_sexes(rows, config))
+    return rows | {"network_age": ages, "predicted_age": moved}
+
+
+def known_sexes(rows: Rows, config: ConfigDict) -> np.ndarray:
+    """Returns the sex that an atlas needs: the given one, as far as the network takes it.
+
+    Args:
+      rows: as `with_labels` returns them.
+      config: config of the run.
+
+    Returns:
+      Probability of the male sex, [n].
+    """
+    male = rows["male"] if config.model.sex_input else np.full(len(rows["male"]), -1)
+    return np.asarray(probability_of_male(male, rows["p_male"]))
+
+
+def atlas_of(dataset: Dataset, config: ConfigDict) -> AtlasAges | None:
+    """Returns the ages that readers of the training split wrote down, if `config.test_atlas`."""
+    if not config.test_atlas:
+        return None
+    labels = dataset.split(config.data.train_split).labels
+    ages = labels["bone_age"]
+    male = labels.get("male", np.full(len(ages), -1))
+    return AtlasAges.fit(ages, male, float(config.test_atlas))

@@ -20,6 +20,7 @@ from boneage_jax.exporting.image_statistics import distance
 from boneage_jax.exporting.put_right import FITS, is_single_hand, put_right
 from boneage_jax.exporting.without_background import resized, without_background
 from boneage_jax.inference.arguments import checked_workdir
+from boneage_jax.inference.atlas_ages import probability_of_male
 from boneage_jax.inference.background_removal import Background
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.network import Network, Rows
@@ -142,16 +143,17 @@ class Program:
             names = task.reported if self.calibration else self.outputs
             found = {name: _mean([row[name] for row in rows]) for name in names}
             if self.calibration:
-                found = self._calibrated(found, image)
+                found = self._calibrated(found, image, batch["male"])
             if explained:
                 found[CONTRIBUTIONS] = _mean([row[CONTRIBUTIONS] for row in rows])
             return found
 
         return predict
 
-    def _calibrated(self, rows: Arrays, image: jax.Array) -> Arrays:
+    def _calibrated(self, rows: Arrays, image: jax.Array, male: jax.Array) -> Arrays:
         calibration: Any = self.calibration  # its methods take arrays of JAX as well
-        age, within = calibration.possible(calibration.correction(rows["predicted_age"]))
+        p_male = probability_of_male(male, rows["p_male"])
+        age, within = calibration.possible(calibration.ages(rows["predicted_age"], p_male))
         low, high = calibration.interval(age)
         found = {
             "bone_age_months": age,

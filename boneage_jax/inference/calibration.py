@@ -10,23 +10,18 @@ network (`boneage_jax.inference.view`) judges beside them, where training had en
 """
 
 import dataclasses
-import io
 import math
-import zipfile
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
-from boneage_jax.errors import InputError
+from boneage_jax.inference.atlas_ages import AtlasAges
 from boneage_jax.inference.bias_correction import Correction, cross_fitted
+from boneage_jax.inference.calibration_file import read_fields, write_fields
 from boneage_jax.inference.view import View
-from boneage_jax.inference.view_network import SHAPES as VIEW_SHAPES
-from boneage_jax.json_file import read_bytes
-from boneage_jax.ranges import Range
-from boneage_jax.storage.safe_write import in_one_piece
 
 _COVERAGE = 0.95
 _MIN_SLOPED = 100  # images; fewer do not tell how the error depends on the age
@@ -39,36 +34,6 @@ _SHRINKAGE = 0.2  # of the covariance towards its diagonal
 MIN_IMAGES = 30  # fewer reject up to 12 % of the radiographs
 _SIDE = 128  # side in pixels for statistics, whatever size the network reads
 _COARSEST = 8
-_COUNT = 10  # of statistics
-_UNKNOWN = ("max_distance", "youngest", "oldest")  # may be infinite or NaN
-_RANGES = {
-    "half_width": Range(0, 1e9),
-    "max_distance": Range(0, 1e9, or_also=math.inf),
-    "images": Range(0, 1e12),
-    "youngest": Range(-1e4, 1e4),
-    "oldest": Range(-1e4, 1e4),
-    "tilt": Range(-1e3, 1e3),
-    "centre": Range(-1e4, 1e4),
-}
-_SHAPES: dict[str, tuple[int, ...]] = {
-    **{name: () for name in ("half_width", "slope", "intercept", "images", "tilt", "centre")},
-    **{name: () for name in _UNKNOWN},
-    "mean": (_COUNT,),
-    "precision": (_COUNT, _COUNT),
-}
-# What files of older versions do not have.
-_OLDER = {"slope": 1.0, "intercept": 0.0, "images": 0, "youngest": math.nan, "oldest": math.nan}
-_OLDER |= {"tilt": 0.0, "centre": 0.0}
-# Arrays of a view network, all of them or none; `view_threshold` tells whether a file has one.
-_VIEW = "view_"
-_VIEW_THRESHOLD = f"{_VIEW}threshold"
-_VIEW_SHAPES = {_VIEW_THRESHOLD: ()} | {_VIEW + name: VIEW_SHAPES[name] for name in VIEW_SHAPES}
-_LARGEST_WEIGHT = 1e3  # ours are below 10; products of such cannot overflow
-_LARGEST = 2**20  # bytes of a file; ours have 3,500, and 170,000 with a view network
-_UNREADABLE = (
-    *(ValueError, KeyError, OSError, EOFError, RuntimeError, NotImplementedError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error),
-)
 
 
 def image_statistics(image: np.ndarray) -> np.ndarray:
@@ -107,6 +72,7 @@ class Calibration:
       max_distance: Mahalanobis distance above which an image is not accepted; infinite if there
         were too few images to tell.
       correction: correction of predicted ages.
+      atlas: moves corrected ages to those that readers write down; None leaves them.
       youngest, oldest: ages of the training split in months; NaN in files of older versions, which
         did not record them.
       images: number of images that the half-width was measured on; 0 if not recorded.
@@ -120,6 +86,7 @@ class Calibration:
     precision: np.ndarray
     max_distance: float
     correction: Correction = dataclasses.field(default_factory=Correction)
+    atlas: AtlasAges | None = None
     youngest: float = math.nan
     oldest: float = math.nan
     images: int = 0
@@ -137,6 +104,8 @@ class Calibration:
         *,
         training_ages: np.ndarray | None = None,
         view: View | None = None,
+        atlas: AtlasAges | None = None,
+        p_male: np.ndarray | None = None,
     ) -> "Calibration":
         """Fits a calibration to predictions on a split that the network was not trained on.
 
@@ -147,10 +116,18 @@ class Calibration:
           method: method of the correction, see `boneage_jax.inference.bias_correction`.
           training_ages: months, ages of the training split.
           view: a fitted view network.
+          atlas: the ages that readers write down.
+          p_male: probability of the male sex [n], needed with `atlas`.
+
+        Raises:
+          ValueError: `atlas` without `p_male`, or see `Correction.fit`.
         """
+        if atlas and p_male is None:
+            raise ValueError("an atlas needs p_male")
         correction = Correction.fit(predicted, true, method)
         predicted = cross_fitted(predicted, true, method)
         predicted = predicted.astype(np.float64)
+        predicted = atlas(predicted, p_male) if atlas else predicted
         errors = np.abs(predicted - true)
         tilt, centre = _tilt(predicted, errors)
         seen = np.stack([image_statistics(image) for image in images])
@@ -165,6 +142,7 @@ class Calibration:
             np.linalg.inv(_shrunk(covariance)),
             margin * _quantile(_left_out_distances(seen), _ACCEPTED) if enough else math.inf,
             correction,
+            atlas,
             float(ages.min()),
             float(ages.max()),
             len(errors),
@@ -172,6 +150,16 @@ class Calibration:
             centre,
             view,
         )
+
+    def ages(self, predicted: Any, p_male: Any) -> Any:
+        """Returns the ages that are reported, before they are moved to possible ones, [n].
+
+        Args:
+          predicted: what the network reads, in months [n], of NumPy or JAX.
+          p_male: probability of the male sex [n], see `AtlasAges`.
+        """
+        corrected = self.correction(predicted)
+        return self.atlas(corrected, p_male) if self.atlas else corrected
 
     @property
     def judges_images(self) -> bool:
@@ -232,13 +220,7 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Writes an .npz file of plain arrays, atomically."""
-        arrays = dataclasses.asdict(self)
-        correction, view = arrays.pop("correction"), arrays.pop("view")
-        if view:
-            arrays[_VIEW_THRESHOLD] = view["threshold"]
-            arrays |= {_VIEW + name: values for name, values in view["weights"].items()}
-        with in_one_piece(path) as part, part.open("wb") as file:
-            np.savez(file, **correction, **arrays)
+        write_fields(path, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> "Calibration":
@@ -247,85 +229,7 @@ class Calibration:
         Raises:
           InputError: the file is missing or damaged.
         """
-        try:
-            stored = _read_arrays(path)
-            view = _take_view(stored)
-            numbers = {key: float(values) for key, values in stored.items() if not values.shape}
-            _check_numbers(numbers)
-            if np.linalg.eigvalsh(stored["precision"]).min() <= 0:
-                raise ValueError("precision is not positive definite")
-            correction = Correction(numbers.pop("slope"), numbers.pop("intercept"))
-            images = int(numbers.pop("images"))
-            return cls(
-                mean=stored["mean"],
-                precision=stored["precision"],
-                correction=correction,
-                images=images,
-                view=view,
-                **numbers,
-            )
-        except FileNotFoundError:
-            raise InputError(
-                f"{path} is missing: the training in this workdir has not ended; start it again, "
-                "or fetch a published folder again"
-            ) from None
-        except _UNREADABLE as error:
-            reason = str(error).removeprefix(f"{path} ")
-            raise InputError(
-                f"{path} is damaged ({reason}); remove it and report.json and run main "
-                "again, or fetch a published folder again"
-            ) from error
-
-
-def _take_view(stored: dict[str, np.ndarray]) -> View | None:
-    """Removes the arrays of a view network from `stored` and returns it."""
-    threshold = stored.pop(_VIEW_THRESHOLD, None)
-    if threshold is None:
-        return None
-    weights = {name: stored.pop(_VIEW + name) for name in VIEW_SHAPES}
-    largest = max(np.abs(values).max() for values in weights.values())
-    if largest > _LARGEST_WEIGHT:
-        raise ValueError(f"a weight of the view network is {largest:g}")
-    return View({name: w.astype(np.float32) for name, w in weights.items()}, float(threshold))
-
-
-def _check_numbers(numbers: Mapping[str, float]) -> None:
-    for key, found in _RANGES.items():
-        unknown = key in ("youngest", "oldest") and math.isnan(numbers[key])
-        if numbers[key] not in found and not unknown:
-            raise ValueError(f"{key}={numbers[key]:g} must be {found}")
-    if not numbers["images"].is_integer():
-        raise ValueError(f"images={numbers['images']:g} must be a whole number")
-    if numbers["youngest"] > numbers["oldest"]:
-        raise ValueError("youngest is above oldest")
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of a calibration; checks shapes before anything of that size is allocated.
-
-    Raises:
-      ValueError: a file that is too large, or an array that is missing, of another shape, or not
-        finite. Damaged archives raise other errors, see `_UNREADABLE`.
-    """
-    found: dict[str, np.ndarray] = {}
-    with zipfile.ZipFile(io.BytesIO(read_bytes(path, _LARGEST))) as archive:
-        names = {name.removesuffix(".npy") for name in archive.namelist()}
-        shapes = _SHAPES | (_VIEW_SHAPES if _VIEW_THRESHOLD in names else {})
-        for name in shapes:
-            if name in _OLDER and name not in names:
-                found[name] = np.asarray(_OLDER[name])
-                continue
-            with archive.open(f"{name}.npy") as file:
-                content = io.BytesIO(file.read(_LARGEST))
-            np.lib.format.read_magic(content)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(content)
-            if shape != shapes[name] or dtype.kind not in "fi":
-                raise ValueError(f"{name} is {dtype} {list(shape)}")
-            content.seek(0)
-            found[name] = np.lib.format.read_array(content, allow_pickle=False)
-            if name not in _UNKNOWN and not np.isfinite(found[name]).all():
-                raise ValueError(f"{name} is not finite")
-    return found
+        return cls(**read_fields(path))
 
 
 def _quantile(values: np.ndarray, fraction: float) -> float:

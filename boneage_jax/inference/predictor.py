@@ -21,6 +21,7 @@ from boneage_jax.inference.arguments import (
     listed_images,
     rounded_batch_size,
 )
+from boneage_jax.inference.atlas_ages import probability_of_male
 from boneage_jax.inference.background_removal import Background, load_background
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import Trained, average, load_members
@@ -320,7 +321,9 @@ class Predictor:
         calibration = self._calibration
         if calibration is None:
             return rows | {"note": np.zeros(len(squares), "U1")}
-        predicted = calibration.correction(rows["predicted_age"])
+        given = sexes if self.takes_sex else np.full(len(squares), -1)
+        p_male = probability_of_male(given, rows["p_male"])
+        predicted = calibration.ages(rows["predicted_age"], p_male)
         age, within = calibration.possible(predicted)
         reasons = [""] * len(squares)
         if self.judges_images:

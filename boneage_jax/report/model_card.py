@@ -254,6 +254,15 @@ def _data(known: _Data, dataset: Mapping[str, Any]) -> str:
     return f"{known.description}\n\n{table}\n\nThe test split {test} with this network."
 
 
+def _atlas(age: Mapping[str, Any]) -> str:
+    if "mae_before_atlas" not in age:
+        return ""
+    return (
+        " Ages are moved to those that readers of the training set wrote down "
+        f"(config.test_atlas); before that the error is {age['mae_before_atlas']:.2f}."
+    )
+
+
 def _metrics(report: Mapping[str, Any], split: str) -> list[str]:
     parts = []
     if age := report.get("age"):
@@ -262,7 +271,7 @@ def _metrics(report: Mapping[str, Any], split: str) -> list[str]:
             f"interval {age['mae_low']:.2f} to {age['mae_high']:.2f}), root of the mean squared "
             f"error {age['rmse']:.2f}, mean error {age['bias']:+.2f}; {age['within_6']:.0%} are "
             f"within 6 months and {age['within_12']:.0%} within 12. Predicting the mean age of "
-            f"training for everyone gives {age['baseline_mae']:.2f}.",
+            f"training for everyone gives {age['baseline_mae']:.2f}.{_atlas(age)}",
             _table(
                 ("sex", "images", "mean absolute error", "mean error"),
                 [(sex, *_errors(row)) for sex, row in age["by_sex"].items()],

@@ -57,14 +57,20 @@ def write_page(path: Path, report: dict[str, Any], figures: list[Path], title: s
     write_text(path, page)
 
 
+def _before_atlas(age: dict[str, Any]) -> str:
+    """Returns the error of the network's own ages, if they were moved to those of an atlas."""
+    before = age.get("mae_before_atlas")
+    return "" if before is None else f"; before config.test_atlas {before:.2f}"
+
+
 def summary_lines(report: dict[str, Any]) -> list[str]:
     """Returns the result of a run as a few lines of plain text, for the terminal."""
     lines = []
     if age := report.get("age"):
         lines.append(
             f"bone age: MAE {age['mae']:.2f} months (95 % interval {age['mae_low']:.2f} to "
-            f"{age['mae_high']:.2f}), RMSE {age['rmse']:.2f}, bias {age['bias']:+.2f}, "
-            f"{age['within_12']:.0%} within 12 months; "
+            f"{age['mae_high']:.2f}{_before_atlas(age)}), RMSE {age['rmse']:.2f}, "
+            f"bias {age['bias']:+.2f}, {age['within_12']:.0%} within 12 months; "
             f"predicting the training mean: {age['baseline_mae']:.2f}"
         )
     if sex := report.get("sex"):

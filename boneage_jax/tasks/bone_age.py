@@ -251,6 +251,9 @@ class BoneAge(Task):
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
         mean = self.age_mean if self.train_mean is None else self.train_mean
         age = age_summary(rows["predicted_age"], rows["true_age"], rows["male"], mean)
+        if "network_age" in rows:
+            error = np.abs(rows["network_age"] - rows["true_age"])
+            age["mae_before_atlas"] = float(error.astype(np.float64).mean())
         groups: dict[str, Any] = {"age": age}
         if (rows["male"] >= 0).any():
             groups["sex"] = sex_summary(rows["p_male"], rows["male"])

@@ -16,8 +16,9 @@ from boneage_jax.config import check_config
 from boneage_jax.data.info import DataInfo
 from boneage_jax.data.source import Split
 from boneage_jax.datasets import open_training_data
-from boneage_jax.evaluation.evaluate_split import corrected, with_labels
+from boneage_jax.evaluation.evaluate_split import atlas_of, corrected, with_labels
 from boneage_jax.evaluation.members import average_beside_labels, predict_split
+from boneage_jax.inference.atlas_ages import AtlasAges
 from boneage_jax.inference.load_trained import Trained, average, load_members, member_count
 from boneage_jax.inference.network import Rows
 from boneage_jax.report.metric_writer import MetricWriter
@@ -95,19 +96,24 @@ def train_members(
     members = load_members(workdir, devices=devices)
     parts = predict_split(members, split)
     if writes:
-        _write_curve(workdir, members, parts, split)
+        _write_curve(workdir, members, parts, split, atlas_of(dataset, config))
     rows = average_beside_labels(parts, split, members[0].network.task)
     return final_report(members, dataset, rows, workdir)
 
 
 def _write_curve(
-    workdir: Path, members: Sequence[Trained], parts: Sequence[Rows], split: Split
+    workdir: Path,
+    members: Sequence[Trained],
+    parts: Sequence[Rows],
+    split: Split,
+    atlas: AtlasAges | None,
 ) -> None:
     """Writes metrics.jsonl: error and total cost of the first member, the first two, and so on."""
     step = flops = 0
     with MetricWriter(workdir, resume_step=None) as writer:
         for count, member in enumerate(members, start=1):
-            rows = corrected(with_labels(average(parts[:count]), split), member.network.config)
+            rows = with_labels(average(parts[:count]), split)
+            rows = corrected(rows, member.network.config, atlas=atlas)
             own = read_report(member.folder)
             step, flops = step + member.step, flops + own["compute"]["train_flops"]
             error = float(np.abs(rows["predicted_age"] - rows["true_age"]).mean())

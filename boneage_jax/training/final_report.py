@@ -7,7 +7,7 @@ from typing import Any
 from boneage_jax.data.mask_cost import read_note
 from boneage_jax.data.source import Dataset, Split
 from boneage_jax.errors import InputError
-from boneage_jax.evaluation.evaluate_split import corrected
+from boneage_jax.evaluation.evaluate_split import atlas_of, corrected, known_sexes
 from boneage_jax.evaluation.members import report_members
 from boneage_jax.evaluation.split_lock import openings
 from boneage_jax.evaluation.summary import make_report
@@ -49,7 +49,8 @@ def final_report(
     waiting_for_nothing()  # no peers to wait for; figures may take long
     config = members[0].network.config
     split = dataset.split(config.data.eval_split)
-    fitted_on, rows = rows, corrected(rows, config)
+    atlas = atlas_of(dataset, config)
+    fitted_on, rows = rows, corrected(rows, config, atlas=atlas)
     if len(members) == 1:  # the full history, whichever checkpoint was selected
         history, opened = read_metrics(workdir), len(openings(workdir))
         (trained,) = members
@@ -71,6 +72,8 @@ def final_report(
             config.bias_correction,
             training_ages=train.labels["bone_age"],
             view=view,
+            atlas=atlas,
+            p_male=known_sexes(rows, config),
         )
         with writing(workdir / CALIBRATION):
             calibration.save(workdir / CALIBRATION)

@@ -12,6 +12,7 @@ import tests.support.tiny_backbone  # noqa: F401  (registers the networks)
 from boneage_jax.config import check_config
 from boneage_jax.data.info import DataInfo
 from boneage_jax.exporting.program import Program, age_program, mask_program
+from boneage_jax.inference.atlas_ages import AtlasAges
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import Trained
 from boneage_jax.inference.network import build_network
@@ -49,7 +50,13 @@ def shipped_view() -> View:
     return view
 
 
-def age_network(folder: Path, members: int = 1, view: View | None = None, **changed) -> Program:
+def age_network(
+    folder: Path,
+    members: int = 1,
+    view: View | None = None,
+    atlas: AtlasAges | None = None,
+    **changed,
+) -> Program:
     """A network of random weights that takes the sex, calibrated on drawn hands."""
     changed = {"model__sex_input": True, "eval_batch_size": 16} | changed
     trained = [_trained(cls.get_config(), changed, seed, folder) for seed in range(members)]
@@ -61,6 +68,8 @@ def age_network(folder: Path, members: int = 1, view: View | None = None, **chan
         "line",
         training_ages=ages,
         view=view,
+        atlas=atlas,
+        p_male=np.arange(40) % 2,
     )
     calibration.save(folder / CALIBRATION)
     return age_program(Predictor(trained, folder), _REPORT)

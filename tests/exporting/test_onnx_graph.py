@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from boneage_jax.errors import InputError
+from boneage_jax.inference.atlas_ages import AtlasAges
 from boneage_jax.inference.saliency import make_grad_cam
 from boneage_jax.models.registry import create_model
 
@@ -83,13 +84,17 @@ def test_contributions_of_places_are_those_of_predict(name, squares, tmp_path):
 
 
 def test_a_network_that_reads_another_shape_equals_predict(squares, tmp_path):
-    """Rectangles are resampled, and magnified, inside the graph."""
+    """Rectangles are resampled, and magnified, inside the graph; so is the age moved to a label."""
     shape = {"data__fit": "stretch", "data__height": 48, "data__width": 40}
     shape |= {"test_zooms": "1,1.2"}
-    network = age_network(tmp_path, model__name="tiny", **shape)
+    labels = np.arange(0, 240, 3)
+    atlas = AtlasAges.fit(labels, np.arange(80) % 2, 2.0)
+    network = age_network(tmp_path, model__name="tiny", atlas=atlas, **shape)
     hands, male = squares[:-1], _sexes(12)
     found, wanted = _run(to_onnx(network), network, hands, male), network.read(hands, male)
     np.testing.assert_allclose(found["bone_age_months"], wanted["bone_age_months"], atol=1e-3)
+    assert np.isin(found["bone_age_months"], labels).all()
+    assert len(np.unique(found["bone_age_months"])) > 1
 
 
 def test_number_of_images_is_free(model, ages, squares):

@@ -111,11 +111,12 @@ def test_a_finished_ensemble_is_not_trained_again_and_a_lost_member_is(ensemble)
 
 
 def test_another_reading_reports_again_and_trains_nothing(ensemble, tmp_path):
-    """The report is that of the networks as they are, read at two magnifications."""
+    """The report is that of the networks as they are: two magnifications, ages of labels."""
     workdir = shutil.copytree(ensemble[0], tmp_path / "run")
     kept = [load_trained(workdir / f"members/{k}").variables for k in (0, 1)]
     changed = small_config()
     changed.test_zooms = "1,1.2"
+    changed.test_atlas = 5.0
     report = boneage_jax.train(changed, workdir)
     for part in (".", "members/0", "members/1"):
         assert np.abs(read(workdir / part) - read(ensemble[0] / part)).max() > 1e-3
@@ -127,6 +128,19 @@ def test_another_reading_reports_again_and_trains_nothing(ensemble, tmp_path):
         )
         config = json.loads((workdir / f"members/{number}/config.json").read_text())
         assert config["test_zooms"] == "1,1.2"
+    ages = read(workdir)
+    assert np.isin(ages, np.arange(241)).all() and not np.isin(read(ensemble[0]), ages).any()
+    moved, labels = read(workdir, "network_age"), read(workdir, "true_age")
+    assert report["age"]["mae_before_atlas"] == pytest.approx(
+        np.abs(moved - labels).mean(), abs=1e-3
+    )
+    assert report["curve"][-1]["mae"] == pytest.approx(report["age"]["mae"], abs=1e-3)
+    assert evaluate(workdir)["age"]["mae"] == pytest.approx(report["age"]["mae"], abs=1e-3)
+    train = evaluate(workdir, "train")  # with the atlas and the correction of calibration.npz
+    assert train["age"]["mae_before_atlas"] != pytest.approx(train["age"]["mae"], abs=1e-6)
+    images = [make_phantom(index, 96, "test").image for index in range(3)]
+    found = boneage_jax.load_predictor(workdir, batch_size=4)(images)["bone_age_months"]
+    assert np.isin(found, np.arange(241)).all()
     cost, before = report["compute"], ensemble[1]["compute"]
     assert cost["train_flops"] == before["train_flops"]
     assert 1.9 < cost["flops_per_prediction"] / before["flops_per_prediction"] < 2.1
