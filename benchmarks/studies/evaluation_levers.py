@@ -1,11 +1,13 @@
 """The levers that act on a trained network alone: mirrored, magnified and augmented views, bias.
 
-usage: python -m benchmarks.studies.evaluation_levers --output=FILE.csv [--zooms=LIST] WORKDIR...
+usage: python -m benchmarks.studies.evaluation_levers --output=FILE.csv
+       [--zooms=LIST | --atlas=LIST] WORKDIR...
 
 Evaluates each finished bone-age training on its validation split with each of them; bias
 correction is cross-fitted there, as in a report. WORKDIRs of one recipe share everything but the
 seed; their names are those of sweeps, ARM-BUDGET-SEED. --zooms tries magnifications alone, with
-mirror images: `--zooms="1 1.14 1,1.14"` reads at one, at the other, and averages both.
+mirror images: `--zooms="1 1.14 1,1.14"` reads at one, at the other, and averages both. --atlas
+tries values of `config.test_atlas` on what the config of the run reads: `--atlas="3 4 5"`.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import csv
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +23,8 @@ from benchmarks.provenance import write_provenance
 from boneage_jax.data.source import Split
 from boneage_jax.datasets import open_dataset
 from boneage_jax.evaluation.evaluate_split import corrected, evaluate_split, with_labels
+from boneage_jax.inference.atlas_ages import AtlasAges
+from boneage_jax.inference.bias_correction import Correction
 from boneage_jax.inference.load_trained import Trained, load_trained
 from boneage_jax.inference.network import Rows
 from boneage_jax.runtime.compile_cache import use_compile_cache
@@ -58,12 +63,24 @@ def magnifications(trained: Trained, split: Split, zooms: str) -> Iterator[tuple
         yield f"flip, zoom {zoom}", rows
 
 
+def atlases(trained: Trained, split: Split, labels: Split, deviations: str) -> Iterator[Any]:
+    """The predictions as they are, and moved to the ages of an atlas of each deviation."""
+    rows = evaluated(trained, split, test_atlas=0.0)
+    yield "network", rows
+    config = trained.network.config
+    for deviation in deviations.split():
+        known = labels.labels
+        atlas = AtlasAges.fit(known["bone_age"], known["male"], float(deviation))
+        yield f"atlas {deviation}", corrected(rows, config, Correction(), atlas)
+
+
 def main() -> None:
     """Writes one line per run and lever."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--zooms", default="", metavar="LIST")
+    parser.add_argument("--atlas", default="", metavar="LIST")
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
     args = parser.parse_args()
     use_compile_cache()
@@ -71,8 +88,14 @@ def main() -> None:
     for workdir in args.workdirs:
         trained = load_trained(workdir, task="bone_age")
         data = trained.network.config.data
-        split = open_dataset(data).split(data.eval_split)
-        found = magnifications(trained, split, args.zooms) if args.zooms else levers(trained, split)
+        dataset = open_dataset(data)
+        split = dataset.split(data.eval_split)
+        if args.atlas:
+            found = atlases(trained, split, dataset.split(data.train_split), args.atlas)
+        elif args.zooms:
+            found = magnifications(trained, split, args.zooms)
+        else:
+            found = levers(trained, split)
         for name, rows in found:
             error = rows["predicted_age"] - rows["true_age"]
             low, high = bootstrap_interval(np.abs(error))

@@ -343,6 +343,7 @@ def _metadata(
         "normalize": f"{config.normalize}, inside the graph",
         "test_flips": str(config.test_flips),
         "test_zooms": config.get("test_zooms", ""),
+        "test_atlas": f"{config.test_atlas:g}" if config.get("test_atlas") else "",
         "data": f"{data.name}/{data.config}",
         "validation_error": _validation_error(report),
         "terms": " ".join(dict.fromkeys((TERMS.get(data.name, ""), TERMS[""]))).strip(),
