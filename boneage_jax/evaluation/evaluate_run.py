@@ -10,15 +10,16 @@ from ml_collections import ConfigDict
 
 from boneage_jax.config import LOCKED
 from boneage_jax.data.info import DataInfo
-from boneage_jax.data.source import Split
+from boneage_jax.data.source import Dataset, Split
 from boneage_jax.datasets import open_dataset
 from boneage_jax.errors import InputError
-from boneage_jax.evaluation.evaluate_split import corrected
+from boneage_jax.evaluation.evaluate_split import atlas_of, corrected
 from boneage_jax.evaluation.members import average_beside_labels, predict_split, report_members
 from boneage_jax.evaluation.split_lock import check_unlocked, note_opening
 from boneage_jax.evaluation.stress_table import stress_rows
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import Trained, load_members
+from boneage_jax.inference.network import Rows
 from boneage_jax.inference.predictor import Predictor
 from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.report.run_report import read_report, write_report
@@ -87,10 +88,8 @@ def evaluate(
     records = folder if is_published(workdir) else workdir
     check_writable(folder)  # before anything is compiled
     rows = average_beside_labels(predict_split(members, part), part, network.task)
-    if config.test_atlas or config.bias_correction != "none":
-        fitted = Calibration.load(workdir / CALIBRATION)
-        own = split == config.data.eval_split  # which the correction was fitted to
-        rows = corrected(rows, config, None if own else fitted.correction, fitted.atlas)
+    if "predicted_age" in rows:
+        rows = _as_reported(rows, workdir, config, dataset, split)
     if split in LOCKED:
         ages = {"predicted_age", "true_age"} <= rows.keys()
         found = {"mae": float(abs(rows["predicted_age"] - rows["true_age"]).mean())} if ages else {}
@@ -102,6 +101,24 @@ def evaluate(
     write_report(folder, report, rows, title, part)
     push(workdir)
     return report
+
+
+def _as_reported(
+    rows: Rows, workdir: Path, config: ConfigDict, dataset: Dataset, split: str
+) -> Rows:
+    """Returns ages as the run reports them; a running training has no calibration yet.
+
+    Raises:
+      InputError: a correction is needed that only the end of the training fits.
+    """
+    path = workdir / CALIBRATION
+    correction = None
+    if config.bias_correction != "none" and split != config.data.eval_split:  # not fitted to it
+        correction = Calibration.load(path).correction
+    atlas = None
+    if config.test_atlas:
+        atlas = Calibration.load(path).atlas if path.exists() else atlas_of(dataset, config)
+    return corrected(rows, config, correction, atlas)
 
 
 def _check_stress(stress: int, config: ConfigDict, workdir: Path) -> None:

@@ -136,6 +136,11 @@ def test_another_reading_reports_again_and_trains_nothing(ensemble, tmp_path):
     )
     assert report["curve"][-1]["mae"] == pytest.approx(report["age"]["mae"], abs=1e-3)
     assert evaluate(workdir)["age"]["mae"] == pytest.approx(report["age"]["mae"], abs=1e-3)
+    (workdir / "calibration.npz").rename(workdir / "hidden.npz")  # as before the end of a training
+    assert evaluate(workdir)["age"]["mae"] == pytest.approx(report["age"]["mae"], abs=1e-3)
+    with pytest.raises(InputError, match="has not ended"):
+        evaluate(workdir, "train")
+    (workdir / "hidden.npz").rename(workdir / "calibration.npz")
     train = evaluate(workdir, "train")  # with the atlas and the correction of calibration.npz
     assert train["age"]["mae_before_atlas"] != pytest.approx(train["age"]["mae"], abs=1e-6)
     images = [make_phantom(index, 96, "test").image for index in range(3)]
