@@ -78,7 +78,7 @@ def rsna() -> ConfigDict:
     config.eval_batch_size = 128
     config.epochs = 60.0
     config.evaluate_every = 1.0
-    config.test_zooms = ""  # each epoch is evaluated
+    config.test_zooms, config.test_atlas = "", 0.0  # each epoch is evaluated
     config.ema_decay = 0.999
     config.select = "best"
     config.model.name = "efficientnet_b4"

@@ -157,16 +157,46 @@ def _fit(
     check_sexes(rows["p_male"], male)
     takes_sex = predictor.takes_sex
     p_male = probability_of_male(male if takes_sex else np.full(len(male), -1), rows["p_male"])
-    new = fit_site(raw, true, squares, method, old, p_male)
+    atlas, held_out, said = choose_atlas(raw, true, method, old.atlas, p_male)
+    lines += said
+    new = fit_site(raw, true, squares, method, dataclasses.replace(old, atlas=atlas), p_male)
     seen, now = (
         each.calibrated(rows, squares, male)
         for each in (predictor, predictor.with_calibration(new))
     )
     old_widths = old.half_widths(seen["bone_age_months"])
     before = _result(seen["bone_age_months"], old_widths, true, seen["accepted"])
-    held_out = held_out_predictions(raw, true, method, old.atlas, p_male)
     after = _result(*held_out, true, now["accepted"])
     return new, before, dataclasses.replace(after, half_width=new.half_width), lines
+
+
+def choose_atlas(
+    raw: np.ndarray,
+    true: np.ndarray,
+    method: str,
+    atlas: AtlasAges | None,
+    p_male: np.ndarray,
+) -> tuple[AtlasAges | None, tuple[np.ndarray, np.ndarray], list[str]]:
+    """Keeps the atlas of a network only if it helps: readers of a site may write other ages.
+
+    Args:
+      raw, true, method, p_male: see `held_out_predictions`.
+      atlas: that of the network.
+
+    Returns:
+      (atlas or None, what `held_out_predictions` returns with it, lines for the user).
+    """
+    without = held_out_predictions(raw, true, method)
+    if atlas is None:
+        return None, without, []
+    moved = held_out_predictions(raw, true, method, atlas, p_male)
+    errors = [float(np.abs(ages - true).mean()) for ages, _ in (moved, without)]
+    keep = errors[0] < errors[1]
+    line = (
+        f"ages of an atlas (config.test_atlas): {'kept' if keep else 'left out'}, mean absolute "
+        f"error {errors[0]:.2f} months with and {errors[1]:.2f} without"
+    )
+    return (atlas, moved, [line]) if keep else (None, without, [line])
 
 
 def fit_site(
@@ -184,7 +214,7 @@ def fit_site(
       squares: the images, uint8 [S, S] each.
       method: of the correction.
       old: the calibration that came with the network.
-      p_male: probability of the male sex [n], needed if the old one has an atlas.
+      p_male: probability of the male sex [n]; without it no atlas is kept.
     """
     ages = [age for age in (old.youngest, old.oldest, *true) if np.isfinite(age)]
     return Calibration.fit(
@@ -194,7 +224,7 @@ def fit_site(
         method,
         training_ages=np.array(ages),
         view=old.view,
-        atlas=old.atlas,
+        atlas=None if p_male is None else old.atlas,
         p_male=p_male,
     )
 

@@ -117,7 +117,9 @@ def _as_reported(
         correction = Calibration.load(path).correction
     atlas = None
     if config.test_atlas:
-        atlas = Calibration.load(path).atlas if path.exists() else atlas_of(dataset, config)
+        atlas = Calibration.load(path).atlas if path.exists() else None
+        if atlas is None or atlas.deviation != config.test_atlas:  # still that of another reading
+            atlas = atlas_of(dataset, config)
     return corrected(rows, config, correction, atlas)
 
 

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from boneage_jax.data.loader import eval_batches
 from boneage_jax.data.source import Dataset, Split
-from boneage_jax.inference.atlas_ages import AtlasAges, probability_of_male
+from boneage_jax.errors import InputError
+from boneage_jax.inference.atlas_ages import MONTHS, AtlasAges, probability_of_male
 from boneage_jax.inference.bias_correction import Correction, cross_fitted
 from boneage_jax.inference.network import Network, Rows
 from boneage_jax.runtime.parallel import process
@@ -127,10 +128,19 @@ def known_sexes(rows: Rows, config: ConfigDict) -> np.ndarray:
 
 
 def atlas_of(dataset: Dataset, config: ConfigDict) -> AtlasAges | None:
-    """Returns the ages that readers of the training split wrote down, if `config.test_atlas`."""
+    """Returns the ages that readers of the training split wrote down, if `config.test_atlas`.
+
+    Raises:
+      InputError: an age that the atlas does not count.
+    """
     if not config.test_atlas:
         return None
     labels = dataset.split(config.data.train_split).labels
     ages = labels["bone_age"]
+    if not ages.max() < MONTHS:  # also NaN
+        raise InputError(
+            f"config.test_atlas counts ages up to {MONTHS - 1} months, and the training split has "
+            f"{ages.max():g}; set it to 0"
+        )
     male = labels.get("male", np.full(len(ages), -1))
     return AtlasAges.fit(ages, male, float(config.test_atlas))

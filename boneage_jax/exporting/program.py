@@ -153,7 +153,8 @@ class Program:
     def _calibrated(self, rows: Arrays, image: jax.Array, male: jax.Array) -> Arrays:
         calibration: Any = self.calibration  # its methods take arrays of JAX as well
         p_male = probability_of_male(male, rows["p_male"])
-        age, within = calibration.possible(calibration.ages(rows["predicted_age"], p_male))
+        nearest, within = calibration.possible(calibration.correction(rows["predicted_age"]))
+        age = calibration.moved(nearest, p_male)
         low, high = calibration.interval(age)
         found = {
             "bone_age_months": age,

@@ -152,14 +152,17 @@ class Calibration:
         )
 
     def ages(self, predicted: Any, p_male: Any) -> Any:
-        """Returns the ages that are reported, before they are moved to possible ones, [n].
+        """Returns corrected ages as readers would write them down, whether possible or not, [n].
 
         Args:
           predicted: what the network reads, in months [n], of NumPy or JAX.
           p_male: probability of the male sex [n], see `AtlasAges`.
         """
-        corrected = self.correction(predicted)
-        return self.atlas(corrected, p_male) if self.atlas else corrected
+        return self.moved(self.correction(predicted), p_male)
+
+    def moved(self, ages: Any, p_male: Any) -> Any:
+        """Returns corrected ages as readers would write them down, if there is an atlas, [n]."""
+        return self.atlas(ages, p_male) if self.atlas else ages
 
     @property
     def judges_images(self) -> bool:

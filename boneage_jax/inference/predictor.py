@@ -323,8 +323,9 @@ class Predictor:
             return rows | {"note": np.zeros(len(squares), "U1")}
         given = sexes if self.takes_sex else np.full(len(squares), -1)
         p_male = probability_of_male(given, rows["p_male"])
-        predicted = calibration.ages(rows["predicted_age"], p_male)
-        age, within = calibration.possible(predicted)
+        predicted = calibration.correction(rows["predicted_age"])
+        nearest, within = calibration.possible(predicted)  # before an atlas makes all possible
+        age = calibration.moved(nearest, p_male)
         reasons = [""] * len(squares)
         if self.judges_images:
             accepted = (calibration.distance(squares) <= calibration.max_distance) & within
@@ -340,7 +341,7 @@ class Predictor:
             "high_months": high,
             "p_male": rows["p_male"],
             "accepted": accepted,
-            "note": self._notes(predicted, age, within, sexes, rows["p_male"], reasons),
+            "note": self._notes(predicted, nearest, within, sexes, rows["p_male"], reasons),
         }
 
     def _notes(

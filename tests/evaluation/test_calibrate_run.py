@@ -15,10 +15,12 @@ from boneage_jax import calibrate, predict
 from boneage_jax.errors import InputError
 from boneage_jax.evaluation.calibrate_run import (
     Labelled,
+    choose_atlas,
     held_out_predictions,
     match_labels,
     read_site,
 )
+from boneage_jax.inference.atlas_ages import AtlasAges
 from boneage_jax.inference.bias_correction import Correction
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import load_trained
@@ -251,3 +253,15 @@ def test_no_prediction_is_corrected_by_its_own_age():
     corrected, _ = held_out_predictions(predicted, true, "line")
     assert corrected[7] == pytest.approx(predicted[7] - 5)
     assert np.abs(corrected - predicted + 5).max() > 1
+
+
+@pytest.mark.parametrize(("shift", "kept"), [(0, True), (6, False)])
+def test_an_atlas_is_kept_only_where_readers_write_its_ages(shift, kept):
+    rng = np.random.default_rng(0)
+    plates = rng.choice(np.arange(24.0, 205.0, 12.0), 300)
+    atlas, ones = AtlasAges.fit(plates, np.ones(300), 4.0), np.ones(300)
+    raw, true = plates + rng.normal(0, 3, 300), plates + shift
+    found, (ages, _), lines = choose_atlas(raw, true, "ridge", atlas, ones)
+    assert (found is atlas) == kept and (found is None) != kept
+    assert ("kept" in lines[0]) == kept and len(lines) == 1
+    assert np.abs(ages - true).mean() < 3  # the error of the network; the atlas's is 6 if wrong

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -95,6 +96,28 @@ def test_a_network_that_reads_another_shape_equals_predict(squares, tmp_path):
     np.testing.assert_allclose(found["bone_age_months"], wanted["bone_age_months"], atol=1e-3)
     assert np.isin(found["bone_age_months"], labels).all()
     assert len(np.unique(found["bone_age_months"])) > 1
+
+
+def test_an_atlas_hides_no_impossible_age(squares, tmp_path):
+    """An age far beyond training moves to a plate, and is not accepted; here and in the graph."""
+    atlas = AtlasAges.fit(np.arange(24, 210, 6), np.arange(31) % 2, 4.0)
+    network = age_network(tmp_path, model__name="tiny", atlas=atlas)
+    plain, graph = network.calibration, network._calibrated
+    assert plain is not None
+    far = np.array([400.0, -400.0, 120.0], np.float32)
+    rows = {"predicted_age": far, "p_male": np.full(3, 0.5, np.float32)}
+    predictor = network.read.__self__
+    found = predictor.calibrated(rows, squares[:3], np.array([1, 0, 1]))
+    assert found["accepted"].tolist()[:2] == [False, False]
+    assert ["beyond" in note for note in found["note"]] == [True, True, False]
+    assert np.isin(found["bone_age_months"], np.arange(24, 210, 6)).all()
+    inside = graph(
+        {name: jnp.asarray(values) for name, values in rows.items()},
+        jnp.asarray(np.stack(squares[:3])[..., None]),
+        jnp.asarray([1, 0, 1]),
+    )
+    for name in ("bone_age_months", "accepted"):
+        np.testing.assert_array_equal(inside[name], found[name])
 
 
 def test_number_of_images_is_free(model, ages, squares):
