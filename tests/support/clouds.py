@@ -114,7 +114,8 @@ class Stubs:
         self.bin.mkdir()
         for name, body in STUBS.items():
             path = self.bin / name
-            record = f'{{ printf "%q " {name} "$@"; echo; }} >> "$STUB/calls"\n'
+            # One write for a line: those of workers that run at once would mingle.
+            record = f'printf -v call "%q " {name} "$@"; printf "%s\\n" "$call" >> "$STUB/calls"\n'
             path.write_text(f"#!/usr/bin/env bash\n{record}{body}\n")
             path.chmod(0o755)
         shutil.copy(self.bin / "uv", self.home / ".local/bin/uv")
