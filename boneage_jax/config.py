@@ -127,6 +127,9 @@ def base_config() -> ConfigDict:
     config.augment.shading = 0.0  # smooth field added, as a fraction of the full range
     config.augment.blur = 0.0  # part of the image that is smoothed, drawn from 0..blur
     config.augment.noise = 0.0  # standard deviation from 0..noise, as a fraction of the full range
+    config.augment.noise_probability = 1.0  # of an image getting noise
+    config.augment.jpeg = 0.0  # probability of compression as JPEG
+    config.augment.jpeg_quality = 20.0  # its lowest quality, drawn from jpeg_quality..80
     config.augment.frame = 0.0  # probability of a white frame
     config.augment.fill = "border"  # grey value outside the image: border | 0
     config.augment.resample = "auto"  # auto | matmul | gather

@@ -13,6 +13,7 @@ import dm_pix as pix
 import jax
 import jax.numpy as jnp
 
+from boneage_jax.data.image_quality import blurred, compressed, drawn_quality, noisy
 from boneage_jax.data.resample import STEEPEST, Geometry, Reach, resample, resize
 from boneage_jax.errors import InputError
 from boneage_jax.ranges import check_value
@@ -25,7 +26,6 @@ _DRAWS = (
 )
 _FRAME_DRAWS = ("frame", "left", "top", "right", "bottom")
 _WIDEST_FRAME = 0.12  # fraction of the image, on each side
-_SOFTENING = (1.0, 4.0, 6.0, 4.0, 1.0)  # weights of five pixels in a row: a Gaussian of 1 pixel
 _SHADES = 5  # grid points per side between which the shading is interpolated
 
 
@@ -54,6 +54,9 @@ class AugmentConfig:
         from 0..blur for each image.
       noise: standard deviation of the noise added to each pixel, drawn from 0..noise for each
         image, in units of the full range.
+      noise_probability: of an image getting noise.
+      jpeg: probability of an image being compressed as JPEG.
+      jpeg_quality: lowest quality of that, as libjpeg counts; drawn from jpeg_quality..80.
       frame: probability of a white frame as left by scanners, up to 12 % of the image wide on each
         side, painted over image and mask.
       fill: grey value outside the image: 'border' is the median of the outermost pixels of the
@@ -77,6 +80,9 @@ class AugmentConfig:
     shading: float = 0.0
     blur: float = 0.0
     noise: float = 0.0
+    noise_probability: float = 1.0
+    jpeg: float = 0.0
+    jpeg_quality: float = 20.0
     frame: float = 0.0
     fill: str | int = "border"
     resample: str = "auto"
@@ -181,7 +187,7 @@ def augment(
     if config.shading:
         x = x + config.shading * _shading(keys, x.shape[1], x.shape[2])
     x = _intensities(x, draw, config)
-    if config.blur or config.noise:
+    if config.blur or config.noise or config.jpeg:
         x = _degraded(x, keys, config)
     if config.frame:
         inside = _inside_frame(keys, x.shape[1], x.shape[2], config.frame)
@@ -259,24 +265,28 @@ def _shading(keys: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def _degraded(x: jax.Array, keys: jax.Array, config: AugmentConfig) -> jax.Array:
-    """Blurs and adds noise, drawn from separate keys; float32 [B, H, W, 1] in [0, 1]."""
+    """Blurs, adds noise and compresses, by separate keys; float32 [B, H, W, 1] in [0, 1]."""
     own = jax.vmap(jax.random.fold_in, (0, None))(keys, len(_DRAWS) + 2)
     blur, noise = jax.vmap(lambda key: jax.random.uniform(key, (2, 1, 1, 1)))(own).swapaxes(0, 1)
     if config.blur:
-        smooth = x
-        for axis in (1, 2):
-            widths = [(2, 2) if place == axis else (0, 0) for place in range(x.ndim)]
-            padded, size = jnp.pad(smooth, widths, mode="edge"), x.shape[axis]
-            parts = [
-                weight * jax.lax.slice_in_dim(padded, at, at + size, axis=axis)
-                for at, weight in enumerate(_SOFTENING)
-            ]
-            smooth = jnp.stack(parts).sum(0) / sum(_SOFTENING)
-        x = x + config.blur * blur * (smooth - x)
+        x = blurred(x, config.blur * blur)
     if config.noise:
-        pixels = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), x.shape[1:]))
-        x = jnp.clip(x + config.noise * noise * pixels(own), 0.0, 1.0)
+        deviation = config.noise * noise
+        if config.noise_probability < 1:
+            some = _uniform(own, 1, 1)[:, 0] < config.noise_probability
+            deviation = jnp.where(some[:, None, None, None], deviation, 0.0)
+        x = noisy(x, jax.vmap(jax.random.fold_in, (0, None))(own, 0), deviation)
+    if config.jpeg:
+        some, quality = _uniform(own, 2, 2).T
+        as_file = compressed(x, drawn_quality(quality, config.jpeg_quality))
+        x = jnp.where((some < config.jpeg)[:, None, None, None], as_file, x)
     return x
+
+
+def _uniform(keys: jax.Array, number: int, count: int) -> jax.Array:
+    """Returns draws in [0, 1) from the keys of that number that belong to `keys`, [B, count]."""
+    own = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+    return jax.vmap(lambda key: jax.random.uniform(key, (count,)))(own)
 
 
 def _inside_frame(keys: jax.Array, height: int, width: int, probability: float) -> jax.Array:

@@ -55,18 +55,32 @@ class AtlasAges:
           p_male: probability of the male sex [n].
         """
         xp = ages.__array_namespace__()
-        girls, boys = (xp.asarray(row, dtype=ages.dtype) for row in self.counts)
-        p_male = p_male.astype(ages.dtype)[:, None]
-        counts = (1 - p_male) * girls + p_male * boys
         near = ages.clip(-_FAR, _FAR)[:, None]  # squares stay finite
         away = (xp.arange(MONTHS, dtype=ages.dtype) - near) / self.deviation
-        some = counts > 0
-        logs = xp.where(some, xp.log(xp.where(some, counts, 1)) - away**2 / 2, -xp.inf)
-        known = xp.isfinite(ages) & some.any(1)
-        highest = xp.where(known, logs.max(1), 0)[:, None]  # keeps the sum from being 0 far away
-        below = xp.cumsum(xp.exp(logs - highest), axis=1)
+        p_male = p_male.astype(ages.dtype)[:, None]
+        # Of each sex by itself, since p_male knows already how many of each there were.
+        girls, boys = (self._shares(row, away, xp) for row in self.counts)
+        shares = (1 - p_male) * girls + p_male * boys
+        known = xp.isfinite(ages) & (shares > 0).any(1)
+        below = xp.cumsum(shares, axis=1)
         median = (below >= below[:, -1:] / 2).argmax(1).astype(ages.dtype)
         return xp.where(known, median, ages)
+
+    def _shares(self, counts: np.ndarray, away: Any, xp: Any) -> Any:
+        """Returns the labels of one sex by weight, with a sum of 1, or 0 without labels, [n, 241].
+
+        Args:
+          counts: a row of `counts`.
+          away: of each month from the estimates in standard deviations [n, 241].
+          xp: the module of that array.
+        """
+        if not counts.any():
+            return xp.zeros_like(away)
+        some = xp.asarray(counts > 0)
+        logs = xp.log(xp.asarray(np.where(counts > 0, counts, 1), dtype=away.dtype)) - away**2 / 2
+        logs = xp.where(some, logs, -xp.inf)
+        weights = xp.exp(logs - logs.max(1)[:, None])  # the largest is 1, however far away
+        return weights / weights.sum(1)[:, None]
 
 
 def probability_of_male(male: Any, p_male: Any) -> Any:

@@ -22,10 +22,12 @@ def test_no_other_month_is_nearer_to_the_labels_on_average(seed):
     ages, p_male = rng.uniform(-20, 260, 40), rng.uniform(0, 1, 40)
     months = np.arange(241)
     for age, p, found in zip(ages, p_male, atlas(ages, p_male), strict=True):
-        labels = (1 - p) * atlas.counts[0] + p * atlas.counts[1]
-        nearness = -(((months - age) / atlas.deviation) ** 2) / 2
-        nearness = np.where(labels > 0, nearness, -np.inf)
-        weights = labels * np.exp(nearness - nearness.max())
+        weights = np.zeros(241)
+        for part, labels in zip((1 - p, p), atlas.counts, strict=True):
+            nearness = -(((months - age) / atlas.deviation) ** 2) / 2
+            nearness = np.where(labels > 0, nearness, -np.inf)
+            of_sex = labels * np.exp(nearness - nearness.max())
+            weights += part * of_sex / of_sex.sum()
         errors = np.abs(months[:, None] - months) @ weights
         assert errors[int(found)] == pytest.approx(errors.min(), rel=1e-6)
 
@@ -37,6 +39,14 @@ def test_girls_and_boys_have_atlases_of_their_own():
     np.testing.assert_array_equal(
         probability_of_male(np.array([0, 1, -1]), np.array([0.9, 0.2, 0.7])), [0, 1, 0.7]
     )
+
+
+def test_an_unknown_sex_weighs_as_the_network_says_not_as_training_had_it():
+    """Ninety girls and ten boys: what the network says of the sex holds that already."""
+    ages, male = np.repeat([100.0, 104.0], [90, 10]), np.repeat([0, 1], [90, 10])
+    atlas = AtlasAges.fit(ages, male, 4.0)
+    found = atlas(np.full(2, 102.0), np.array([0.45, 0.55]))
+    np.testing.assert_array_equal(found, [100, 104])
 
 
 def test_what_no_label_is_near_to():
