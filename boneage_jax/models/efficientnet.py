@@ -18,6 +18,7 @@ from boneage_jax.models import fused_block, gpu_block
 from boneage_jax.models.batch_norm import BatchNorm
 from boneage_jax.models.depthwise import chosen, runs_natively
 from boneage_jax.models.layers import Conv, DepthwiseConv
+from boneage_jax.models.recompute import recomputed
 from boneage_jax.models.strips import join, mean_of_strips, strips_for, to_strips
 
 Array = jax.Array
@@ -257,7 +258,8 @@ class EfficientNet(nn.Module):
             for repeat in range(repeats[number - 1]):
                 name = f"block{number}{chr(ord('a') + repeat)}"
                 rate = self.drop_path_rate * index / blocks
-                if f"{name}_project" in self.frozen:  # layers are frozen from the input on
+                frozen = f"{name}_project" in self.frozen  # layers are, from the input on
+                if frozen:
                     rate = 0.0
                 run = functools.partial(
                     EfficientNet._block,
@@ -278,7 +280,8 @@ class EfficientNet(nn.Module):
                 )
                 # float32 uniform in [0, 1): an image keeps its branch if draw >= rate.
                 keep = None if drops is None or not rate else drops[:, index] >= rate
-                x = (nn.remat(run) if self.remat and train else run)(self, x, keep, before, edges)
+                block = recomputed(run) if self.remat and train and not frozen else run
+                x = block(self, x, keep, before, edges)
                 before = edges = None
                 index += 1
             if number == CUT_STAGES:

@@ -32,8 +32,12 @@ MARKED_DEPTHWISE = (
 _FORWARD = ("packed_conv", "native_convolution")
 MARKED_CONVOLUTIONS = (*_FORWARD, "swapped_weight_gradient", "native_weight_gradient")
 _HOME = f"{os.sep}boneage_jax{os.sep}models{os.sep}"  # of the marked functions
-# Foreign code of boneage_jax/models that does elementwise work and sums, which count nothing.
-_ELEMENTWISE = ("boneage_jax_batch_norm_moments", "boneage_jax_batch_norm_gradient")
+# Foreign code of boneage_jax/models: elementwise work, sums and copies, which count nothing.
+_ELEMENTWISE = (
+    "boneage_jax_batch_norm_moments",
+    "boneage_jax_batch_norm_gradient",
+    "boneage_jax_after",
+)
 _SUMS = "pixel_sums"  # a marked function of sums alone
 # Run on the host, or as code whose work the jaxpr does not show.
 _OPAQUE = ("pure_callback", "io_callback", "ffi_call", "pallas_call", "tpu_custom_call")

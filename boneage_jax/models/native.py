@@ -22,9 +22,10 @@ TARGETS = (
     "batch_norm_gradient",
     "convolution",
     "convolution_kernel_gradient",
+    "after",
 )
 
-_PREFIX = "boneage_jax_"
+PREFIX = "boneage_jax_"  # of their names in XLA
 _registered = False
 
 
@@ -43,7 +44,7 @@ def register(library: Any) -> None:
     functions = [getattr(library, name) for name in TARGETS]  # all, before any is registered
     for name, function in zip(TARGETS, functions, strict=True):
         capsule = jax.ffi.pycapsule(function)
-        jax.ffi.register_ffi_target(_PREFIX + name, capsule, platform="cpu")
+        jax.ffi.register_ffi_target(PREFIX + name, capsule, platform="cpu")
     _registered = True
 
 
@@ -57,7 +58,12 @@ def is_of_use() -> bool:
 
 def is_enabled(dtype: Any = jnp.float32) -> bool:
     """Returns whether train steps that compute in `dtype` use compiled code."""
-    return dtype == jnp.float32 and _registered and is_of_use()
+    return dtype == jnp.float32 and is_loaded()
+
+
+def is_loaded() -> bool:
+    """Returns whether compiled code is there and of use; what takes all dtypes asks for no more."""
+    return _registered and is_of_use()
 
 
 def call(
@@ -74,6 +80,6 @@ def call(
     many = isinstance(shapes, list)
     results = [jax.ShapeDtypeStruct(shape, np.float32) for shape in (shapes if many else [shapes])]
     function = jax.ffi.ffi_call(
-        _PREFIX + name, results if many else results[0], vmap_method="sequential"
+        PREFIX + name, results if many else results[0], vmap_method="sequential"
     )
     return function(*args, **{key: np.int64(value) for key, value in options.items()})
