@@ -1,5 +1,7 @@
 """Contender: this library, by the functions that its own training calls."""
 
+import sys
+
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -21,6 +23,7 @@ def recipe(settings: Settings) -> ConfigDict:
     config.batch_size = config.eval_batch_size = settings.batch
     config.model.name = NAMES.get(settings.model, settings.model)
     config.model.dtype = settings.dtype
+    config.model.remat = "remat" in sys.argv
     if settings.model.startswith("unet"):
         config.task = "hand_mask"
     config.optimizer.schedule = "constant"

@@ -26,6 +26,7 @@ _SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 CONTENDERS = {
     "ours": ("ours.py", [], {"GLIBC_TUNABLES": None}, "jax"),
     "ours, default malloc": ("ours.py", [], {"GLIBC_TUNABLES": None, SWITCH: "0"}, "jax"),
+    "ours, recomputed": ("ours.py", ["remat"], {"GLIBC_TUNABLES": None}, "jax"),
     "torch": ("torch_peer.py", [], {}, "timm"),
     "torch, channels last": ("torch_peer.py", ["channels_last"], {}, "timm"),
     "torch, compiled": ("torch_peer.py", ["compile"], {}, "timm"),
