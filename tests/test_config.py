@@ -18,7 +18,7 @@ from configs import cls, seg
             (cls, preset)
             for preset in (
                 *("", "rsna", "rsna10t", "rsna30t", "rsna100t", "rsna300t", "rsna1p"),
-                *("subset", "transfer", "finetune", "scratch", "earlier"),
+                *("subset", "transfer", "finetune", "robust", "scratch", "earlier"),
             )
         ),
         *((seg, preset) for preset in ("", "subset", "all")),
