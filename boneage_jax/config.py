@@ -70,7 +70,7 @@ def base_config() -> ConfigDict:
     config.test_flips = False  # average predictions over the image and its mirror image
     config.test_zooms = ""  # magnifications to average over, e.g. 1,1.14; empty: 1 alone
     config.test_views = 0  # number of augmented copies to average over as well
-    config.test_atlas = 0.0  # months; > 0 gives the age a reader would write down within about that
+    config.test_atlas = 0.0  # months, deviation of the weights of reader ages near an age; 0: off
     config.view_steps = 750  # at most, of the network that puts radiographs upright; 0: none
     config.bias_correction = "none"  # none | shift | line | ridge: fitted on validation ages
     config.select = "latest"  # latest | best: the checkpoint that is reported and predicts
