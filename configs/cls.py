@@ -253,8 +253,8 @@ def robust() -> ConfigDict:
     """python -m boneage_jax.main --config=configs/cls.py:robust --config.data.raw_dir=DIR
 
     Goes on from the network that comes with the package, on the radiographs that it was trained on,
-    more than half of them with noise and a fifth compressed, for a tenth of its FLOPs: so much
-    noise from the first step on would cost as many months as it saves (docs/robustness.md).
+    more than half of them with noise and a fifth compressed, for a tenth of its FLOPs. From the
+    first step on so much noise costs a month in error (docs/robustness.md).
     """
     config = rsna300t()
     config.augment.noise, config.augment.noise_probability = 0.06, 0.6

@@ -267,6 +267,7 @@ def _shading(keys: jax.Array, height: int, width: int) -> jax.Array:
 def _degraded(x: jax.Array, keys: jax.Array, config: AugmentConfig) -> jax.Array:
     """Blurs, adds noise and compresses, by separate keys; float32 [B, H, W, 1] in [0, 1]."""
     own = jax.vmap(jax.random.fold_in, (0, None))(keys, len(_DRAWS) + 2)
+    # Of each of these keys: itself for two amounts, 0 for pixels, 1 which are noisy, 2 for JPEG.
     blur, noise = jax.vmap(lambda key: jax.random.uniform(key, (2, 1, 1, 1)))(own).swapaxes(0, 1)
     if config.blur:
         x = blurred(x, config.blur * blur)

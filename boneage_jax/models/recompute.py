@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend as jex
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import lift
@@ -20,7 +21,8 @@ from boneage_jax.models import native
 def recomputed(method: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a method of a module, whose arguments are arrays or None, so that it is computed twice.
 
-    Gradients are those of the method itself, but for rounding. Where neither a GPU, a TPU nor
+    Gradients are those of the method itself, but for rounding; on CPUs of the first order and in
+    reverse mode alone. Where neither a GPU, a TPU nor
     compiled code is at hand, it still is computed twice for the FLOPs that are counted, but XLA
     keeps what it would have kept.
 
@@ -59,45 +61,44 @@ def _twice(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*args: Any) -> Any:
         arrays, tree = jax.tree.flatten(args)
-
-        @jax.custom_vjp
-        def flat(*arrays: jax.Array) -> Any:
-            return function(*jax.tree.unflatten(tree, arrays))
+        # Traced once: a module that draws random numbers would draw others the second time.
+        traced, like = jax.make_jaxpr(
+            lambda *arrays: function(*jax.tree.unflatten(tree, arrays)), return_shape=True
+        )(*arrays)
+        replay = jex.core.jaxpr_as_fun(traced)
+        flat = jax.custom_vjp(lambda *arrays: replay(*arrays))
 
         def forward(*given: Any) -> tuple[Any, Any]:
             arrays = [each.value for each in given]
             exact = (jnp.issubdtype(each.dtype, jnp.inexact) for each in arrays)
             varied = (each.perturbed and real for each, real in zip(given, exact, strict=True))
-            return function(*jax.tree.unflatten(tree, arrays)), (arrays, _Varied(tuple(varied)))
+            return replay(*arrays), (arrays, _Varied(tuple(varied)))
 
         def backward(kept: tuple[list[jax.Array], _Varied], grads: Any) -> tuple[Any, ...]:
             arrays, varied = kept
             places = [place for place, flag in enumerate(varied.flags) if flag]
-            grads = jax.tree.map(_array, grads, is_leaf=_is_zero)
-            arrays[0] = _after(arrays[0], jax.tree.leaves(grads)[0])
+            grads = [_array(grad) for grad in grads]
+            arrays[0] = _after(arrays[0], grads[0])
 
             def of_varied(*some: jax.Array) -> Any:
                 every = list(arrays)
                 for place, array in zip(places, some, strict=True):
                     every[place] = array
-                return function(*jax.tree.unflatten(tree, every))
+                return replay(*every)
 
             found = jax.vjp(of_varied, *(arrays[place] for place in places))[1](grads)
             by_place = dict(zip(places, found, strict=True))
             return tuple(by_place.get(place) for place in range(len(arrays)))
 
         flat.defvjp(forward, backward, symbolic_zeros=True)
-        return flat(*arrays)
+        return jax.tree.unflatten(jax.tree.structure(like), flat(*arrays))
 
     return call
 
 
-def _is_zero(grad: Any) -> bool:
-    return isinstance(grad, jax.custom_derivatives.SymbolicZero)
-
-
 def _array(grad: Any) -> Any:
-    return jnp.zeros(grad.shape, grad.dtype) if _is_zero(grad) else grad
+    zero = isinstance(grad, jax.custom_derivatives.SymbolicZero)
+    return jnp.zeros(grad.shape, grad.dtype) if zero else grad
 
 
 def _after(value: jax.Array, other: jax.Array) -> jax.Array:

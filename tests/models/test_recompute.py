@@ -168,6 +168,30 @@ def test_gradients_of_some_arguments_whole_numbers_and_none():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *pairs)
 
 
+@pytest.mark.usefixtures("compiled")
+def test_random_draws_are_the_same_both_times():
+    class Dropped(nn.Module):
+        @nn.compact
+        def __call__(self, x, again=False):
+            return (recomputed(Dropped._inside) if again else Dropped._inside)(self, x)
+
+        def _inside(self, x):
+            x = nn.Dropout(0.5, deterministic=False)(jnp.sin(x))
+            x = nn.Dense(6, name="dense")(x)
+            return x * jax.random.normal(self.make_rng("dropout"), x.shape)
+
+    x = jax.random.normal(jax.random.key(0), (5, 6))
+    keys = {"params": jax.random.key(1), "dropout": jax.random.key(2)}
+    params = Dropped().init(keys, x)
+
+    def value(params, x, again):
+        out = Dropped().apply(params, x, again, rngs={"dropout": jax.random.key(3)})
+        return jnp.square(out).sum()
+
+    plain, twice = (jax.grad(value, argnums=(0, 1))(params, x, again) for again in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), plain, twice)
+
+
 def test_networks_of_other_devices_take_that_of_flax(monkeypatch):
     """Compiled code is of one CPU device alone."""
     taken = []
