@@ -138,7 +138,8 @@ def test_a_network_on_strips_is_the_network(case, monkeypatch):
     for mine, theirs in zip(
         *map(jax.tree.leaves, ((cut_grads, cut_stats), (grads, stats))), strict=True
     ):
-        assert np.linalg.norm(mine - theirs) <= 1e-3 * np.linalg.norm(theirs) + 1e-5 * scale
+        # Rounding moves some values across the kinks of relu6: 1.4e-3 on a processor with AVX2.
+        assert np.linalg.norm(mine - theirs) <= 3e-3 * np.linalg.norm(theirs) + 1e-5 * scale
 
 
 def test_edges_of_another_height_are_refused():
