@@ -52,8 +52,10 @@ def chosen(only: str, model: str) -> list[str]:
         sys.exit(f"error: --only: no contender {unknown[0]!r}; there are {'; '.join(CONTENDERS)}")
     names = []
     for name in asked:
-        file, *_, package = CONTENDERS[name]
-        if file == "keras_peer.py" and model not in _KERAS:
+        file, options, _, package = CONTENDERS[name]
+        if "remat" in options and model.startswith("unet"):
+            print(f"left out: {name}: model.remat is of EfficientNet")
+        elif file == "keras_peer.py" and model not in _KERAS:
             print(f"left out: {name}: keras.applications has no {model}")
         elif importlib.util.find_spec(package) is None:
             print(f"left out: {name}: {package} is not installed")

@@ -21,10 +21,9 @@ from boneage_jax.models import native
 def recomputed(method: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a method of a module, whose arguments are arrays or None, so that it is computed twice.
 
-    Gradients are those of the method itself, but for rounding; on CPUs of the first order and in
-    reverse mode alone. Where neither a GPU, a TPU nor
-    compiled code is at hand, it still is computed twice for the FLOPs that are counted, but XLA
-    keeps what it would have kept.
+    Gradients are those of the method itself, but for rounding; with compiled code only those of the
+    first order, in reverse mode. On a CPU without it (no compiler, several devices) the FLOPs of
+    both computations are counted, but XLA shares them and saves no memory.
 
     Args:
       method: a function of a module, an array and further arrays; the first array has a gradient.
@@ -66,7 +65,7 @@ def _twice(function: Callable[..., Any]) -> Callable[..., Any]:
             lambda *arrays: function(*jax.tree.unflatten(tree, arrays)), return_shape=True
         )(*arrays)
         replay = jex.core.jaxpr_as_fun(traced)
-        flat = jax.custom_vjp(lambda *arrays: replay(*arrays))
+        flat = jax.custom_vjp(replay)
 
         def forward(*given: Any) -> tuple[Any, Any]:
             arrays = [each.value for each in given]
