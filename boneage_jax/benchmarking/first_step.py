@@ -6,6 +6,7 @@ usage: python -m boneage_jax.benchmarking.first_step SETTINGS.json
 compilation in one process is cheaper than the first, and peak memory never decreases.
 """
 
+import gc
 import json
 import os
 import re
@@ -80,9 +81,10 @@ def main(path: Path) -> None:
     from boneage_jax.benchmarking.steps import prepare_train
     from boneage_jax.config import check_config
     from boneage_jax.runtime.compile_cache import use_compile_cache
-    from boneage_jax.runtime.cpu_memory import hold_memory
+    from boneage_jax.runtime.cpu_memory import COLLECTIONS, hold_memory
     from boneage_jax.runtime.process_setup import dispatch_on_caller
 
+    gc.set_threshold(*COLLECTIONS)  # this and what follows as commands do
     hold_memory()
     dispatch_on_caller()
     # Also starts the backend, which belongs neither to building nor to compiling.

@@ -1,5 +1,6 @@
 """Batch normalisation with its activation, arranged for little memory traffic."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -68,9 +69,8 @@ class BatchNorm(nn.Module):
             mean, var = _moments(local, axis_name)
             if not self.is_initializing():
                 for moving, new in ((moving_mean, mean), (moving_var, var)):
-                    moving.value = self.momentum * moving.value + (1 - self.momentum) * new
-        a = scale * jax.lax.rsqrt(var + self.epsilon)
-        b = bias - mean * a
+                    moving.value = _moved(moving.value, new, momentum=self.momentum)
+        a, b = _factors(scale, bias, mean, var, epsilon=self.epsilon)
         if self.fold:
             return a, b
         if self.triton:
@@ -78,6 +78,21 @@ class BatchNorm(nn.Module):
         if native:
             return native_scale_and_act(x, a, b, self.act)
         return _scale_and_act(x, a, b, self.act, self.recompute)
+
+
+# Jitted, and so traced once for each number of channels, not for each of a hundred layers.
+@functools.partial(jax.jit, static_argnames="momentum", inline=True)
+def _moved(old: Array, new: Array, *, momentum: float) -> Array:
+    return momentum * old + (1 - momentum) * new
+
+
+@functools.partial(jax.jit, static_argnames="epsilon", inline=True)
+def _factors(
+    scale: Array, bias: Array, mean: Array, var: Array, *, epsilon: float
+) -> tuple[Array, Array]:
+    """Returns a and b, with which the normalised values are x * a + b."""
+    a = scale * jax.lax.rsqrt(var + epsilon)
+    return a, bias - mean * a
 
 
 def _local(x: Array, native: bool) -> tuple[Array, ...]:

@@ -15,7 +15,7 @@ from boneage_jax.models.depthwise import (
     fused_depthwise,
     runs_natively,
 )
-from boneage_jax.models.initializers import variance_scaling
+from boneage_jax.models.initializers import kernel_of, variance_scaling
 from boneage_jax.models.strips import borders, cut_windows
 
 Array = jax.Array
@@ -63,7 +63,7 @@ class Conv(nn.Module):
         need.
         """
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        weights = self.param("kernel", _conv_init, shape, jnp.float32).astype(self.dtype)
+        weights = kernel_of(self, _conv_init, shape).astype(self.dtype)
         x = x.astype(self.dtype)
         gpu = self.implementation == "cudnn"
         if norm is not None:
@@ -130,7 +130,7 @@ class DepthwiseConv(nn.Module):
         `x`. For `source` see `boneage_jax.models.depthwise.fused_depthwise`.
         """
         shape = (self.kernel, self.kernel, 1, x.shape[-1])
-        weights = self.param("kernel", _depthwise_init, shape, jnp.float32).astype(self.dtype)
+        weights = kernel_of(self, _depthwise_init, shape).astype(self.dtype)
         x, padding = x.astype(self.dtype), pads(self.padding, self.kernel)
         if norm is not None:
             return fused_depthwise(

@@ -5,6 +5,7 @@ it, to the same results but for rounding. Reading radiographs never uses it, so 
 gives the same numbers everywhere.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,6 +28,24 @@ TARGETS = (
 
 PREFIX = "boneage_jax_"  # of their names in XLA
 _registered = False
+_load: Callable[[], object] | None = None
+
+
+def load_when_needed(load: Callable[[], object] | None) -> None:
+    """Has `load` called, once, when the first train step asks for compiled code.
+
+    So a compiler works while data is prepared.
+
+    Args:
+      load: registers the code, or finds that it cannot; None takes an earlier one back.
+    """
+    global _load
+    _load = load
+
+
+def is_pending() -> bool:
+    """Returns whether `load_when_needed` has something to call."""
+    return _load is not None
 
 
 def register(library: Any) -> None:
@@ -63,6 +82,10 @@ def is_enabled(dtype: Any = jnp.float32) -> bool:
 
 def is_loaded() -> bool:
     """Returns whether compiled code is there and of use; what takes all dtypes asks for no more."""
+    global _load
+    if _load is not None:
+        load, _load = _load, None
+        load()
     return _registered and is_of_use()
 
 

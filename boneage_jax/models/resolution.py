@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from boneage_jax.models.initializers import variance_scaling
+from boneage_jax.models.initializers import kernel_of, variance_scaling
 
 Array = jax.Array
 
@@ -83,7 +83,7 @@ class ConvTranspose(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps [B, H, W, C] to [B, 2H, 2W, features]."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", variance_scaling(1.0, "fan_in"), shape, jnp.float32)
+        kernel = kernel_of(self, variance_scaling(1.0, "fan_in"), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         if self.portable:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 
 from boneage_jax.runtime.cpu_memory import COLLECTIONS, held_memory
-from boneage_jax.runtime.native_code import load_native_code
+from boneage_jax.runtime.native_code import native_code_ahead
 from boneage_jax.runtime.xla_flags import choose_for_cpu
 
 
@@ -18,15 +18,15 @@ def prepared_process() -> Iterator[None]:
 
     Memory of steps is held (see `boneage_jax.runtime.cpu_memory`), garbage is collected less often,
     JAX's devices are started, if they were not, with `start_devices`, and on a CPU compiled code
-    is loaded (`boneage_jax.runtime.native_code`). Nested ones change nothing.
+    is made ready (`boneage_jax.runtime.native_code`). Nested ones change nothing.
     """
     before = gc.get_threshold()
     gc.set_threshold(*(max(pair) for pair in zip(before, COLLECTIONS, strict=True)))
     try:
         with held_memory():
             start_devices()
-            load_native_code()
-            yield
+            with native_code_ahead():
+                yield
     finally:
         gc.set_threshold(*before)
 

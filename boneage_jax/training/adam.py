@@ -7,6 +7,7 @@ copies all parameters, moments and averages at the start of each step, and write
 clipped gradients to memory as well. Here the choice comes first.
 """
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -44,16 +45,12 @@ def scale_by_adam(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientTran
         good: Array | bool = True,
         **others: Any,
     ) -> tuple[Any, AcceptedState]:
-        def moments(g: Array, mu: Array, nu: Array) -> tuple[Array, Array]:
-            first, second = (1 - b1) * g + b1 * mu, (1 - b2) * jnp.square(g) + b2 * nu
-            return jnp.where(good, first, mu), jnp.where(good, second, nu)
-
         leaves, tree = jax.tree.flatten(updates)
         old = zip(leaves, jax.tree.leaves(state.mu), jax.tree.leaves(state.nu), strict=True)
-        new = [moments(*each) for each in old]
+        new = [_moments(good, *each, b1=b1, b2=b2) for each in old]
         count = optax.safe_increment(state.count)
         first, second = (1 - jnp.asarray(b, jnp.float32) ** count for b in (b1, b2))
-        steps = [(mu / first) / (jnp.sqrt(nu / second) + eps) for mu, nu in new]
+        steps = [_quotient(mu, first, nu, second, eps=eps) for mu, nu in new]
         return jax.tree.unflatten(tree, steps), AcceptedState(
             jnp.where(good, count, state.count),
             jax.tree.unflatten(tree, [mu for mu, _ in new]),
@@ -61,6 +58,20 @@ def scale_by_adam(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientTran
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+# Jitted, and so traced once for each shape, not for each of hundreds of parameters.
+@functools.partial(jax.jit, static_argnames=("b1", "b2"), inline=True)
+def _moments(
+    good: Array | bool, g: Array, mu: Array, nu: Array, *, b1: float, b2: float
+) -> tuple[Array, Array]:
+    first, second = (1 - b1) * g + b1 * mu, (1 - b2) * jnp.square(g) + b2 * nu
+    return jnp.where(good, first, mu), jnp.where(good, second, nu)
+
+
+@functools.partial(jax.jit, static_argnames="eps", inline=True)
+def _quotient(mu: Array, first: Array, nu: Array, second: Array, *, eps: float) -> Array:
+    return (mu / first) / (jnp.sqrt(nu / second) + eps)
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:

@@ -89,9 +89,6 @@ def make_train_step(
         loss = (per_image * batch["weight"]).sum() / jnp.maximum(total_weight, 1e-6)
         return loss, (batch_stats, task.metrics(per_image, parts, outputs, batch))
 
-    # Jitted so that JAX caches its trace: under jit over a mesh, FLOP counting makes the trace
-    # and compilation reuses it.
-    @functools.partial(jax.jit, inline=True)
     def gradients(state: TrainState, batch: Batch) -> Any:
         root = jax.random.wrap_key_data(state.rng)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(root, batch["draw"])
@@ -121,9 +118,10 @@ def make_train_step(
         (loss, grads, stats, metrics), _ = jax.lax.scan(micro, start, parts)
         return loss, jax.tree.map(lambda g: g / accumulate, grads), stats, metrics
 
-    def train_step(
-        state: TrainState, metrics: Metrics | Watched, batch: Batch, flops: int = 0
-    ) -> Any:
+    # Jitted so that JAX caches its trace: under jit over a mesh, FLOP counting makes the trace
+    # and compilation reuses it.
+    @functools.partial(jax.jit, inline=True)
+    def update(state: TrainState, batch: Batch) -> Any:
         loss, grads, batch_stats, new = gradients(state, batch)
         # One reduction for all; statistics are already equal if BatchNorm is synced.
         loss, grads, batch_stats = mean_over_devices((loss, grads, batch_stats), axis_name)
@@ -133,13 +131,13 @@ def make_train_step(
         good = all_finite(loss, global_norm(grads), batch_stats)
         updates, opt_state = advance(grads, state.opt_state, part, good=good)
         opt_state = accept(good, opt_state, state.opt_state)
-        part = accept(good, optax.apply_updates(part, updates), part)
+        part = jax.tree.map(functools.partial(_updated, good), part, updates)
         batch_stats = accept(good, batch_stats, state.batch_stats)
         ema = state.ema_params
         if ema_decay:
             step = state.step.astype(jnp.float32)
             decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
-            ema = accept(good, optax.incremental_update(part, ema, 1.0 - decay), ema)
+            ema = jax.tree.map(functools.partial(_averaged, good, 1.0 - decay), part, ema)
         state = dataclasses.replace(
             state,
             step=state.step + 1,
@@ -147,8 +145,25 @@ def make_train_step(
             batch_stats=batch_stats,
             ema_params=ema,
             opt_state=opt_state,
-            flops_spent=add_flops(state.flops_spent, flops),
         )
-        return state, record(metrics, sum_over_devices(new, axis_name), good, state.step)
+        return state, sum_over_devices(new, axis_name), good
+
+    def train_step(
+        state: TrainState, metrics: Metrics | Watched, batch: Batch, flops: int = 0
+    ) -> Any:
+        state, new, good = update(state, batch)
+        state = dataclasses.replace(state, flops_spent=add_flops(state.flops_spent, flops))
+        return state, record(metrics, new, good, state.step)
 
     return train_step
+
+
+# Jitted, and so traced once for each shape, not for each of hundreds of parameters.
+@functools.partial(jax.jit, inline=True)
+def _updated(good: jax.Array, param: jax.Array, update: jax.Array) -> Any:
+    return accept(good, optax.apply_updates(param, update), param)
+
+
+@functools.partial(jax.jit, inline=True)
+def _averaged(good: jax.Array, size: jax.Array, new: jax.Array, old: jax.Array) -> Any:
+    return accept(good, optax.incremental_update(new, old, size), old)

@@ -3,12 +3,20 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from unittest.mock import Mock
 
+import jax.numpy as jnp
 import pytest
 
 from boneage_jax.runtime import native_code
-from boneage_jax.runtime.native_code import SWITCH, build_library, load_native_code
+from boneage_jax.runtime.native_code import (
+    SWITCH,
+    build_library,
+    load_native_code,
+    native_code_ahead,
+)
 from tests.support.compiling import xla_flags
 
 ROOT = Path(__file__).parents[2]
@@ -40,16 +48,45 @@ def test_a_compiler_that_fails_is_no_error(cache, monkeypatch, tmp_path, text):
 
 
 def test_a_library_is_made_once_for_each_compiler(cache, monkeypatch, tmp_path):
-    count = tmp_path / "count"
+    linked = tmp_path / "linked"
     for version in ("1", "1", "2"):
         compiler = script(
             tmp_path / "cxx",
             f'if test "$1" = --version; then echo {version}; exit; fi\n'
-            f'echo x >> {count}\nwhile test "$1" != -o; do shift; done; echo code > "$2"',
+            f'case "$*" in *-shared*) echo x >> {linked};; esac\n'
+            'while test "$1" != -o; do shift; done; echo code > "$2"',
         )
         monkeypatch.setenv("CXX", compiler)
         assert build_library().read_text() == "code\n"
-    assert count.read_text() == "x\nx\n" and len(list(cache.iterdir())) == 2
+    assert linked.read_text() == "x\nx\n" and len(list(cache.iterdir())) == 2
+
+
+def test_compilers_begin_at_once_and_are_ended_if_no_step_asks(cache, monkeypatch, tmp_path):
+    begun = tmp_path / "begun"
+    compiler = f'test "$1" = --version && exit\nsleep 1000 & echo $! >> {begun}; wait'
+    monkeypatch.setenv("CXX", script(tmp_path / "cxx", compiler))
+    monkeypatch.delenv(SWITCH, raising=False)
+    monkeypatch.setattr(native_code.native, "is_of_use", lambda: True)
+    monkeypatch.setattr(native_code.native, "_registered", False)
+    sources = len(list(Path(native_code.__file__).parents[1].glob("models/native_code/*.cc")))
+    with native_code_ahead():
+        while not begun.exists() or len(begun.read_text().split()) < sources:
+            time.sleep(0.01)
+        assert native_code.native.is_pending()
+    assert not native_code.native.is_pending() and not list(cache.iterdir())
+    for child in begun.read_text().split():
+        status = Path("/proc", child, "status")
+        assert not status.exists() or "zombie" in status.read_text()
+
+
+def test_the_first_question_loads_what_is_pending_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(native_code.native, "is_of_use", lambda: True)
+    monkeypatch.setattr(native_code.native, "_registered", False)
+    native_code.native.load_when_needed(lambda: asked.append(1))
+    assert not native_code.native.is_enabled(jnp.bfloat16) and not asked  # there is no such code
+    assert not native_code.native.is_enabled() and not native_code.native.is_enabled()
+    assert asked == [1]
 
 
 def test_a_damaged_library_is_made_again_once(monkeypatch, tmp_path):
@@ -63,7 +100,7 @@ def test_a_damaged_library_is_made_again_once(monkeypatch, tmp_path):
     monkeypatch.delenv(SWITCH, raising=False)
     monkeypatch.setattr(native_code.native, "is_of_use", lambda: True)
     monkeypatch.setattr(native_code.native, "is_enabled", lambda: False)
-    monkeypatch.setattr(native_code, "build_library", build)
+    monkeypatch.setattr(native_code._Build, "begin", staticmethod(lambda: Mock(finish=build)))
     assert load_native_code() is False
     assert len(made) == 2 and not damaged.exists()
 
@@ -148,6 +185,7 @@ def gradients(model):  # with compiled code and without it
         yield gradient(variables["params"])
 
 with prepared_process():
+    assert native.is_loaded()
     network = create_model("efficientnet_b0", drop_path_rate=0.0)
     for model in (network, UNet("unet"), UNet("unet_10")):
         both = list(zip(*map(jax.tree.leaves, gradients(model)), strict=True))

@@ -5,6 +5,7 @@ proportional to the area of the bones, not of the frame.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import cv2
@@ -56,12 +57,14 @@ def _patch(
     frame = np.array([[axis[0], -axis[1]], [axis[1], axis[0]]])
     corners = canvas.place(origin + box @ frame.T)
     side = canvas.side
-    left, top = np.clip(np.floor(corners.min(0)), 0, side).astype(int).tolist()
-    right, bottom = np.clip(np.ceil(corners.max(0)) + 1, 0, side).astype(int).tolist()
+    # Numbers, not arrays: NumPy's calls cost more than such small work.
+    (x0, y0), (x1, y1) = corners.min(0).tolist(), corners.max(0).tolist()
+    left, top = (min(max(math.floor(v), 0), side) for v in (x0, y0))
+    right, bottom = (min(max(math.ceil(v) + 1, 0), side) for v in (x1, y1))
     if right <= left or bottom <= top:
         return None
     # Pixels to hand units to the bone's own axes: two affine maps combined.
-    linear = frame.T @ np.linalg.inv(canvas.matrix[:, :2])
+    linear = frame.T @ canvas.inverse
     offset = -linear @ canvas.matrix[:, 2] - frame.T @ origin
     x = np.arange(left, right, dtype=np.float32)
     y = np.arange(top, bottom, dtype=np.float32)[:, None]
@@ -98,12 +101,12 @@ def _shaft(bone: Bone, patch: _Patch, begin: float, end: float) -> np.ndarray:
     """Returns path lengths in a tube of cortex around spongy bone, float32 of the patch."""
     half = bone.width / 2
     place = (patch.along - np.float32(begin)) / np.float32(end - begin)
-    step = np.clip(place * (_STEPS - 1), 0, _STEPS - 1).astype(np.intp)
+    step = _within(place * (_STEPS - 1), _STEPS - 1).astype(np.intp)
     profile = _profile(bone.kind, round(bone.waist, 2))
     outer = half * profile.width[step]
     # Ends are rounded: the metaphysis slightly, the other end like the head of a joint.
-    near = np.clip((patch.along - begin) / (0.30 * half), 0, 1)
-    far = np.clip((end - patch.along) / ((1.0 if bone.kind == "distal" else 0.7) * half), 0, 1)
+    near = _within((patch.along - begin) / (0.30 * half), 1)
+    far = _within((end - patch.along) / ((1.0 if bone.kind == "distal" else 0.7) * half), 1)
     outer = outer * np.sqrt(near * (2 - near)) ** 0.5 * np.sqrt(far * (2 - far))
     inner = outer - half * bone.cortex * profile.wall[step]
     square = patch.across * patch.across
@@ -113,6 +116,11 @@ def _shaft(bone: Bone, patch: _Patch, begin: float, end: float) -> np.ndarray:
     # Zone of provisional calcification: a white line where the shaft meets its growth plate.
     line = np.exp(-(((patch.along - begin) / (0.16 * half)) ** 2))
     return _flatten(mineral * (1 + 0.5 * line), half)
+
+
+def _within(x: np.ndarray, most: int) -> np.ndarray:
+    """Returns `np.clip(x, 0, most)` in a third of its time for a few hundred pixels."""
+    return np.minimum(np.maximum(x, 0), most)
 
 
 def _epiphysis(bone: Bone, patch: _Patch) -> np.ndarray:

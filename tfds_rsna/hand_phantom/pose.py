@@ -1,6 +1,7 @@
 """Position of a hand in the frame, and the map from its lengths to pixels."""
 
 import dataclasses
+import functools
 
 import cv2
 import numpy as np
@@ -25,6 +26,11 @@ class Canvas:
     def unit(self) -> float:
         """Pixels per hand unit."""
         return float(np.hypot(*self.matrix[:, 0]))
+
+    @functools.cached_property
+    def inverse(self) -> np.ndarray:
+        """Maps differences in pixels to hand units, float64 [2, 2]."""
+        return np.linalg.inv(self.matrix[:, :2])
 
     def place(self, points: np.ndarray) -> np.ndarray:
         """Maps hand units [n, 2] to pixels [n, 2]."""
