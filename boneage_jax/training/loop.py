@@ -21,7 +21,7 @@ from boneage_jax.runtime.progress import progress
 from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
 from boneage_jax.storage.checkpoints import Checkpoints
 from boneage_jax.storage.state import TrainState
-from boneage_jax.training.nonfinite import Watched, all_finite
+from boneage_jax.training.nonfinite import Watched, is_finite
 from boneage_jax.training.run import Run
 from boneage_jax.training.step_log import StepLog
 
@@ -58,7 +58,6 @@ class Loop:
         self._compiled: set[int] = set()  # ids of the step functions that have run
         self._queue: collections.deque[Any] = collections.deque()  # steps that may still run
         self._ahead = 0 if _shares_cores(run) else _RUN_AHEAD
-        self._is_finite = jax.jit(all_finite)
 
     def run_steps(self, state: TrainState, batches: Any) -> TrainState:
         """Trains to the last step and returns the final state.
@@ -90,7 +89,7 @@ class Loop:
                     metrics = metrics.emptied(empty)
                 if (evaluate or save) and not bad:
                     bad = log.flush(bar)
-                    if not bad and not self._is_finite(state):
+                    if not bad and not is_finite(state):
                         bad = log.guard.judge_state(self._step)
                 if bad:
                     state = self._roll_back(state, bar)

@@ -12,6 +12,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from clu.metrics import Collection
 from ml_collections import ConfigDict
 
@@ -30,6 +31,19 @@ def all_finite(*trees: Any) -> jax.Array:
     values = [leaf if leaf.ndim == 1 else leaf.sum(keepdims=True) for leaf in join_small(leaves)]
     # Of each value, not of sums of vectors: XLA turns a sum of joined vectors into a sum for each.
     return jnp.stack([jnp.isfinite(value).all() for value in values] or [jnp.ones((), bool)]).all()
+
+
+def is_finite(tree: Any) -> bool:
+    """Returns whether all numbers of a state are finite, read on the host.
+
+    A jitted function of its thousand arrays takes longer to compile than most train steps: 14 s of
+    EfficientNet-B4's on two cores.
+
+    Args:
+      tree: arrays; with several devices or processes the first copy on this host is read.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return all(np.isfinite(np.asarray(leaf.addressable_data(0))).all() for leaf in leaves)
 
 
 def accept(good: jax.Array, new: Any, old: Any) -> Any:

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import ScopeParamShapeError
 
-from boneage_jax.models.initializers import init_variables, variance_scaling
+from boneage_jax.models.initializers import init_variables, kernel_of, variance_scaling
 
 FEATURES = (1, 64, 65, 300)  # kernels of less than a chunk, of a chunk, of one and some, of many
 
@@ -67,3 +68,30 @@ def test_another_generator_is_left_to_flax():
 def test_kernels_made_inside_a_transformation_are_left_to_flax():
     key = jax.random.key(0)
     assert_same(init_variables(Chain(True, remat=True), key, INPUT), flax_values(key, remat=True))
+
+
+class Product(nn.Module):
+    """A matrix product whose initializer is watched."""
+
+    start: object
+    features: int = 3
+
+    @nn.compact
+    def __call__(self, x):
+        return x @ kernel_of(self, self.start, (x.shape[-1], self.features))
+
+
+def test_the_initializer_of_a_kernel_that_is_given_is_not_called():
+    called = []
+
+    def init(key, shape, dtype):
+        called.append(shape)
+        return jnp.full(shape, 2.0, dtype)
+
+    x = jnp.ones((1, 4))
+    variables = Product(init).init(jax.random.key(0), x)
+    assert called == [(4, 3)] and float(variables["params"]["kernel"][0, 0]) == 2.0
+    np.testing.assert_array_equal(Product(init).apply(variables, x), [[8.0] * 3])
+    assert called == [(4, 3)]
+    with pytest.raises(ScopeParamShapeError):  # shapes are compared all the same
+        Product(init, features=5).apply(variables, x)

@@ -18,7 +18,7 @@ from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.runtime.parallel import Parallel
 from boneage_jax.storage.state import flops_of
 from boneage_jax.training import adam
-from boneage_jax.training.nonfinite import Guard, Watched, all_finite
+from boneage_jax.training.nonfinite import Guard, Watched, all_finite, is_finite
 from boneage_jax.training.run import load_run
 from boneage_jax.training.step import make_train_step
 from configs import cls
@@ -68,9 +68,10 @@ def spoilt(seed):
 def test_one_bad_value_among_many_is_seen(where, value):
     tree = {"vector": np.ones(7, np.float32), "matrix": np.ones((3, 4), np.float32), "count": 3}
     tree["other"] = np.zeros((), np.float32)
-    assert jax.jit(all_finite)(tree)
+    tree["half"] = jnp.ones(3, jnp.bfloat16)
+    assert jax.jit(all_finite)(tree) and is_finite(jax.tree.map(jnp.asarray, tree))
     tree[where].flat[5] = value
-    assert not jax.jit(all_finite)(tree)
+    assert not jax.jit(all_finite)(tree) and not is_finite(jax.tree.map(jnp.asarray, tree))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import pytest
 
 from boneage_jax.errors import InputError
 from boneage_jax.inference.eval_step import make_eval_step
+from boneage_jax.models.flops import count_flops
 from boneage_jax.runtime.parallel import Parallel
 from boneage_jax.storage.state import TrainState, flops_of
+from boneage_jax.training.nonfinite import Watched
 from boneage_jax.training.step import make_train_step
 from tests.support.tiny_task import plain_inputs, random_batch, tiny_task
 
@@ -60,6 +62,25 @@ def test_pmap_and_jit_agree_on_any_number_of_devices(options):
             (state.params, state.batch_stats, state.ema_params, others),
         )
         assert flops_of(state.flops_spent) == 21 and state.step == 3
+
+
+def test_counting_and_compiling_share_a_trace(monkeypatch):
+    """Also with the metrics of a run, which the counter does without."""
+    task, traced = tiny_task(), []
+    apply = task.apply
+
+    def watched(*args, **kwargs):
+        traced.append(1)
+        return apply(*args, **kwargs)
+
+    monkeypatch.setattr(type(task), "apply", staticmethod(watched))
+    optimizer = optax.adam(1e-2)
+    step = make_train_step(task, optimizer, plain_inputs, ema_decay=0.9)
+    state, batch = new_state(task, optimizer, ema=True), random_batch(8)
+    empty = task.metrics_type.empty()
+    flops = count_flops(step, state, empty, batch)
+    jax.jit(functools.partial(step, flops=flops)).trace(state, Watched.begin(empty), batch)
+    assert traced == [1] and flops > 0
 
 
 def test_one_step_is_the_textbook_step():
