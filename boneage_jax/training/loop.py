@@ -15,6 +15,7 @@ from tqdm import tqdm
 from boneage_jax.data.source import Split
 from boneage_jax.errors import Stopped
 from boneage_jax.evaluation.evaluate_split import evaluate_split
+from boneage_jax.inference.network import Rows
 from boneage_jax.runtime.parallel import is_first_process
 from boneage_jax.runtime.preemption import Stopping
 from boneage_jax.runtime.progress import progress
@@ -29,7 +30,12 @@ _RUN_AHEAD = 2  # steps queued on the device; more would only hold more batches 
 
 
 class Loop:
-    """Training loop of one run, from its current step to the last."""
+    """Training loop of one run, from its current step to the last.
+
+    Attributes:
+      predictions: what the task reports of the evaluation split after the last step, in its order;
+        None if this start did not come to that evaluation.
+    """
 
     def __init__(
         self,
@@ -57,6 +63,7 @@ class Loop:
         self._notice = False  # a preemption notice was received
         self._compiled: set[int] = set()  # ids of the step functions that have run
         self._queue: collections.deque[Any] = collections.deque()  # steps that may still run
+        self.predictions: Rows | None = None
         self._ahead = 0 if _shares_cores(run) else _RUN_AHEAD
 
     def run_steps(self, state: TrainState, batches: Any) -> TrainState:
@@ -171,7 +178,12 @@ class Loop:
         return dataclasses.replace(restored, flops_spent=like.flops_spent)
 
     def _evaluate(self, state: TrainState, bar: tqdm) -> dict[str, float]:
-        values, _ = evaluate_split(self._run.network, state.eval_variables, self._eval_split)
+        run = self._run
+        keys = run.task.reported if self._step == run.total_steps else ()
+        values, rows = evaluate_split(
+            run.network, state.eval_variables, self._eval_split, keys=keys
+        )
+        self.predictions = rows if keys else None
         return self._log.evaluated(self._step, values, bar)
 
 

@@ -122,14 +122,16 @@ def _train_network(
             check_pretrained(config)  # before the minutes that compiling takes
         waiting_for("the model", PATIENCE)
         describe_run(run, workdir)
-        state = _make_steps(run, workdir, dataset, checkpoints, start, stopping)
+        state, loop = _make_steps(run, workdir, dataset, checkpoints, start, stopping)
         step = checkpoints.step_to_use(config.select)
         if step != run.total_steps:
             state = checkpoints.restore(step, run.parallel.as_global(state))
     spent = flops_of(state.flops_spent)
     trained = [Trained(run.network, state.eval_variables, spent, step, workdir)]
     split = dataset.split(config.data.eval_split)
-    rows = average_beside_labels(predict_split(trained, split), split, run.task)
+    known = loop.predictions if step == run.total_steps else None
+    parts = predict_split(trained, split) if known is None else [known]
+    rows = average_beside_labels(parts, split, run.task)
     report = final_report(trained, dataset, rows, workdir)
     run.parallel.check_compiled_once()
     return report
@@ -150,8 +152,8 @@ def _make_steps(
     checkpoints: Checkpoints,
     start: int | None,
     stopping: Stopping,
-) -> TrainState:
-    """Trains from the current step to the last and returns the final state."""
+) -> tuple[TrainState, Loop]:
+    """Trains from the current step to the last; returns the final state and what made it."""
     config = run.config
     batches = train_batches(
         dataset.split(config.data.train_split),
@@ -183,4 +185,4 @@ def _make_steps(
     finally:
         batches.close()  # type: ignore[attr-defined]  # stops the reading threads
     checkpoints.wait()
-    return state
+    return state, loop

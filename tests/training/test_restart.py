@@ -59,6 +59,17 @@ def test_a_preemption_notice_saves_and_ends(tiny_train, monkeypatch, tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "3").exists()
 
 
+def test_a_report_that_is_made_again_holds_the_same_predictions(tiny_train):
+    """A run reports its last evaluation; a start that finds it trained evaluates once more."""
+    report, workdir = tiny_train()
+    before = (workdir / "predictions.csv").read_bytes()
+    (workdir / "report.json").unlink()
+    (workdir / "predictions.csv").unlink()
+    again, _ = tiny_train()
+    assert (workdir / "predictions.csv").read_bytes() == before
+    assert again["age"] == report["age"] and again["sex"] == report["sex"]
+
+
 def test_a_checkpoint_of_another_network_is_one_clear_line(tiny_train, monkeypatch, tmp_path):
     _, workdir = tiny_train()
     # By the key that differs it would have been refused.
