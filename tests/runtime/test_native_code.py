@@ -68,9 +68,8 @@ def test_compilers_begin_at_once_and_are_ended_if_no_step_asks(cache, monkeypatc
     monkeypatch.delenv(SWITCH, raising=False)
     monkeypatch.setattr(native_code.native, "is_of_use", lambda: True)
     monkeypatch.setattr(native_code.native, "_registered", False)
-    sources = len(list(Path(native_code.__file__).parents[1].glob("models/native_code/*.cc")))
     with native_code_ahead():
-        while not begun.exists() or len(begun.read_text().split()) < sources:
+        while not begun.exists() or len(begun.read_text().split()) < 2:
             time.sleep(0.01)
         assert native_code.native.is_pending()
     assert not native_code.native.is_pending() and not list(cache.iterdir())
