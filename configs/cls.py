@@ -52,8 +52,8 @@ def phantom() -> ConfigDict:
     config = base_config()
     config.batch_size = 16  # random weights need steps: half as many images, twice as many
     config.eval_batch_size = 80
-    config.epochs = 1.84
-    config.evaluate_every = 0.93  # twice
+    config.epochs = 2.08
+    config.evaluate_every = 1.04  # twice
     config.view_steps = 300
     config.augment.flip = 0.0  # left and right hands are drawn
     config.model.bn_momentum = 0.95  # a short run: statistics must adapt within tens of steps
@@ -65,7 +65,6 @@ def phantom() -> ConfigDict:
     config.loss.sex_weight = 0.2
     config.ema_decay = 0.98
     config.optimizer.learning_rate = 4e-3
-    config.optimizer.clip_norm = 0.3  # at this rate steps of a larger gradient go astray
     config.optimizer.schedule = "one_cycle"
     config.optimizer.warmup = 0.2
     return config
