@@ -76,7 +76,7 @@ def test_each_batch_of_the_last_evaluation_is_a_sign_of_life(tiny_train):
 
     with Noting(3600.0):  # it hears what the watch of the run would, which is inside it
         tiny_train(members=2, steps=2)
-    evaluations = 2 * 2 + 2  # of each member at its last step and for its report; of the ensemble
+    evaluations = 2 + 2  # of each member at its last step, which its report takes; of the ensemble
     assert words.count("the evaluation") == evaluations * (1 + 3)
     # What comes before the first step is watched as well.
     first, step = words.index("the data"), words.index("the step and its compilation")
