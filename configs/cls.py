@@ -54,7 +54,7 @@ def phantom() -> ConfigDict:
     config.eval_batch_size = 80
     config.epochs = 2.08
     config.evaluate_every = 1.04  # twice
-    config.view_steps = 500  # with 300 diagonal hands stay so
+    config.view_steps = 300  # of phantoms turned by 45 degrees about half stay so
     config.augment.flip = 0.0  # left and right hands are drawn
     config.model.bn_momentum = 0.95  # a short run: statistics must adapt within tens of steps
     config.model.drop_path_rate = 0.0
