@@ -68,8 +68,10 @@ def test_compilers_begin_at_once_and_are_ended_if_no_step_asks(cache, monkeypatc
     monkeypatch.delenv(SWITCH, raising=False)
     monkeypatch.setattr(native_code.native, "is_of_use", lambda: True)
     monkeypatch.setattr(native_code.native, "_registered", False)
+    deadline = time.monotonic() + 60
     with native_code_ahead():
         while not begun.exists() or len(begun.read_text().split()) < 2:
+            assert time.monotonic() < deadline, "no compiler was started"
             time.sleep(0.01)
         assert native_code.native.is_pending()
     assert not native_code.native.is_pending() and not list(cache.iterdir())
