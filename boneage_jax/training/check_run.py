@@ -12,6 +12,7 @@ from boneage_jax.datasets import check_training_data
 from boneage_jax.errors import InputError
 from boneage_jax.extensions import MODELS, TASKS, words_of
 from boneage_jax.inference.load_trained import described_network
+from boneage_jax.pretrained.grow import check_grown
 from boneage_jax.pretrained.load_pretrained import pretrained_options
 from boneage_jax.pretrained.source import as_named
 from boneage_jax.storage.shipped import open_network
@@ -77,14 +78,22 @@ def _check_own(run: Run) -> None:
 
 def _check_start(run: Run) -> None:
     config = run.config
+    if config.model.grown_from:
+        check_grown(config.model.grown_from, config.model.name)
     if config.init_from:
         try:
             folder = open_network(config.init_from)
             other = described_network(folder, config.task, devices=run.parallel.devices)
         except InputError as error:
             raise InputError(f"config.init_from: {error}") from error
-        found, wanted = other.variable_shapes(), run.network.variable_shapes()
-        check_same_shapes(found, wanted, config.init_from)
+        if not config.model.grown_from:
+            found, wanted = other.variable_shapes(), run.network.variable_shapes()
+            check_same_shapes(found, wanted, config.init_from)
+        elif config.model.grown_from != other.config.model.name:
+            raise InputError(
+                f"config.model.grown_from={config.model.grown_from}: {config.init_from} holds "
+                f"{other.config.model.name}"
+            )
     # What the hub holds is fetched after the data are known to be there.
     if config.model.pretrained and not as_named(config.model.pretrained).startswith("hf:"):
         check_pretrained(config)
@@ -100,7 +109,7 @@ def check_pretrained(config: ConfigDict) -> None:
     model = config.model
     if not model.pretrained or config.pretrain.data or config.init_from:
         return
-    options = pretrained_options(model.name, model.pretrained)
+    options = pretrained_options(model.grown_from or model.name, model.pretrained)
     wrong = {key: value for key, value in options.items() if model[key] != value}
     if wrong:
         flags = " ".join(f"--config.model.{key}={value}" for key, value in wrong.items())

