@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
 
     from boneage_jax.evaluation.calibrate_run import calibrate
-    from tfds_rsna.radiograph_folder.table import Columns
+    from tfds_rsna.radiograph_folder.columns import Columns
 
     prepare_jax()
     lines = calibrate(

@@ -12,7 +12,8 @@ from boneage_jax.errors import InputError
 from boneage_jax.extensions import DATASETS
 from boneage_jax.runtime.watchdog import PATIENCE, waiting_for, waiting_without_limit
 from boneage_jax.tasks.registry import task_class
-from tfds_rsna.builders import features_of, fitted_name, prepare
+from tfds_rsna.builders import features_of, prepare
+from tfds_rsna.find_builder import fitted_name
 
 _SPLITS = ("train", "validation", "test")  # of all builders of tfds_rsna
 

@@ -105,7 +105,14 @@ FREE_TEXT = {
         "progressive.fractions",
     ),
     *("data.name", "data.config", "data.raw_dir", "data.data_dir", "data.masks"),
-    *("data.train_split", "data.eval_split", "augment.extra", "model.name", "model.pretrained"),
+    *(
+        "data.train_split",
+        "data.eval_split",
+        "augment.extra",
+        "model.name",
+        "model.pretrained",
+        "model.grown_from",
+    ),
     *("bench.batch_sizes", "bench.image_sizes"),
 }
 

@@ -1,7 +1,6 @@
-"""Finds builders by name and prepares their data sets, once and atomically."""
+"""Prepares data sets, once and atomically."""
 
 import contextlib
-import importlib
 import inspect
 import io
 import os
@@ -19,12 +18,18 @@ from absl import logging
 from boneage_jax.data.file_lock import locked
 from boneage_jax.errors import InputError
 from boneage_jax.extensions import DATASETS, words_of
-from boneage_jax.ranges import shown
 from boneage_jax.runtime.interruption import cleans_up
 from boneage_jax.storage.layout import checked_path
 from boneage_jax.storage.safe_write import is_refused_write
 from boneage_jax.storage.shipped import find_network
 from tfds_rsna.disk_shuffle import shuffling_on_disk
+from tfds_rsna.find_builder import (
+    BuilderClass,
+    checked_options,
+    find_builder,
+    fitted_name,
+    needs_raw_data,
+)
 from tfds_rsna.fingerprint import (
     Fingerprint,
     fingerprint,
@@ -42,9 +47,8 @@ from tfds_rsna.sources import (
     save_digests,
 )
 
-NAMES = ("hand_mask", "hand_phantom", "radiograph_folder", "rsna_bone_age")
-
-BuilderClass = type[tfds.core.GeneratorBasedBuilder]
+_INCOMPLETE = "incomplete."  # prefix of temporary folders
+_DAY = 86_400.0  # seconds
 
 
 class _Place(NamedTuple):
@@ -112,7 +116,7 @@ def prepare(
         config = name_config(config, mode=mask_mode or parse_config(config).mode or "crop")
         name = f"{cls.name}/{config}"
     root = default_root(data_dir)
-    settings = _check_options(cls, options)
+    settings = checked_options(cls, options)
     if masks:
         folder_of_masks = find_network(masks) or checked_path(masks, "masks")
         settings["masks"] = str(folder_of_masks.resolve())
@@ -244,53 +248,6 @@ def is_prepared(name: str, data_dir: str | os.PathLike[str] = "") -> bool:
     return needs_raw_data(cls) and bool(prepared_sets(default_root(data_dir), below))
 
 
-def needs_raw_data(cls: BuilderClass) -> bool:
-    """Returns whether a builder reads raw data rather than generating its images."""
-    has_argument = "raw_dir" in inspect.signature(cls.__init__).parameters
-    return has_argument or bool(cls.MANUAL_DOWNLOAD_INSTRUCTIONS)
-
-
-def find_builder(name: str) -> tuple[BuilderClass, str]:
-    """Returns the class and config of `name` or `name/config`; the first config by default.
-
-    Raises:
-      InputError: unknown name or config.
-    """
-    if not isinstance(name, str):
-        raise InputError(f"data set {name!r} must be a text, NAME or NAME/CONFIG")
-    base, _, config = name.partition("/")
-    if base in DATASETS:
-        cls = DATASETS[base]
-        if not (isinstance(cls, type) and issubclass(cls, tfds.core.DatasetBuilder)):
-            raise InputError(f"data set {base!r} must be registered as a class of a TFDS builder")
-    elif base in NAMES:
-        cls = importlib.import_module(f"tfds_rsna.{base}.{base}_dataset_builder").Builder
-    else:
-        raise DATASETS.unknown(base, NAMES)
-    configs = list(cls.builder_configs)
-    if config and config not in configs:
-        raise InputError(f"{base} has no config {config!r}; it has {', '.join(configs) or 'none'}")
-    return cls, config or (configs[0] if configs else "")
-
-
-def fitted_name(name: str, fit: str) -> str:
-    """Returns the `name/config` whose images are fitted into their squares by `fit`.
-
-    Args:
-      name: name of the builder, or `name/config`.
-      fit: pad | stretch.
-
-    Raises:
-      InputError: unknown name or config, or one that does not go with `fit`.
-    """
-    cls, config = find_builder(name)
-    if cls.name in DATASETS or not needs_raw_data(cls):
-        if fit == "stretch" and cls.name not in DATASETS:
-            raise InputError(f"{cls.name} draws square images; fit=stretch is for raw radiographs")
-        return name
-    return f"{cls.name}/{name_config(config, fit=fit)}"
-
-
 def features_of(name: str) -> Mapping[str, Any]:
     """Returns the features of the records of `name/config`, prepared or not.
 
@@ -304,40 +261,6 @@ def features_of(name: str) -> Mapping[str, Any]:
         if cls.name not in DATASETS:
             raise
         raise InputError(f"data set {cls.name!r} fails: {words_of(error)}") from error
-
-
-def _check_options(cls: BuilderClass, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options that differ from their defaults, with numbers parsed."""
-    known = getattr(cls, "OPTIONS", {})
-    parameters = inspect.signature(cls.__init__).parameters
-    given: dict[str, Any] = {}
-    for key, value in options.items():
-        if value is None or value == "":
-            continue
-        if key not in known:
-            raise InputError(
-                f"{cls.name} has no option {key!r}; it has {', '.join(known) or 'none'}"
-            )
-        if key in parameters:
-            value = _typed(key, value, parameters[key])
-        if key not in parameters or value != parameters[key].default:
-            given[key] = value
-    return given
-
-
-def _typed(key: str, value: Any, parameter: inspect.Parameter) -> Any:
-    """Returns the value of an option in the type of its default, with numbers parsed."""
-    default = parameter.default
-    kind: Any = type(default)
-    if kind in (int, float):
-        with contextlib.suppress(ValueError):
-            value = kind(value) if isinstance(value, str) else value
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise InputError(f"{key}={shown(value)} must be a number like {default}")
-    mapping = isinstance(value, Mapping) and "Mapping" in str(parameter.annotation)
-    if kind is str and not isinstance(value, str | os.PathLike) and not mapping:
-        raise InputError(f"{key}={shown(value)} must be a text")
-    return value
 
 
 def _why_prepare(
@@ -403,7 +326,8 @@ def _build(
     """Builds in a temporary folder, then swaps: old data stays until the new data is complete."""
     started = time.perf_counter()
     path = place.path
-    with cleans_up(), tempfile.TemporaryDirectory(prefix="incomplete.", dir=root) as beside:
+    _remove_left_behind(root)
+    with cleans_up(), tempfile.TemporaryDirectory(prefix=_INCOMPLETE, dir=root) as beside:
         builder = _make(cls, config, Path(beside), raw, settings)
         downloads = tfds.download.DownloadConfig(manual_dir=raw)
         with _quiet(), shuffling_on_disk():
@@ -422,6 +346,17 @@ def _build(
     splits = ", ".join(f"{key} {split.num_examples}" for key, split in builder.info.splits.items())
     seconds = time.perf_counter() - started
     print(f"prepared {path}: {splits} ({seconds:.1f} s)", file=sys.stderr)
+
+
+def _remove_left_behind(root: Path) -> None:
+    """Removes the temporary folders of processes that were killed, once they are a day old.
+
+    Younger ones may be in use: by another data set, or on a file system without locks.
+    """
+    for folder in root.glob(f"{_INCOMPLETE}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _DAY:
+                shutil.rmtree(folder)
 
 
 def _report_doubts(empty: Sequence[str], doubtful: Collection[str]) -> None:

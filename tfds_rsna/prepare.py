@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from boneage_jax.cli import Parser, run_door
 from boneage_jax.data.masks import MODES
-from tfds_rsna.builders import NAMES, find_builder, prepare
+from tfds_rsna.builders import prepare
+from tfds_rsna.find_builder import NAMES, find_builder
 
 
 def main(argv: Sequence[str]) -> int:

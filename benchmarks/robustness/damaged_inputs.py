@@ -23,7 +23,7 @@ from boneage_jax.data.info import DataInfo
 from boneage_jax.inference.load_trained import Trained, load_trained
 from boneage_jax.training.run import build_run
 from tfds_rsna.hand_mask.pairs import find_pairs
-from tfds_rsna.radiograph_folder.table import Columns
+from tfds_rsna.radiograph_folder.columns import Columns
 from tfds_rsna.radiograph_folder.table import read_table as read_folder_table
 from tfds_rsna.rsna_bone_age.labels import MAX_AGE, read_table
 

@@ -38,7 +38,8 @@ from boneage_jax.inference.read_ahead import decoding_threads, read_ahead
 from boneage_jax.runtime.progress import progress
 from boneage_jax.storage.layout import CALIBRATION, SITE
 from boneage_jax.storage.shipped import best_network, open_network
-from tfds_rsna.radiograph_folder.table import Columns, Label, read_labels
+from tfds_rsna.radiograph_folder.columns import Columns
+from tfds_rsna.radiograph_folder.table import Label, read_labels
 
 _FOLDS = 10
 _NO_GAIN = "no gain is shown: the mean error may be chance, so the network as it is may be better"

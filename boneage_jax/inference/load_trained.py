@@ -104,11 +104,26 @@ def described_network(
         raise InputError(f"{folder} holds a run of task {config.task!r}, not {task!r}")
     if eval_batch_size:
         config = changed(config, eval_batch_size=eval_batch_size)
+    if not is_published(folder):
+        check_single(folder)
+    return build_network(config, info, devices)
+
+
+def check_single(folder: Path) -> None:
+    """Checks that a local folder holds the checkpoints of one network.
+
+    Raises:
+      InputError: it holds those of several, none, or a published network.
+    """
+    if is_published(folder):
+        raise InputError(
+            f"{folder} holds a published network, which has no optimizer; name the workdir of its "
+            "training, or read it with boneage_jax.load_predictor"
+        )
     if (folder / MEMBERS).is_dir():
         raise InputError(f"{folder} holds an ensemble; name one of it: {folder}/{MEMBERS}/0")
-    if not (is_published(folder) or checkpoint_folder(folder).is_dir()):
+    if not checkpoint_folder(folder).is_dir():
         raise InputError(f"{folder} holds no checkpoints; train first or name its workdir")
-    return build_network(config, info, devices)
 
 
 def load_members(folder: str | os.PathLike[str], **options: Any) -> list[Trained]:

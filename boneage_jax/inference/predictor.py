@@ -13,6 +13,7 @@ from boneage_jax.data.file_names import image_stem
 from boneage_jax.data.files import fit_square, read_radiograph
 from boneage_jax.data.notes import TINY, TINY_SIDE
 from boneage_jax.errors import InputError
+from boneage_jax.inference.age_notes import age_notes
 from boneage_jax.inference.arguments import (
     Image,
     checked_sexes,
@@ -36,14 +37,6 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 16  # images per step by default
 _AGE_COLUMNS = ("bone_age_months", "low_months", "high_months", "p_male", "accepted")
-
-_NO_SEX = "sex unknown: the network's own estimate is used"
-_OTHER_SEX = "the network sees the other sex: is it the right one?"
-_SURE_OF_SEX = 0.95  # its probability: 1 % of radiographs are noted, half of wrong sexes
-_NO_NUMBER = "the network gives no number"
-_OUTSIDE = "age beyond those of training: the nearest is given"
-_NOT_JUDGED = "accepted is unknown: too few images in training"
-_BELOW_0 = "age below 0: 0 is given"
 
 
 class Predictor:
@@ -341,55 +334,10 @@ class Predictor:
             "high_months": high,
             "p_male": rows["p_male"],
             "accepted": accepted,
-            "note": self._notes(predicted, nearest, within, sexes, rows["p_male"], reasons),
-        }
-
-    def _notes(
-        self,
-        predicted: np.ndarray,
-        age: np.ndarray,
-        within: np.ndarray,
-        sexes: np.ndarray,
-        p_male: np.ndarray,
-        reasons: Sequence[str],
-    ) -> np.ndarray:
-        """Returns what a user should know of each prediction, str [n].
-
-        Args:
-          reasons: why the view network does not accept each image, else "".
-        """
-        assert self._calibration is not None
-        finite = np.isfinite(predicted)
-        moved = finite & (predicted != age)
-        images, coverage = self._calibration.images, self._calibration.coverage
-        of_all = (
-            (
-                f"interval holds {coverage:.0%} instead of 95%: {images} validation images",
-                coverage < 0.95,
+            "note": age_notes(
+                calibration, predicted, sexes, rows["p_male"], reasons, takes_sex=self.takes_sex
             ),
-            (_NOT_JUDGED, not self.judges_images),
-        )
-        of_each = (
-            (_NO_NUMBER, ~finite),
-            (_OUTSIDE, moved & ~within),
-            (_BELOW_0, moved & within),
-            (_NO_SEX, (sexes < 0) & self.takes_sex),
-            (_OTHER_SEX, (sexes == 0) & (p_male > _SURE_OF_SEX) & self.takes_sex),
-            (_OTHER_SEX, (sexes == 1) & (p_male < 1 - _SURE_OF_SEX) & self.takes_sex),
-        )
-        always = [text for text, holds in of_all if holds]
-        return np.array(
-            [
-                "; ".join(
-                    filter(
-                        None,
-                        [reasons[n], *(text for text, holds in of_each if holds[n]), *always],
-                    )
-                )
-                for n in range(len(age))
-            ],
-            str,
-        )
+        }
 
 
 def load_predictor(

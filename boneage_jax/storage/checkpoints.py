@@ -5,7 +5,6 @@ during a save loses nothing that was saved before.
 """
 
 import contextlib
-import dataclasses
 import gc
 import json
 import sys
@@ -26,19 +25,22 @@ from boneage_jax.errors import InputError, Stopped
 from boneage_jax.runtime.distributed import is_lost_peer
 from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
 from boneage_jax.storage.bucket import checkpoint_folder, push
+from boneage_jax.storage.checkpoint_metadata import (
+    CHECKSUMS,
+    POSITION,
+    check_metadata,
+    described,
+    kept_paths,
+    metadata_of,
+    read_metadata,
+)
 from boneage_jax.storage.checksums import as_field, checksums, first_damaged
-from boneage_jax.storage.layout import CONFIG, INFO
 from boneage_jax.storage.quiet_orbax import clear_frames, without_late_errors, without_orbax
 from boneage_jax.storage.safe_write import cannot_write, is_passing, is_refused_write
 from boneage_jax.storage.state import TrainState, Tree, merge, select
 
 if TYPE_CHECKING:
     import grain
-
-# Keys in the metadata of a checkpoint.
-_CHECKSUMS, _POSITION, _INFO, _CONFIG = "checksums", "position", "info", "config"
-_STEP = "step"
-_METADATA = "_CHECKPOINT_METADATA"  # the file of orbax that holds them
 
 
 class Checkpoints:
@@ -73,11 +75,8 @@ class Checkpoints:
             self._quiet.enter_context(without_late_errors)  # of writes in the background
         self._workdir, self._folder = workdir, checkpoint_folder(workdir)
         self._metric = metric
-        self._described = {
-            _INFO: dataclasses.asdict(info) if info else {},
-            _CONFIG: _network_of(config) if config else {},
-        }
-        self._notes: dict[int, dict[str, Any]] = {}
+        self._description = described(info, config)
+        self._metadata: dict[int, dict[str, Any]] = {}
         best = BestN(
             get_metric_fn=lambda metrics: -metrics[metric],
             n=1,
@@ -141,12 +140,9 @@ class Checkpoints:
                 metrics=metrics,
                 # In the metadata: a separate item would leave an unawaited coroutine if the
                 # disk is full.
-                custom_metadata={
-                    _CHECKSUMS: checksums(state),
-                    _POSITION: iterator.get_state(),
-                    _STEP: step,
-                    **self._described,
-                },
+                custom_metadata=metadata_of(
+                    step, checksums(state), iterator.get_state(), self._description
+                ),
             )
 
     def latest_step(self) -> int | None:
@@ -206,7 +202,7 @@ class Checkpoints:
           InputError: as `restore`.
         """
         with self._restore_errors(step):
-            kept = self._kept_paths(step)
+            kept = kept_paths(self._saved_metadata(step), self._folder, step)
         need = {as_field(jax.tree_util.keystr(p)) for p, _ in _leaves(like)}
         more = {path for path in kept if path.startswith((".params[", ".batch_stats["))} - need
         if more:
@@ -245,19 +241,19 @@ class Checkpoints:
     ) -> Any:
         waiting_for("the checkpoint", PATIENCE)
         with self._restore_errors(step):
-            saved = self._noted(step)
-        self._check_info(step, saved)
+            saved = self._saved_metadata(step)
+        check_metadata(saved, step, self._description, self._folder, self._workdir)
         with self._restore_errors(step):
             state = self._manager.restore(step, args=ocp.args.Composite(state=arguments)).state
             if iterator is not None:
-                self._move(iterator, step, saved.get(_POSITION))
+                self._move(iterator, step, saved.get(POSITION))
         for path, leaf in _leaves(state):
             if not isinstance(leaf, jax.Array):  # orbax leaves parts that it lacks as they are
                 raise InputError(
                     f"{self._folder}/{step} cannot be restored: it was written by another model "
                     f"or version, without {jax.tree_util.keystr(path)}"
                 )
-        known = saved.get(_CHECKSUMS)  # older checkpoints have none
+        known = saved.get(CHECKSUMS)  # older checkpoints have none
         damaged = first_damaged(state, known, part=part) if known else ""
         if damaged:
             raise InputError(
@@ -265,20 +261,6 @@ class Checkpoints:
                 "remove that step, or train again"
             )
         return state
-
-    def _check_info(self, step: int, saved: dict[str, Any]) -> None:
-        if saved.get(_STEP, step) != step:
-            raise InputError(
-                f"{self._folder}/{step} is the checkpoint of step {saved[_STEP]}; rename it back"
-            )
-        for part, file in ((_INFO, INFO), (_CONFIG, CONFIG)):
-            before, now = saved.get(part, {}), self._described[part]  # older checkpoints have none
-            for key in sorted(before.keys() & now.keys()):
-                if before[key] != now[key]:
-                    raise InputError(
-                        f"{self._workdir / file} has {key}={now[key]!r}, but the checkpoint of "
-                        f"step {step} was trained with {before[key]!r}; put the file back"
-                    )
 
     @contextlib.contextmanager
     def _restore_errors(self, step: int) -> Iterator[None]:
@@ -301,33 +283,10 @@ class Checkpoints:
                 f"another model or version ({reason})"
             )
 
-    def _noted(self, step: int) -> dict[str, Any]:
-        """Returns what `save` stored in the metadata; {} for older checkpoints.
-
-        Read once and before the first restore: afterwards orbax would also open every array for
-        this.
-        """
-        if step not in self._notes:
-            path = epath.Path(self._folder) / str(step) / _METADATA
-            # Orbax takes a damaged file for one without checksums.
-            if path.exists() and not isinstance(json.loads(path.read_text()), dict):
-                raise ValueError(f"{_METADATA} is no JSON object")
-            notes = self._manager.metadata(step).custom_metadata or {}
-            for key in (_CHECKSUMS, _INFO, _CONFIG):
-                if not isinstance(notes.get(key, {}), dict):
-                    raise ValueError(f"{key} in its {_METADATA} is no JSON object")
-            self._notes[step] = notes
-        return self._notes[step]
-
-    def _kept_paths(self, step: int) -> set[str]:
-        """Returns the paths of a checkpoint's arrays, e.g. `.params['top_conv']['kernel']`."""
-        known = self._noted(step).get(_CHECKSUMS)
-        if known:
-            return set(known)
-        # Slower: orbax opens every array.
-        tree = ocp.PyTreeCheckpointer().metadata(epath.Path(self._folder) / str(step) / "state")
-        leaves = jax.tree_util.tree_leaves_with_path(tree.item_metadata.tree)
-        return {f".{path[0].key}{jax.tree_util.keystr(path[1:])}" for path, _ in leaves}
+    def _saved_metadata(self, step: int) -> dict[str, Any]:
+        if step not in self._metadata:
+            self._metadata[step] = read_metadata(self._manager, self._folder, step)
+        return self._metadata[step]
 
     def _move(self, iterator: "grain.DatasetIterator", step: int, saved: Any) -> None:
         """Moves `iterator` to its position at `step`.
@@ -400,20 +359,6 @@ class Checkpoints:
                 "last checkpoint",
                 alone=True,
             ) from error
-
-
-def _network_of(config: ConfigDict) -> dict[str, Any]:
-    """Returns the keys of a config on which predictions depend, but not the shapes of arrays."""
-    model, loss = config.model, config.loss
-    return {
-        "model.name": model.name,
-        "model.options": model.options.to_dict(),
-        "model.padding": model.padding,
-        "model.bn_epsilon": float(model.bn_epsilon),
-        "normalize": config.normalize,
-        "loss.age": loss.age,
-        "loss.standardize": loss.standardize,
-    }
 
 
 def _check_room(folder: Path) -> None:

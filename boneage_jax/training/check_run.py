@@ -18,7 +18,8 @@ from boneage_jax.pretrained.source import as_named
 from boneage_jax.storage.shipped import open_network
 from boneage_jax.training.initialize import check_same_shapes
 from boneage_jax.training.run import Run, build_run
-from tfds_rsna.builders import find_builder, is_prepared, needs_raw_data
+from tfds_rsna.builders import is_prepared
+from tfds_rsna.find_builder import find_builder, needs_raw_data
 
 
 def check_before_data(

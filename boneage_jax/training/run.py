@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from boneage_jax.data.info import DataInfo
 from boneage_jax.data.inputs import batch_shapes, input_shape, make_inputs
 from boneage_jax.errors import InputError
+from boneage_jax.inference.load_trained import check_single
 from boneage_jax.inference.network import Network, build_network
 from boneage_jax.models.depthwise import chosen
 from boneage_jax.models.flops import count_flops
@@ -200,10 +201,12 @@ def load_run(
       (the run, the state of the selected checkpoint, its step).
 
     Raises:
-      InputError: no run in the folder, no checkpoint, or a damaged one.
+      InputError: no run in the folder, an ensemble, a published network, no checkpoint, or one that
+        is damaged.
     """
     folder = open_workdir(folder)
     config, info = read_run(folder)
+    check_single(folder)
     run = build_run(config, info, devices)
     checkpoints = Checkpoints(folder, run.task.metric, info=info, config=config, read_only=True)
     try:

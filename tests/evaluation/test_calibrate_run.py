@@ -27,7 +27,7 @@ from boneage_jax.inference.load_trained import load_trained
 from tests.support.dicom_files import dicom_file
 from tests.support.unet_run import call
 from tfds_rsna.hand_phantom.render import make_phantom
-from tfds_rsna.radiograph_folder.table import Columns
+from tfds_rsna.radiograph_folder.columns import Columns
 
 RUN = Path(__file__).parents[1] / "inference" / "old_workdirs" / "bone_age"
 COUNT = 40

@@ -30,7 +30,7 @@ from boneage_jax.storage.checkpoints import Checkpoints
 from boneage_jax.storage.state import flops_of, split_flops
 from boneage_jax.tasks.registry import make_task
 from boneage_jax.training.check_run import check_pretrained
-from boneage_jax.training.initialize import with_pretrained_backbone
+from boneage_jax.training.initialize import start_from, with_pretrained_backbone
 from boneage_jax.training.optimizer import make_optimizer
 from boneage_jax.training.run import fresh_state
 from tests.support.weight_files import lite0_arrays
@@ -410,9 +410,35 @@ def test_a_run_that_starts_from_an_own_one_counts_its_cost(workdir, name):
     state = with_pretrained_backbone(state, config)
     assert flops_of(state.flops_spent) == COST
     saved = flax.core.unfreeze(before.ema_params)["backbone"]["block4c_expand_conv"]["kernel"]
-    kernel = state.params["backbone"]["block4c_expand_conv"]["kernel"]
-    assert (kernel.shape == saved.shape) is (name == "efficientnet_lite0")
-    np.testing.assert_array_equal(kernel[..., : saved.shape[2], : saved.shape[3]], saved)
+    again = start_from(state, folder, task, grown_from=config.model.grown_from)
+    for found in (state, again):
+        kernel = found.params["backbone"]["block4c_expand_conv"]["kernel"]
+        assert (kernel.shape == saved.shape) is (name == "efficientnet_lite0")
+        np.testing.assert_array_equal(kernel[..., : saved.shape[2], : saved.shape[3]], saved)
+    # A run hands over its heads as well, but not to a backbone of another width.
+    assert not np.asarray(state.params["sex"]["kernel"]).any()
+    assert np.asarray(again.params["sex"]["kernel"]).any() == (not config.model.grown_from)
+    assert flops_of(again.flops_spent) == COST
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "words"),
+    [
+        ("efficientnet_lite2", "efficientnet_lite1", "holds efficientnet_lite0"),
+        ("efficientnet_lite2", "", "another network"),
+        ("efficientnet_b0", "efficientnet_lite4", "efficientnet_b0 does not hold it"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused_before_data_are_made(
+    workdir, tmp_path, name, source, words
+):
+    config = base_config()
+    config.data.data_dir = str(tmp_path / "data")
+    config.model.name, config.model.padding = name, "symmetric"
+    config.init_from, config.model.grown_from, config.steps = str(workdir[0]), source, 2
+    with pytest.raises(InputError, match=words):
+        boneage_jax.train(config, tmp_path / "run")
+    assert not (tmp_path / "data").exists()
 
 
 def test_own_runs_of_another_kind_are_refused(workdir):

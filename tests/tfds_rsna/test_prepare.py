@@ -20,7 +20,8 @@ import tensorflow_datasets as tfds
 from boneage_jax.errors import InputError
 from boneage_jax.extensions import register_dataset
 from tests.support.rsna_folder import write
-from tfds_rsna.builders import NAMES, find_builder, prepare
+from tfds_rsna.builders import prepare
+from tfds_rsna.find_builder import NAMES, find_builder
 from tfds_rsna.fingerprint import fingerprint, read_fingerprint
 
 NAME = "rsna_bone_age/256"
@@ -60,6 +61,18 @@ def test_a_changed_raw_folder_is_noticed(raw, tmp_path, capsys):
     assert ids(prepare(NAME, raw, tmp_path / "out")) == [1, 2, 3, 4]
     assert "the raw folder has changed" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("incomplete*"))
+
+
+def test_what_killed_processes_left_is_removed_after_a_day(raw, tmp_path):
+    hours_old = {"incomplete.dead": 25, "incomplete.busy": 23, "incompletely_mine": 25}
+    for name, hours in hours_old.items():
+        (tmp_path / "out" / name).mkdir(parents=True)
+        (tmp_path / "out" / name / "records").write_text("half")
+        then = time.time() - 3600 * hours
+        os.utime(tmp_path / "out" / name, (then, then))
+    prepare(NAME, raw, tmp_path / "out")
+    left = {path.name for path in (tmp_path / "out").glob("incomplete*")}
+    assert left == {"incomplete.busy", "incompletely_mine"}
 
 
 def test_of_two_processes_one_prepares(tmp_path):

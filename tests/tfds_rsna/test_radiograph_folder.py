@@ -13,8 +13,9 @@ from boneage_jax.data.files import fit_square
 from boneage_jax.data.notes import FLAT, SMALL
 from boneage_jax.errors import InputError
 from tfds_rsna.builders import prepare
+from tfds_rsna.radiograph_folder.columns import Columns, find_table, guess_columns
 from tfds_rsna.radiograph_folder.radiograph_folder_dataset_builder import Builder
-from tfds_rsna.radiograph_folder.table import Columns, find_table, guess_columns, read_table
+from tfds_rsna.radiograph_folder.table import read_table
 
 
 def _image(index: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from boneage_jax.inference.load_trained import load_members, load_trained
 from boneage_jax.inference.publish import write_published
 from boneage_jax.training.final_report import view_of
 from boneage_jax.training.initialize import start_from
-from boneage_jax.training.run import build_run
+from boneage_jax.training.run import build_run, load_run
 from boneage_jax.training.train import warn_of_few
 from configs import cls
 from tests.inference.test_view import view  # noqa: F401  (a fixture)
@@ -80,6 +80,20 @@ def test_a_name_is_a_start_whose_flops_count(tiny_train, tmp_path, monkeypatch):
         boneage_jax.InputError, match=r"config\.init_from: twoo.*did you mean two\?"
     ):
         tiny_train("wrong", init_from="twoo", **changed)
+
+
+def test_what_is_no_single_training_is_not_continued(tmp_path):
+    with pytest.raises(boneage_jax.InputError, match=r"an ensemble; name one of it: .*members/0$"):
+        load_run(OLD / "ensemble")
+    published = tmp_path / "one"
+    write_published(load_members(OLD / "bone_age"), OLD / "bone_age", published)
+    with pytest.raises(boneage_jax.InputError, match=r"one holds a published .* no optimizer"):
+        load_run(published)
+    (published / "empty").mkdir()
+    shutil.copy(OLD / "bone_age" / "config.json", published / "empty")
+    shutil.copy(OLD / "bone_age" / "facts.json", published / "empty")
+    with pytest.raises(boneage_jax.InputError, match="empty holds no checkpoints"):
+        load_run(published / "empty")
 
 
 def test_the_shipped_recipe_names_what_is_missing(monkeypatch, tmp_path):

@@ -12,11 +12,10 @@ from boneage_jax.data.masks import MODES
 from boneage_jax.data.splits import parse_fractions, stratified_split
 from boneage_jax.errors import InputError
 from tfds_rsna.decode import Item, decode_all
+from tfds_rsna.radiograph_folder.columns import Columns, find_table
 from tfds_rsna.radiograph_folder.table import (
-    Columns,
     Labelled,
     Radiograph,
-    find_table,
     parse_sex_values,
     read_table,
 )
