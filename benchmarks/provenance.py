@@ -4,10 +4,11 @@ import datetime
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from boneage_jax.experiments.sweep_tables import write_table
 from boneage_jax.runtime import machine
 from boneage_jax.runtime.cpu_memory import SWITCH
 
@@ -41,3 +42,12 @@ def write_provenance(output: Path, settings: Mapping[str, Any], **facts: Any) ->
     text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_suffix(".json").write_text(text + "\n")
+
+
+def write_rows(
+    output: Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> None:
+    """Writes a table FILE.csv with the columns of its first row, and its provenance beside it."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_table(output, rows, list(rows[0]))
+    write_provenance(output, settings)

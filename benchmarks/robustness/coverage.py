@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.provenance import write_provenance
+from benchmarks.provenance import write_rows
 from boneage_jax.inference.calibration import Calibration
 
 _COLUMNS = ("predicted_age", "true_age", "male")
@@ -103,12 +103,7 @@ def main() -> None:
                 )
     for row in table:
         print(*row.values())
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with args.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, table[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-    write_provenance(args.output, vars(args))
+    write_rows(args.output, table, vars(args))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ means (Buades et al. 2005), and a mean of the last with the noisy picture.
 """
 
 import argparse
-import csv
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from benchmarks.provenance import write_provenance
+from benchmarks.provenance import write_rows
 from boneage_jax.datasets import open_dataset
 from boneage_jax.inference.load_trained import load_trained
 from boneage_jax.runtime.compile_cache import use_compile_cache
@@ -86,12 +85,7 @@ def main() -> None:
         line(f"noise, {name}", [smooth(image) for image in noisy])
         for name, smooth in FILTERS.items()
     ]
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with args.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, table[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-    write_provenance(args.output, vars(args))
+    write_rows(args.output, table, vars(args))
 
 
 if __name__ == "__main__":

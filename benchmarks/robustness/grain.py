@@ -11,14 +11,13 @@ in no order; the first --limit of them are read.
 """
 
 import argparse
-import csv
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.provenance import write_provenance
+from benchmarks.provenance import write_rows
 from benchmarks.robustness.stress import read_labels
 from boneage_jax.data.file_names import image_stem
 from boneage_jax.data.files import read_grey
@@ -79,11 +78,7 @@ def main() -> None:
     images = [read_grey(files[name]) for name in ids]
     true, male = np.array([labels[name][0] for name in ids]), [labels[name][1] for name in ids]
     rows = [row for each in args.workdirs for row in rows_of(each, images, true, male)]
-    with args.output.open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
-    write_provenance(args.output, vars(args))
+    write_rows(args.output, rows, vars(args))
     print(f"wrote {args.output}")
 
 

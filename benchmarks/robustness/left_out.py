@@ -10,12 +10,11 @@ the validation radiographs.
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.provenance import write_provenance
+from benchmarks.provenance import write_rows
 from benchmarks.robustness.stress import photographs, slices
 from boneage_jax.config import load_config
 from boneage_jax.data.files import fit_square
@@ -64,12 +63,7 @@ def main() -> None:
                 row |= {f"{name}_n": len(squares), f"{name}_rejected": f"{1 - accepted.mean():.4f}"}
         table.append(row)
         print(*row.values(), flush=True)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with args.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, table[0].keys(), restval="")
-        writer.writeheader()
-        writer.writerows(table)
-    write_provenance(args.output, vars(args))
+    write_rows(args.output, table, vars(args))
 
 
 if __name__ == "__main__":

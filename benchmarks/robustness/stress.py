@@ -11,7 +11,6 @@ are the samples that come with pydicom.
 """
 
 import argparse
-import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import cv2
 import numpy as np
 
 import boneage_jax
-from benchmarks.provenance import write_provenance
+from benchmarks.provenance import write_rows
 from boneage_jax.data.file_names import image_stem
 from boneage_jax.data.files import read_grey
 from boneage_jax.data.find_files import find_images
@@ -127,12 +126,7 @@ def main() -> None:
         for row in rows:
             table.append(row)
             print(*row.values(), flush=True)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with args.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, table[0].keys(), restval="")
-        writer.writeheader()
-        writer.writerows(table)
-    write_provenance(args.output, vars(args))
+    write_rows(args.output, table, vars(args))
 
 
 if __name__ == "__main__":

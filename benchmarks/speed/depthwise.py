@@ -10,7 +10,6 @@ together.
 
 import argparse
 import collections
-import csv
 import functools
 import math
 import statistics
@@ -22,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.provenance import write_provenance
+from benchmarks.provenance import write_rows
 from boneage_jax.models.depthwise import depthwise_conv
 from boneage_jax.models.efficientnet import STAGES, VARIANTS, round_filters, stage_repeats
 from boneage_jax.runtime.process_setup import prepared_process
@@ -102,12 +101,7 @@ def main() -> None:
         row |= {name: f"{ms:.3f}" for name, ms in timed(calls, args.repeats).items()}
         print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         table.append(row)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with args.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
-    write_provenance(args.output, vars(args))
+    write_rows(args.output, table, vars(args))
 
 
 if __name__ == "__main__":

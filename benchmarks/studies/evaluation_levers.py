@@ -11,7 +11,6 @@ tries values of `config.test_atlas` on what the config of the run reads: `--atla
 """
 
 import argparse
-import csv
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.provenance import write_provenance
+from benchmarks.provenance import write_rows
 from boneage_jax.data.source import Split
 from boneage_jax.datasets import open_dataset
 from boneage_jax.evaluation.evaluate_split import corrected, evaluate_split, with_labels
@@ -114,12 +113,7 @@ def main() -> None:
                 }
             )
             print(table[-1])
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with args.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, table[0].keys())
-        writer.writeheader()
-        writer.writerows(table)
-    write_provenance(args.output, vars(args))
+    write_rows(args.output, table, vars(args))
 
 
 if __name__ == "__main__":

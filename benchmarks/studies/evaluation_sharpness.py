@@ -7,13 +7,12 @@ of `boneage_jax.data.augment.unaugmented` and without.
 """
 
 import argparse
-import csv
 import dataclasses
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.provenance import write_provenance
+from benchmarks.provenance import write_rows
 from boneage_jax.datasets import open_dataset
 from boneage_jax.evaluation.evaluate_split import evaluate_split, with_labels
 from boneage_jax.inference.load_trained import Trained, load_trained
@@ -59,12 +58,7 @@ def main() -> None:
                     }
                 )
                 print(rows[-1])
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with args.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    write_provenance(args.output, vars(args))
+    write_rows(args.output, rows, vars(args))
 
 
 if __name__ == "__main__":
