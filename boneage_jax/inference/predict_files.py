@@ -257,4 +257,4 @@ def describe(predictor: "Predictor", written: Written, sexes: Mapping[str, int])
         lines.append("--sex_csv is of no effect: the sex is no input of this network")
     if written.notes:
         lines.append(f"notes: {describe_notes(written.notes)}")
-    return lines
+    return [*lines, f"network: {predictor.name}"]

@@ -28,7 +28,7 @@ from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import Trained, average, load_members
 from boneage_jax.inference.network import Network, Rows
 from boneage_jax.inference.read_ahead import decoding_threads, read_ahead
-from boneage_jax.storage.layout import BACKGROUND, CALIBRATION, CONFIG
+from boneage_jax.storage.layout import BACKGROUND, CALIBRATION, CONFIG, is_published
 from boneage_jax.storage.shipped import best_network, open_network
 from boneage_jax.storage.state import Tree
 
@@ -43,6 +43,7 @@ class Predictor:
     """A trained network, or the mean of several, as a function of images; compiled once.
 
     Attributes:
+      name: name of a published network, else the workdir.
       columns: names of the predictions of a call.
       batch_size: images per step.
       image_size: height and width of the network's input in pixels.
@@ -62,6 +63,7 @@ class Predictor:
         Raises:
           InputError: calibration or masks are missing or damaged.
         """
+        self.name = folder.name if is_published(folder) else str(folder)
         self._network = members[0].network
         info, task = self._network.info, self._network.task
         self._calibration = None

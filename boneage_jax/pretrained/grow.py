@@ -36,7 +36,7 @@ def check_grown(small: str, large: str) -> None:
         )
 
 
-def grown(found: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+def grow(found: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
     """Embeds a small EfficientNet in a large one (after Net2Net, Chen et al. 2016, 1511.05641).
 
     The stages of all variants have the same kernels, strides and expansion, so each layer of the

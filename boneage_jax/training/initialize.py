@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from boneage_jax.errors import InputError
 from boneage_jax.inference.load_trained import load_trained
-from boneage_jax.pretrained.grow import grown
+from boneage_jax.pretrained.grow import grow
 from boneage_jax.pretrained.load_pretrained import load_pretrained
 from boneage_jax.pretrained.source import as_named
 from boneage_jax.runtime.watchdog import PATIENCE, waiting_for
@@ -113,7 +113,7 @@ def start_from(
       task: task of the new run, of the name that the other must have.
       rescale: adapt the parameters to the ages of the new data, see `Task.adapt`.
       grown_from: the other run's network, where it is a smaller one: its backbone is embedded in
-        that of `state`, see `boneage_jax.pretrained.grow.grown`, whose heads stay fresh.
+        that of `state`, see `boneage_jax.pretrained.grow.grow`, whose heads stay fresh.
 
     Raises:
       InputError: no such run, another task, or a network of another shape.
@@ -168,7 +168,7 @@ def with_pretrained_backbone(state: TrainState, config: ConfigDict) -> TrainStat
 def _grown_backbone(state: TrainState, found: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the variables of a fresh state with those of a smaller backbone embedded in them."""
     fresh = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
-    large = grown(found, {name: fresh[name]["backbone"] for name in fresh})
+    large = grow(found, {name: fresh[name]["backbone"] for name in fresh})
     return {name: dict(fresh[name]) | {"backbone": large[name]} for name in fresh}
 
 

@@ -167,6 +167,7 @@ def test_few_images_of_training_do_not_judge(calibrated, files, tmp_path):
     lines = describe(predictor, written, {})
     assert lines[0] == "3 of 4 files read, 1 unreadable"
     assert "accepted is unknown: too few images in training (3 files)" in lines[1]
+    assert lines[2] == f"network: {tmp_path}"
 
 
 def test_sexes_that_are_missing_or_of_no_use_are_said(predictor, calibrated, files, tmp_path):

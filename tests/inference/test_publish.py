@@ -292,6 +292,7 @@ def test_predict_for_a_person_and_as_json(known, tmp_path, capsys):
     assert all(tuple(row) == columns for row in rows)
     assert rows[3]["bone_age_months"] is None and "the content is not" in rows[3]["error"]
     assert "3 of 4 files read" in captured.err
+    assert "network: tiny_bone_age" in captured.err.splitlines()
     assert call(predict, *arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     months = round(float(found["bone_age_months"][0]))

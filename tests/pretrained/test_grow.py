@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import tests.support.tiny_backbone  # noqa: F401  (registers the networks)
 from boneage_jax.errors import InputError
 from boneage_jax.models.efficientnet import VARIANTS, EfficientNet
-from boneage_jax.pretrained.grow import check_grown, grown
+from boneage_jax.pretrained.grow import check_grown, grow
 
 SIDE = 48
 
@@ -49,7 +49,7 @@ def test_the_first_features_are_those_of_the_small_network(family, images):
     small, found = initialised(f"tiny_{family}", images)
     large, fresh = initialised(f"large_{family}", images, seed=1)
     found = trained(found)
-    variables = grown(found, fresh)
+    variables = grow(found, fresh)
     _, expected = jax.jit(lambda v, x: small.apply(v, x, endpoints=True))(found, images)
     _, features = jax.jit(lambda v, x: large.apply(v, x, endpoints=True))(variables, images)
     assert len(flatten_dict(variables)) > len(flatten_dict(found))  # blocks that the other lacks
@@ -65,7 +65,7 @@ def test_the_first_features_are_those_of_the_small_network(family, images):
 def test_without_excitation_to_take_over_all_channels_are_let_through_alike(images):
     _, found = initialised("tiny_lite0", images)
     _, fresh = initialised("large_b0", images, seed=1)
-    params = grown(trained(found), fresh)["params"]
+    params = grow(trained(found), fresh)["params"]
     gates = [layer for name, layer in params.items() if name.endswith("se_expand")]
     assert len(gates) == sum(name.endswith("se_reduce") for name in params) > 7
     for gate in gates:  # sigmoid(0) for each image and channel
@@ -82,10 +82,10 @@ def test_arrays_that_do_not_fit_are_named(images):
     with pytest.raises(
         InputError, match=r"block1a_bn/mean is \[40\] there and \[32\] .* nowhere wider"
     ):
-        grown(large, small)
+        grow(large, small)
     excites = {"block1a_se_expand": large["params"]["block1a_se_expand"]}
     with pytest.raises(InputError, match=r"block1a_se_expand/\w+ is .* there and nothing in"):
-        grown({"params": excites}, small)
+        grow({"params": excites}, small)
 
 
 @pytest.mark.parametrize(
