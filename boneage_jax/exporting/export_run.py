@@ -170,11 +170,10 @@ def _left_out(program: Program) -> list[str]:
     """Returns what a user must know that `predict` does and the file does not."""
     lines = []
     if program.puts_right:
+        shapes = _STRETCHED if program.metadata["fit"] == "stretch" else ""
         lines.append(
             "turned, inverted, framed and small hands are put right inside, as squares: cut-outs "
-            f"have the resolution of {program.image_size} pixels"
-            + _STRETCHED
-            * (program.metadata["fit"] == "stretch")
+            f"have the resolution of {program.image_size} pixels{shapes}"
         )
     elif (mode := program.network.info.background) and not program.hand_mask:
         lines.append(

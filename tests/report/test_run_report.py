@@ -225,6 +225,8 @@ def test_summary_lines() -> None:
     assert f"MAE {report['age']['mae']:.2f} months" in age
     assert "AUC" in sex
     assert compute == "compute: 3.45 TFLOP of training"
+    report["age"]["baseline_mae"] = report["age"]["mae"]
+    assert summary_lines(report)[1].startswith("no better than predicting the mean: train longer")
 
 
 def test_the_report_needs_no_jax_of_its_own() -> None:
