@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from boneage_jax.experiments.sweep_tables import write_table
 from boneage_jax.runtime import machine
 from boneage_jax.runtime.cpu_memory import SWITCH
 
@@ -47,7 +46,9 @@ def write_provenance(output: Path, settings: Mapping[str, Any], **facts: Any) ->
 def write_rows(
     output: Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
 ) -> None:
-    """Writes a table FILE.csv with the columns of its first row, and its provenance beside it."""
+    """Writes a table FILE.csv and its provenance beside it; floats with six significant digits."""
+    from boneage_jax.experiments.sweep_tables import write_table  # it loads matplotlib
+
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_table(output, rows, list(rows[0]))
+    write_table(output, rows, list(dict.fromkeys(column for row in rows for column in row)))
     write_provenance(output, settings)

@@ -143,7 +143,7 @@ def base_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = "efficientnet_b4"  # see boneage_jax/models/registry.py
     config.model.pretrained = ""  # weights of the backbone, see docs/pretrained.md
-    config.model.grown_from = ""  # smaller EfficientNet that those weights are of; "": the same
+    config.model.grown_from = ""  # smaller network that model.pretrained or init_from holds, if so
     config.model.options = ConfigDict()  # options of a registered model
     config.model.dtype = "float32"  # compute dtype; parameters are always float32
     config.model.drop_path_rate = 0.2  # stochastic depth rate of the last block
@@ -315,10 +315,22 @@ def _check_together(given: dict[str, Any]) -> None:
     )
     if given["model.pretrained"] and given["task"] != "bone_age":
         raise InputError("config.model.pretrained is for bone_age; start a U-Net from init_from")
-    if given["model.grown_from"] and (given["pretrain.data"] or not starts):
+    if given["model.grown_from"]:
+        _check_grown(given)
+
+
+def _check_grown(given: dict[str, Any]) -> None:
+    if given["task"] != "bone_age":
+        raise InputError("config.model.grown_from is for bone_age")
+    if not (given["init_from"] or given["model.pretrained"]):
         raise InputError(
             "config.model.grown_from needs the weights of that network: config.model.pretrained or "
             "config.init_from"
+        )
+    for key in ("finetune.last_blocks", "finetune.last_layers"):
+        _require(
+            given[key] < 0,
+            *(key, given[key], "-1 with config.model.grown_from: what is new must be trained"),
         )
 
 

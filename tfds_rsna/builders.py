@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import io
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -48,6 +49,7 @@ from tfds_rsna.sources import (
 )
 
 _INCOMPLETE = "incomplete."  # prefix of temporary folders
+_TEMPORARY = re.compile(re.escape(_INCOMPLETE) + "[a-z0-9_]{8}")  # as tempfile names them
 _DAY = 86_400.0  # seconds
 
 
@@ -349,14 +351,18 @@ def _build(
 
 
 def _remove_left_behind(root: Path) -> None:
-    """Removes the temporary folders of processes that were killed, once they are a day old.
+    """Removes the temporary folders of processes that were killed, a day after their last write.
 
     Younger ones may be in use: by another data set, or on a file system without locks.
     """
     for folder in root.glob(f"{_INCOMPLETE}*"):
+        if not _TEMPORARY.fullmatch(folder.name):
+            continue
         with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime > _DAY:
+            written = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+            if time.time() - written > _DAY:
                 shutil.rmtree(folder)
+                print(f"removed {folder}, which a killed preparation had left", file=sys.stderr)
 
 
 def _report_doubts(empty: Sequence[str], doubtful: Collection[str]) -> None:

@@ -118,7 +118,7 @@ def check_single(folder: Path) -> None:
     if is_published(folder):
         raise InputError(
             f"{folder} holds a published network, which has no optimizer; name the workdir of its "
-            "training, or read it with boneage_jax.load_predictor"
+            "training, or read it with load_predictor or load_segmenter"
         )
     if (folder / MEMBERS).is_dir():
         raise InputError(f"{folder} holds an ensemble; name one of it: {folder}/{MEMBERS}/0")

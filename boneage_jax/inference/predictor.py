@@ -28,7 +28,7 @@ from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import Trained, average, load_members
 from boneage_jax.inference.network import Network, Rows
 from boneage_jax.inference.read_ahead import decoding_threads, read_ahead
-from boneage_jax.storage.layout import BACKGROUND, CALIBRATION, CONFIG, is_published
+from boneage_jax.storage.layout import BACKGROUND, CALIBRATION, CONFIG
 from boneage_jax.storage.shipped import best_network, open_network
 from boneage_jax.storage.state import Tree
 
@@ -43,7 +43,7 @@ class Predictor:
     """A trained network, or the mean of several, as a function of images; compiled once.
 
     Attributes:
-      name: name of a published network, else the workdir.
+      name: the network as the user named it.
       columns: names of the predictions of a call.
       batch_size: images per step.
       image_size: height and width of the network's input in pixels.
@@ -51,7 +51,9 @@ class Predictor:
       judges_images: whether `accepted` is known; it takes some tens of images of training.
     """
 
-    def __init__(self, members: Sequence[Trained], folder: Path, masks: str = ""):
+    def __init__(
+        self, members: Sequence[Trained], folder: Path, masks: str = "", *, name: str = ""
+    ):
         """Builds the predictor of loaded networks.
 
         Args:
@@ -59,11 +61,12 @@ class Predictor:
           folder: their workdir, with calibration and background.
           masks: for a network trained on radiographs without background: their masks or a U-Net's
             workdir, used instead of the U-Net stored with the run.
+          name: the network as the user named it, by default its folder.
 
         Raises:
           InputError: calibration or masks are missing or damaged.
         """
-        self.name = folder.name if is_published(folder) else str(folder)
+        self.name = name or str(folder)
         self._network = members[0].network
         info, task = self._network.info, self._network.task
         self._calibration = None
@@ -358,13 +361,14 @@ def load_predictor(
       InputError: no run in the workdir, a U-Net, or a damaged checkpoint; or a wrong batch size.
     """
     rounded = rounded_batch_size(batch_size)
-    folder = open_network(best_network() if workdir is None else checked_workdir(workdir))
+    named = best_network() if workdir is None else checked_workdir(workdir)
+    folder = open_network(named)
     if load_config(folder / CONFIG).task == "hand_mask":
         raise InputError(
             f"{folder} holds a run of task 'hand_mask', not 'bone_age'; segment reads it"
         )
     members = load_members(folder, eval_batch_size=rounded)
-    return Predictor(members, folder, masks)
+    return Predictor(members, folder, masks, name=str(named))
 
 
 def _spread(parts: Sequence[np.ndarray], good: np.ndarray) -> np.ndarray:

@@ -17,8 +17,8 @@ def check_grown(small: str, large: str) -> None:
       small, large: names of the networks.
 
     Raises:
-      InputError: one is no EfficientNet, or the first is wider, deeper, or excites where the second
-        does not.
+      InputError: one is no EfficientNet, both are the same, or the first is wider, deeper, or
+        excites where the second does not.
     """
     for name in (small, large):
         if name not in VARIANTS:
@@ -26,6 +26,8 @@ def check_grown(small: str, large: str) -> None:
                 f"config.model.grown_from={small} for {large}: {name} is no EfficientNet; known "
                 f"are {', '.join(VARIANTS)}"
             )
+    if small == large:
+        raise InputError(f"config.model.grown_from={small} is config.model.name; leave it out")
     one, other = VARIANTS[small], VARIANTS[large]
     blocks = zip(stage_repeats(one), stage_repeats(other), strict=True)
     excites = not one.lite and other.lite
@@ -46,7 +48,8 @@ def grow(found: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
 
     The first features of the large network are then those of the small one, if both have the same
     activation and both or neither squeeze-and-excite. From Lite (ReLU6, no excitation) to B0 ... B7
-    (swish) they differ until training has adapted them; all gates begin at 1/2.
+    (swish) they differ until training has adapted them. All gates begin at 1/2, to which the
+    statistics after them are adapted.
 
     Args:
       found: {'params', 'batch_stats'} of the small network, arrays.
@@ -70,8 +73,12 @@ def grow(found: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
             )
         whole[..., : value.shape[-1]] = 0.0
         whole[tuple(slice(size) for size in value.shape)] = value
-    if not any(path[1].endswith("_se_expand") for path in small):
+    gates = {path[1] for path in large if path[1].endswith("_se_expand")}
+    for gate in gates - {path[1] for path in small}:
         for path, whole in result.items():
-            if path[1].endswith("_se_expand"):
-                whole[...] = 0.0
+            if path[1] == gate:
+                whole[...] = 0.0  # sigmoid(0) = 1/2 for every image
+            if path[:2] == ("batch_stats", gate.replace("_se_expand", "_project_bn")):
+                known = small.get(path, whole[:0]).shape[0]
+                whole[:known] *= 0.5 if path[2] == "mean" else 0.25
     return unflatten_dict(result)

@@ -21,7 +21,10 @@ def own_config(name: str, folder: Path) -> Any:
     config = read_config(folder)
     trained = config.model.name
     if trained != name:
-        raise InputError(f"is a run of {trained}, not of {name}; name the same network")
+        raise InputError(
+            f"is a run of {trained}, not of {name}; name the same network, or a smaller one as "
+            "config.model.grown_from"
+        )
     return config
 
 

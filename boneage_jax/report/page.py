@@ -74,10 +74,7 @@ def summary_lines(report: dict[str, Any]) -> list[str]:
             f"predicting the training mean: {age['baseline_mae']:.2f}"
         )
         if age["mae"] >= age["baseline_mae"]:
-            lines.append(
-                "no better than predicting the mean: train longer, or if the loss did not fall, "
-                "lower config.optimizer.learning_rate"
-            )
+            lines.append("this is no better than predicting the mean age of training")
     if sex := report.get("sex"):
         known = [f"{name} {sex[key]:.3f}" for key, name in _SEX_NAMES if key in sex]
         lines.append(f"sex: {', '.join(known)}")

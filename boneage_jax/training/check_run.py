@@ -1,6 +1,7 @@
 """Checks of a training before its data are prepared."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
@@ -12,9 +13,9 @@ from boneage_jax.datasets import check_training_data
 from boneage_jax.errors import InputError
 from boneage_jax.extensions import MODELS, TASKS, words_of
 from boneage_jax.inference.load_trained import described_network
-from boneage_jax.pretrained.grow import check_grown
 from boneage_jax.pretrained.load_pretrained import pretrained_options
 from boneage_jax.pretrained.source import as_named
+from boneage_jax.storage.layout import is_workdir
 from boneage_jax.storage.shipped import open_network
 from boneage_jax.training.initialize import check_same_shapes
 from boneage_jax.training.run import Run, build_run
@@ -79,8 +80,6 @@ def _check_own(run: Run) -> None:
 
 def _check_start(run: Run) -> None:
     config = run.config
-    if config.model.grown_from:
-        check_grown(config.model.grown_from, config.model.name)
     if config.init_from:
         try:
             folder = open_network(config.init_from)
@@ -90,14 +89,26 @@ def _check_start(run: Run) -> None:
         if not config.model.grown_from:
             found, wanted = other.variable_shapes(), run.network.variable_shapes()
             check_same_shapes(found, wanted, config.init_from)
-        elif config.model.grown_from != other.config.model.name:
-            raise InputError(
-                f"config.model.grown_from={config.model.grown_from}: {config.init_from} holds "
-                f"{other.config.model.name}"
-            )
+        else:
+            _check_source(config, other.config)
     # What the hub holds is fetched after the data are known to be there.
     if config.model.pretrained and not as_named(config.model.pretrained).startswith("hf:"):
         check_pretrained(config)
+
+
+def _check_source(config: ConfigDict, source: ConfigDict) -> None:
+    """Checks that a run to grow from is what `config.model.grown_from` says, and reads alike."""
+    if config.model.grown_from != source.model.name:
+        raise InputError(
+            f"config.model.grown_from={config.model.grown_from}: {config.init_from} holds "
+            f"{source.model.name}"
+        )
+    pairs = {"normalize": (config.normalize, source.normalize)}
+    for key in ("padding", "bn_epsilon"):
+        pairs[f"model.{key}"] = (config.model[key], source.model.get(key, config.model[key]))
+    wrong = [f"--config.{key}={old}" for key, (new, old) in pairs.items() if new != old]
+    if wrong:
+        raise InputError(f"config.init_from={config.init_from} needs {' '.join(wrong)}")
 
 
 def check_pretrained(config: ConfigDict) -> None:
@@ -110,6 +121,11 @@ def check_pretrained(config: ConfigDict) -> None:
     model = config.model
     if not model.pretrained or config.pretrain.data or config.init_from:
         return
+    if config.budget_flops and is_workdir(Path(as_named(model.pretrained))):
+        raise InputError(
+            "config.budget_flops does not know what the run in config.model.pretrained="
+            f"{model.pretrained} has spent; give config.steps"
+        )
     options = pretrained_options(model.grown_from or model.name, model.pretrained)
     wrong = {key: value for key, value in options.items() if model[key] != value}
     if wrong:

@@ -9,6 +9,7 @@ from typing import Any
 import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
@@ -113,7 +114,8 @@ def start_from(
       task: task of the new run, of the name that the other must have.
       rescale: adapt the parameters to the ages of the new data, see `Task.adapt`.
       grown_from: the other run's network, where it is a smaller one: its backbone is embedded in
-        that of `state`, see `boneage_jax.pretrained.grow.grow`, whose heads stay fresh.
+        that of `state`, see `boneage_jax.pretrained.grow.grow`. Its heads are taken over if they
+        read as many features.
 
     Raises:
       InputError: no such run, another task, or a network of another shape.
@@ -121,9 +123,9 @@ def start_from(
     other = load_trained(folder, task=task.name)
     found = other.variables
     if grown_from:
-        found = _grown_backbone(state, {name: found[name]["backbone"] for name in found})
+        found, rescale = _grown_run(state, found)
     params = _same_shapes(found["params"], state.params, folder)
-    if rescale and not grown_from:
+    if rescale:
         params = task.adapt(params, other.network.task)
     return dataclasses.replace(
         state,
@@ -172,6 +174,24 @@ def _grown_backbone(state: TrainState, found: Mapping[str, Any]) -> dict[str, An
     return {name: dict(fresh[name]) | {"backbone": large[name]} for name in fresh}
 
 
+def _grown_run(state: TrainState, found: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Returns the variables of a fresh state with a smaller network embedded, heads as they fit.
+
+    Returns:
+      (the variables, whether the heads are those of the smaller network).
+    """
+    whole = _grown_backbone(state, {name: found[name]["backbone"] for name in found})
+    heads, fresh = _without_backbone(found["params"]), _without_backbone(whole["params"])
+    if jax.tree.map(np.shape, heads) == jax.tree.map(np.shape, fresh):
+        return whole | {"params": whole["params"] | heads}, True
+    say("the heads start anew: those of the smaller network have another shape")
+    return whole, False
+
+
+def _without_backbone(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: part for name, part in params.items() if name != "backbone"}
+
+
 def _averages(state: TrainState, params: Any) -> Any:
     """Copies the parameters to be averaged: a donated state must not hold a buffer twice."""
     kept = flatten_dict(state.ema_params)
@@ -201,5 +221,6 @@ def check_same_shapes(found: Any, wanted: Any, folder: str | os.PathLike[str]) -
         if shapes[0] != shapes[1]:
             raise InputError(
                 f"{os.fspath(folder)} holds another network: {name} is {shapes[0]}, this "
-                f"run needs {shapes[1]}; give both runs the same config.model"
+                f"run needs {shapes[1]}; give both runs the same config.model, or name a smaller "
+                "network as config.model.grown_from"
             )

@@ -19,6 +19,7 @@ from boneage_jax.inference.load_trained import check_single
 from boneage_jax.inference.network import Network, build_network
 from boneage_jax.models.depthwise import chosen
 from boneage_jax.models.flops import count_flops
+from boneage_jax.pretrained.grow import check_grown
 from boneage_jax.ranges import MOST_STEPS
 from boneage_jax.runtime.parallel import Parallel
 from boneage_jax.storage.bucket import open_workdir
@@ -182,6 +183,8 @@ def build_run(
     network = build_network(config, info, devices)
     network.parallel.check_batch("batch_size", config.batch_size, config.accumulate)
     check_finetune(config)
+    if config.model.grown_from:
+        check_grown(config.model.grown_from, config.model.name)
     part = trainable_part(config)
     total_steps = _total_steps(config, info)
     phases = plan(config, network.input_shape, total_steps)

@@ -1,24 +1,23 @@
 """A large EfficientNet that starts from a small one: what it computes, and what it refuses."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+import boneage_jax
 import tests.support.tiny_backbone  # noqa: F401  (registers the networks)
+from boneage_jax.config import base_config
 from boneage_jax.errors import InputError
-from boneage_jax.models.efficientnet import VARIANTS, EfficientNet
+from boneage_jax.inference.load_trained import load_trained
+from boneage_jax.models.efficientnet import EfficientNet
 from boneage_jax.pretrained.grow import check_grown, grow
+from boneage_jax.training.run import load_run
+from tests.support.random_run import write_run
 
 SIDE = 48
-
-
-@pytest.fixture(autouse=True)
-def large(monkeypatch):
-    """Networks wider and deeper than the tiny ones."""
-    for name in ("b0", "lite0"):
-        spec = VARIANTS[f"efficientnet_{name}"]._replace(width=1.3, depth=0.5)
-        monkeypatch.setitem(VARIANTS, f"large_{name}", spec)
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ def trained(variables):
 @pytest.mark.parametrize("family", ["lite0", "b0"])
 def test_the_first_features_are_those_of_the_small_network(family, images):
     small, found = initialised(f"tiny_{family}", images)
-    large, fresh = initialised(f"large_{family}", images, seed=1)
+    large, fresh = initialised(f"larger_{family}", images, seed=1)
     found = trained(found)
     variables = grow(found, fresh)
     _, expected = jax.jit(lambda v, x: small.apply(v, x, endpoints=True))(found, images)
@@ -64,12 +63,19 @@ def test_the_first_features_are_those_of_the_small_network(family, images):
 
 def test_without_excitation_to_take_over_all_channels_are_let_through_alike(images):
     _, found = initialised("tiny_lite0", images)
-    _, fresh = initialised("large_b0", images, seed=1)
-    params = grow(trained(found), fresh)["params"]
+    _, fresh = initialised("larger_b0", images, seed=1)
+    found = trained(found)
+    variables = grow(found, fresh)
+    params = variables["params"]
     gates = [layer for name, layer in params.items() if name.endswith("se_expand")]
     assert len(gates) == sum(name.endswith("se_reduce") for name in params) > 7
     for gate in gates:  # sigmoid(0) for each image and channel
         assert not gate["kernel"].any() and not gate["bias"].any()
+    # What passes a gate of 1/2 has half of the mean and a quarter of the variance.
+    before, after = (v["batch_stats"]["block3a_project_bn"] for v in (found, variables))
+    np.testing.assert_allclose(after["mean"][:40], before["mean"] / 2, rtol=1e-6)
+    np.testing.assert_allclose(after["var"][:40], before["var"] / 4, rtol=1e-6)
+    assert np.all(after["mean"][40:] == 0) and np.all(after["var"][40:] == 1)
     np.testing.assert_array_equal(
         params["block3a_dwconv"]["kernel"][..., : 6 * 24],
         found["params"]["block3a_dwconv"]["kernel"],
@@ -78,7 +84,7 @@ def test_without_excitation_to_take_over_all_channels_are_let_through_alike(imag
 
 def test_arrays_that_do_not_fit_are_named(images):
     _, small = initialised("tiny_lite0", images)
-    _, large = initialised("large_b0", images)
+    _, large = initialised("larger_b0", images)
     with pytest.raises(
         InputError, match=r"block1a_bn/mean is \[40\] there and \[32\] .* nowhere wider"
     ):
@@ -109,3 +115,35 @@ def test_which_network_holds_which(small, large, words):
         return
     with pytest.raises(InputError, match=words):
         check_grown(small, large)
+
+
+def test_a_training_grows_from_a_run_and_then_needs_it_no_more(tmp_path, phantoms):
+    source = base_config()
+    source.model.name = "tiny_lite0"
+    state = write_run(tmp_path / "source", source, flops=10**9 + 1)
+    config = base_config()
+    config.update_from_flattened_dict(
+        {
+            "data.config": "64-small",
+            "data.data_dir": phantoms,
+            "model.name": "larger_lite0",
+            "model.grown_from": "tiny_lite0",
+            "init_from": str(tmp_path / "source"),
+            "batch_size": 4,
+            "steps": 1,
+            "view_steps": 0,
+            "optimizer.learning_rate": 1e-9,  # the step changes nothing
+        }
+    )
+    one_device = jax.devices()[:1]
+    report = boneage_jax.train(config, tmp_path / "run", devices=one_device)
+    params = load_trained(tmp_path / "run").variables["params"]
+    small = flatten_dict(state.ema_params["backbone"])
+    for path, value in flatten_dict(params["backbone"]).items():
+        if path in small:
+            corner = tuple(map(slice, small[path].shape))
+            np.testing.assert_allclose(value[corner], small[path], atol=1e-6, err_msg=str(path))
+    own = load_run(tmp_path / "run", one_device)[0].train_flops
+    assert report["compute"]["train_flops"] == 10**9 + 1 + own
+    shutil.rmtree(tmp_path / "source")
+    assert boneage_jax.train(config, tmp_path / "run", devices=one_device) == report

@@ -1,17 +1,14 @@
 """Pretrained weights against the networks they come from: timm, Keras, a Lite package, own runs."""
 
-import dataclasses
 import functools
 import importlib
 import importlib.util
-import json
 import re
 import subprocess
 import sys
 import warnings
 
 import flax.core
-import grain
 import h5py
 import jax
 import jax.numpy as jnp
@@ -20,19 +17,19 @@ import pytest
 from safetensors.numpy import save_file
 
 import boneage_jax
-from boneage_jax.config import base_config, check_config, save_config
+from boneage_jax.config import base_config, check_config
 from boneage_jax.data.info import DataInfo
 from boneage_jax.errors import InputError
 from boneage_jax.models.layers import Conv
 from boneage_jax.pretrained.names import from_keras
 from boneage_jax.pretrained.stem import HALF, IMAGENET, LITE, InputNormalization, fold_stem
-from boneage_jax.storage.checkpoints import Checkpoints
-from boneage_jax.storage.state import flops_of, split_flops
+from boneage_jax.storage.state import flops_of
 from boneage_jax.tasks.registry import make_task
 from boneage_jax.training.check_run import check_pretrained
 from boneage_jax.training.initialize import start_from, with_pretrained_backbone
 from boneage_jax.training.optimizer import make_optimizer
 from boneage_jax.training.run import fresh_state
+from tests.support.random_run import write_run
 from tests.support.weight_files import lite0_arrays
 
 SIDES = (64, 97)  # even and odd: 'same' and symmetric padding differ at both
@@ -358,25 +355,9 @@ def test_the_lite_package_is_read_without_its_code():
 def workdir(tmp_path_factory):
     """A run of Lite0 with averaged weights, as training leaves it; its numbers are random."""
     folder = tmp_path_factory.mktemp("runs") / "lite0"
-    folder.mkdir()
     config = base_config()
     config.model.name, config.model.padding = "efficientnet_lite0", "symmetric"
-    config.ema_decay = 0.9
-    config = check_config(config)
-    info = DataInfo(image_size=96, train_images=64, age_mean=120.0, age_std=40.0)
-    save_config(folder / "config.json", config)
-    (folder / "facts.json").write_text(json.dumps(dataclasses.asdict(info)))
-    task, optimizer = make_task(config, info, None), make_optimizer(config.optimizer, 100)
-    shapes = jax.eval_shape(lambda: fresh_state(config, info, task, optimizer))
-    rng = np.random.default_rng(0)
-    state = jax.tree.map(
-        lambda x: jnp.asarray(rng.uniform(0.1, 1.0, x.shape).astype(x.dtype)), shapes
-    )
-    state = dataclasses.replace(state, flops_spent=split_flops(COST))
-    checkpoints = Checkpoints(folder, task.metric)
-    checkpoints.save(8, state, iter(grain.MapDataset.range(4).to_iter_dataset()), {"mae": 1.0})
-    checkpoints.close()
-    return folder, state
+    return folder, write_run(folder, config, COST)
 
 
 def test_an_own_run_gives_its_averaged_backbone(workdir):
@@ -394,8 +375,11 @@ def test_an_own_run_gives_its_averaged_backbone(workdir):
     assert jax.eval_shape(model.apply, variables, images(32, 1)).shape == (2, 1280)
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite2"])
-def test_a_run_that_starts_from_an_own_one_counts_its_cost(workdir, name):
+@pytest.mark.parametrize(
+    ("name", "keeps_heads"),
+    [("efficientnet_lite0", True), ("efficientnet_lite2", True), ("efficientnet_b2", False)],
+)
+def test_a_run_that_starts_from_an_own_one_counts_its_cost(workdir, name, keeps_heads, capsys):
     folder, before = workdir
     config = base_config()
     config.model.name, config.model.padding = name, "symmetric"
@@ -403,39 +387,56 @@ def test_a_run_that_starts_from_an_own_one_counts_its_cost(workdir, name):
     config.model.grown_from = "" if name == "efficientnet_lite0" else "efficientnet_lite0"
     config = check_config(config)
     check_pretrained(config)
+    config.budget_flops = 1e15
+    with pytest.raises(InputError, match="budget_flops does not know what the run in"):
+        check_pretrained(config)
     info = DataInfo(image_size=96, train_images=64, age_mean=120.0, age_std=40.0)
     task, optimizer = make_task(config, info, None), make_optimizer(config.optimizer, 100)
     shapes = jax.eval_shape(lambda: fresh_state(config, info, task, optimizer))
-    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    state = with_pretrained_backbone(state, config)
-    assert flops_of(state.flops_spent) == COST
-    saved = flax.core.unfreeze(before.ema_params)["backbone"]["block4c_expand_conv"]["kernel"]
-    again = start_from(state, folder, task, grown_from=config.model.grown_from)
-    for found in (state, again):
+    fresh = jax.tree.map(lambda x: jnp.full(x.shape, 7, x.dtype), shapes)
+    backbone = with_pretrained_backbone(fresh, config)
+    whole = start_from(fresh, folder, task, grown_from=config.model.grown_from)
+    saved = flax.core.unfreeze(before.ema_params)
+    for found in (backbone, whole):
+        assert flops_of(found.flops_spent) == COST
         kernel = found.params["backbone"]["block4c_expand_conv"]["kernel"]
-        assert (kernel.shape == saved.shape) is (name == "efficientnet_lite0")
-        np.testing.assert_array_equal(kernel[..., : saved.shape[2], : saved.shape[3]], saved)
-    # A run hands over its heads as well, but not to a backbone of another width.
-    assert not np.asarray(state.params["sex"]["kernel"]).any()
-    assert np.asarray(again.params["sex"]["kernel"]).any() == (not config.model.grown_from)
-    assert flops_of(again.flops_spent) == COST
+        small = saved["backbone"]["block4c_expand_conv"]["kernel"]
+        np.testing.assert_array_equal(kernel[..., : small.shape[2], : small.shape[3]], small)
+        # New channels are those of the fresh network, which the known ones do not read.
+        assert np.all(kernel[..., small.shape[3] :] == 7)
+        assert not np.any(kernel[..., small.shape[2] :, : small.shape[3]])
+    assert np.all(backbone.params["sex"]["kernel"] == 7)
+    kept = np.array_equal(whole.params["sex"]["kernel"], saved["sex"]["kernel"])
+    assert kept is keeps_heads
+    assert ("the heads start anew" in capsys.readouterr().err) is not keeps_heads
 
 
 @pytest.mark.parametrize(
-    ("name", "source", "words"),
+    ("changes", "words"),
     [
-        ("efficientnet_lite2", "efficientnet_lite1", "holds efficientnet_lite0"),
-        ("efficientnet_lite2", "", "another network"),
-        ("efficientnet_b0", "efficientnet_lite4", "efficientnet_b0 does not hold it"),
+        ({"model.grown_from": "efficientnet_lite1"}, "holds efficientnet_lite0"),
+        ({"model.grown_from": ""}, "another network"),
+        ({"model.name": "efficientnet_lite0"}, "is config.model.name; leave it out"),
+        (
+            {"model.name": "efficientnet_b0", "model.grown_from": "efficientnet_lite4"},
+            "b0 does not",
+        ),
+        ({"model.padding": "same"}, r"needs --config\.model\.padding=symmetric$"),
+        ({"normalize": "none"}, r"needs --config\.normalize=zscore$"),
+        ({"finetune.last_blocks": 3}, "what is new must be trained"),
+        ({"task": "hand_mask", "model.name": "unet"}, "grown_from is for bone_age"),
+        ({"init_from": ""}, "needs the weights of that network"),
     ],
 )
 def test_a_start_that_does_not_fit_is_refused_before_data_are_made(
-    workdir, tmp_path, name, source, words
+    workdir, tmp_path, changes, words
 ):
     config = base_config()
     config.data.data_dir = str(tmp_path / "data")
-    config.model.name, config.model.padding = name, "symmetric"
-    config.init_from, config.model.grown_from, config.steps = str(workdir[0]), source, 2
+    config.model.name, config.model.padding = "efficientnet_lite2", "symmetric"
+    config.model.grown_from = "efficientnet_lite0"
+    config.init_from, config.steps = str(workdir[0]), 2
+    config.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=words):
         boneage_jax.train(config, tmp_path / "run")
     assert not (tmp_path / "data").exists()

@@ -1,7 +1,7 @@
 """The networks of tests, by `config.model.name`: tiny and tiny_unet are compiled in a second.
 
 tiny_b0 and tiny_lite0 have one block per stage, seven in place of sixteen: half of the time of
-EfficientNet-B0 and EfficientNet-Lite0.
+EfficientNet-B0 and EfficientNet-Lite0. larger_b0 and larger_lite0 are wider and deeper than these.
 """
 
 import flax.linen as nn
@@ -12,6 +12,7 @@ from boneage_jax.models.efficientnet import VARIANTS, EfficientNet
 
 for name in ("b0", "lite0"):
     VARIANTS[f"tiny_{name}"] = VARIANTS[f"efficientnet_{name}"]._replace(depth=0.1)
+    VARIANTS[f"larger_{name}"] = VARIANTS[f"efficientnet_{name}"]._replace(width=1.3, depth=0.5)
 
 
 @register_model("tiny")
@@ -47,3 +48,10 @@ class TinyLite0(EfficientNet):
     """EfficientNet-Lite0 without repeated blocks."""
 
     variant: str = "tiny_lite0"
+
+
+@register_model("larger_lite0")
+class LargerLite0(EfficientNet):
+    """An EfficientNet-Lite that holds tiny_lite0."""
+
+    variant: str = "larger_lite0"

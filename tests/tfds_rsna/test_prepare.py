@@ -63,16 +63,23 @@ def test_a_changed_raw_folder_is_noticed(raw, tmp_path, capsys):
     assert not list((tmp_path / "out").glob("incomplete*"))
 
 
-def test_what_killed_processes_left_is_removed_after_a_day(raw, tmp_path):
-    hours_old = {"incomplete.dead": 25, "incomplete.busy": 23, "incompletely_mine": 25}
-    for name, hours in hours_old.items():
-        (tmp_path / "out" / name).mkdir(parents=True)
-        (tmp_path / "out" / name / "records").write_text("half")
-        then = time.time() - 3600 * hours
-        os.utime(tmp_path / "out" / name, (then, then))
-    prepare(NAME, raw, tmp_path / "out")
-    left = {path.name for path in (tmp_path / "out").glob("incomplete*")}
-    assert left == {"incomplete.busy", "incompletely_mine"}
+def test_what_killed_processes_left_is_removed_after_a_day(raw, tmp_path, capsys):
+    out, now = tmp_path / "out", time.time()
+    for name, hours, hours_inside in (
+        ("incomplete.dead_123", 25, 25),
+        ("incomplete.young_12", 23, 25),
+        ("incomplete.busy_123", 25, 1),
+        ("incomplete.my_patients", 25, 25),
+    ):
+        inside = out / name / "records"
+        inside.mkdir(parents=True)
+        (inside / "half").write_text("half")
+        for path, age in ((inside / "half", hours_inside), (inside, 25), (out / name, hours)):
+            os.utime(path, (now - 3600 * age,) * 2)
+    prepare(NAME, raw, out)
+    left = {path.name for path in out.glob("incomplete*")}
+    assert left == {"incomplete.young_12", "incomplete.busy_123", "incomplete.my_patients"}
+    assert f"removed {out}/incomplete.dead_123, which" in capsys.readouterr().err
 
 
 def test_of_two_processes_one_prepares(tmp_path):
