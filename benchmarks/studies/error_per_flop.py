@@ -28,7 +28,11 @@ _DRAWS = 1000
 _SAME = 1.02  # FLOPs that differ by less are the same budget: runs end with a whole step
 _NORMAL = 1.96  # standard deviations from the middle of a 95 % interval to its end
 _ASKED = (1e16, 1e17)
-NAMED = {"b4_1p": "EfficientNet-B4, random weights"}  # runs that are named in the figure
+# Runs that are named in the figure, and where (points from the run).
+NAMED = {
+    "b4_1p": ("EfficientNet-B4, random weights", (0, 64)),
+    "b4_lite0_200t_atlas": ("EfficientNet-B4, grown from Lite0", (16, 62)),
+}
 # Name, FLOPs of training, months, which images, where the label stands (points). FLOPs of the first
 # two are from their networks, image sizes and epochs.
 PUBLISHED = (
@@ -138,13 +142,20 @@ def draw(
     )
     for point in rest:
         if point.name in NAMED:
+            text, offset = NAMED[point.name]
             own.annotate(
-                NAMED[point.name],
+                text,
                 (point.flops, point.months),
-                xytext=(-5, 9),
+                xytext=offset,
                 textcoords="offset points",
                 fontsize=8,
                 ha="right",
+                arrowprops={
+                    "arrowstyle": "-",
+                    "color": "#999999",
+                    "linewidth": 0.7,
+                    "relpos": (1, 0),  # of the text, where the line begins
+                },
             )
     for point in best:
         own.plot([point.flops] * 2, [point.low, point.high], color="#0072B2", linewidth=1.2)
