@@ -9,7 +9,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from boneage_jax.pretrained.safetensors_file import open_safetensors
 from boneage_jax.pretrained.source import as_named, kind_of, locate
 from boneage_jax.pretrained.stem import InputNormalization, fit_stem
 from boneage_jax.pretrained.torch_file import open_torch
-from boneage_jax.pretrained.weight import Tree, Weight, read_tree
+from boneage_jax.pretrained.weight import Tree, Weight, check_tree, read_tree
 from boneage_jax.ranges import Range
 from boneage_jax.storage.layout import is_workdir
 
@@ -92,7 +92,7 @@ def load_pretrained(
         with _naming(source):
             return own_variables(name, Path(source), like, classes)
     with _opened(name, source) as (path, kind, weights):
-        tree = keras_tree(weights) if kind == "keras" else torch_tree(weights, name)
+        tree = _tree_of(weights, kind, name)
         _fit_classifier(tree, classes)
         stem = tree["params"].get("stem_conv", {}).get("kernel")
         with_stem = _with_source_stem(like, stem)
@@ -102,6 +102,31 @@ def load_pretrained(
             normalization = normalization_of(name, path, weights, family)
         constant = bool(options.get("constant_channel", False))
         return fit_stem(variables, channels, normalization, constant_channel=constant)
+
+
+def check_weights(
+    name: str, source: str | os.PathLike[str], like: Mapping[str, Any] | None = None
+) -> None:
+    """Checks that the weights of a file have the shapes of a network, without reading them.
+
+    Args:
+      name: as for `load_pretrained`.
+      source: as for `load_pretrained`; a workdir is not opened.
+      like: {'params', 'batch_stats'} of the network without classifier, or their shapes, if they
+        are known: building it takes a second.
+
+    Raises:
+      InputError: as `load_pretrained`.
+    """
+    _check_name(name)
+    source = as_named(source)
+    if is_workdir(Path(source)):
+        return
+    like = like or _shapes(name, 1, {})
+    with _opened(name, source) as (_, kind, weights):
+        tree = _tree_of(weights, kind, name)
+        _fit_classifier(tree, 0)
+        check_tree(tree, _with_source_stem(like, tree["params"].get("stem_conv", {}).get("kernel")))
 
 
 def pretrained_options(
@@ -183,6 +208,10 @@ def _shapes(name: str, channels: int, options: dict[str, Any]) -> Any:
     model = create_model(name, **options)
     images = jax.ShapeDtypeStruct((1, 32, 32, channels), np.float32)
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
+
+
+def _tree_of(weights: dict[str, Weight], kind: str, name: str) -> Tree:
+    return keras_tree(weights) if kind == "keras" else torch_tree(weights, name)
 
 
 def _with_source_stem(like: Any, stem: Weight | None) -> Any:

@@ -46,7 +46,20 @@ def read_tree(found: Tree, like: Mapping[str, Any], origin: str = "") -> dict[st
       InputError: a weight is missing, unused, of the wrong shape, not floating point, or not
         finite. The message does not name the file.
     """
-    whose = f"{origin} weight" if origin else "weight"
+    check_tree(found, like, origin)
+    whose, have = _whose(origin), flatten_dict(found)
+    return unflatten_dict(
+        {path: _values(have[path], f"{whose} {'/'.join(path[1:])}") for path in flatten_dict(like)}
+    )
+
+
+def check_tree(found: Tree, like: Mapping[str, Any], origin: str = "") -> None:
+    """Checks names and shapes of weights, whose values it does not read; see `read_tree`.
+
+    Raises:
+      InputError: a weight is missing, unused, or of the wrong shape.
+    """
+    whose = _whose(origin)
     have, need = flatten_dict(found), flatten_dict(like)
     for path, wanted in need.items():
         name, got = "/".join(path[1:]), have.get(path)
@@ -60,9 +73,10 @@ def read_tree(found: Tree, like: Mapping[str, Any], origin: str = "") -> dict[st
     extra = sorted("/".join(path[1:]) for path in have.keys() - need.keys())
     if extra:
         raise InputError(f"the network has no layer for the {whose}s {extra[:3]}{_which(found)}")
-    return unflatten_dict(
-        {path: _values(have[path], f"{whose} {'/'.join(path[1:])}") for path in need}
-    )
+
+
+def _whose(origin: str) -> str:
+    return f"{origin} weight" if origin else "weight"
 
 
 def _values(weight: Weight, what: str) -> np.ndarray:

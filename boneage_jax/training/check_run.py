@@ -13,7 +13,7 @@ from boneage_jax.datasets import check_training_data
 from boneage_jax.errors import InputError
 from boneage_jax.extensions import MODELS, TASKS, words_of
 from boneage_jax.inference.load_trained import described_network
-from boneage_jax.pretrained.load_pretrained import pretrained_options
+from boneage_jax.pretrained.load_pretrained import check_weights, pretrained_options
 from boneage_jax.pretrained.source import as_named
 from boneage_jax.storage.layout import is_workdir
 from boneage_jax.storage.shipped import open_network
@@ -94,6 +94,24 @@ def _check_start(run: Run) -> None:
     # What the hub holds is fetched after the data are known to be there.
     if config.model.pretrained and not as_named(config.model.pretrained).startswith("hf:"):
         check_pretrained(config)
+
+
+def check_start_weights(run: Run) -> None:
+    """Checks that a run's pretrained weights have the options and shapes of its network.
+
+    Raises:
+      InputError: see `check_pretrained`; or they are of another network.
+    """
+    check_pretrained(run.config)
+    model = run.config.model
+    if not model.pretrained:
+        return
+    if model.grown_from:
+        check_weights(model.grown_from, model.pretrained)
+    else:
+        shapes = run.network.variable_shapes()
+        backbone = {name: part["backbone"] for name, part in shapes.items()}
+        check_weights(model.name, model.pretrained, backbone)
 
 
 def _check_source(config: ConfigDict, source: ConfigDict) -> None:

@@ -32,7 +32,7 @@ from boneage_jax.storage.shared_workdir import check_same_step, check_shared
 from boneage_jax.storage.state import TrainState, flops_of
 from boneage_jax.storage.workdir import check_config_of, claim_workdir
 from boneage_jax.storage.workdir_lock import locked_workdir
-from boneage_jax.training.check_run import check_before_data, check_pretrained
+from boneage_jax.training.check_run import check_before_data, check_start_weights
 from boneage_jax.training.describe import describe_run, say
 from boneage_jax.training.ensemble import train_members
 from boneage_jax.training.final_report import final_report
@@ -119,7 +119,7 @@ def _train_network(
             return read_report(workdir)
         if start is None:
             waiting_for("the pretrained weights", PATIENCE)
-            check_pretrained(config)  # before the minutes that compiling takes
+            check_start_weights(run)  # before the minutes that compiling takes
         waiting_for("the model", PATIENCE)
         describe_run(run, workdir)
         state, loop = _make_steps(run, workdir, dataset, checkpoints, start, stopping)

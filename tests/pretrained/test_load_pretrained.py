@@ -28,7 +28,7 @@ from boneage_jax.tasks.registry import make_task
 from boneage_jax.training.check_run import check_pretrained
 from boneage_jax.training.initialize import start_from, with_pretrained_backbone
 from boneage_jax.training.optimizer import make_optimizer
-from boneage_jax.training.run import fresh_state
+from boneage_jax.training.run import Run, fresh_state
 from tests.support.random_run import write_run
 from tests.support.weight_files import lite0_arrays
 
@@ -440,6 +440,27 @@ def test_a_start_that_does_not_fit_is_refused_before_data_are_made(
     with pytest.raises(InputError, match=words):
         boneage_jax.train(config, tmp_path / "run")
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.name": "efficientnet_b0"},
+        {"model.name": "efficientnet_b4", "model.grown_from": "efficientnet_lite1"},
+    ],
+)
+def test_a_file_of_another_network_is_refused_before_the_step_is_compiled(
+    tmp_path, monkeypatch, phantoms, changes
+):
+    file = tmp_path / "tf_efficientnet_lite0.safetensors"
+    save_file(lite0_arrays(), file)
+    config = base_config()
+    config.data.config, config.data.data_dir = "64-small", phantoms
+    config.model.pretrained, config.steps, config.batch_size = str(file), 1, 4
+    config.update_from_flattened_dict(changes)
+    monkeypatch.setattr(Run, "compile_ahead", None)  # would fail with another error
+    with pytest.raises(InputError, match="looks like efficientnet_lite0"):
+        boneage_jax.train(config, tmp_path / "run", devices=jax.devices()[:1])
 
 
 def test_own_runs_of_another_kind_are_refused(workdir):
