@@ -103,7 +103,7 @@ def test_a_budget_needs_pretraining_at_the_same_size():
             "pretrain.data and config.init_from exclude",
         ),
         ({"model__pretrained": "lite0"}, "is for bone_age"),
-        ({"model__grown_from": "efficientnet_lite0"}, "grown_from needs the weights of that"),
+        ({"model__grown_from": "efficientnet_lite0"}, "grown_from is for bone_age"),
         ({"task": "chest"}, "unknown task 'chest': known are bone_age, hand_mask"),
         ({"data__mask_mode": "cut"}, "mask_mode='cut' must be one of"),
         ({"loss__dice_weight": -1.0}, r"dice_weight=-1\.0 must be in \[0, 1000\]"),
