@@ -88,9 +88,16 @@ def prepare_train(
     """Returns the train step on one batch, compiled but not yet called."""
     load_native_code()  # as `boneage_jax.train` does
     run = build_run(recipe, info, devices)
-    stepper = Stepper(run)
     batch = run.parallel.put_batch(synthetic_batch(recipe.batch_size, info, run.task))
-    compiled = stepper.step.lower(stepper.state, stepper.empty, batch).compile()
+    if run.parallel.mode == "pmap":
+        stepper = Stepper(run)
+        compiled = stepper.step.lower(stepper.state, stepper.empty, batch).compile()
+    else:  # before the state is made, as `boneage_jax.train` does
+        empty = run.parallel.put_state(run.task.metrics_type.empty())
+        step = run.train_step_at(run.phases[-1].start)
+        compiling = run.begin_compiling(step.lower(run.state_shapes(), empty, batch))
+        stepper = Stepper(run)
+        compiled = compiling()
 
     def call() -> None:
         jax.block_until_ready((stepper(batch), stepper.state))

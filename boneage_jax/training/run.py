@@ -5,6 +5,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -145,17 +146,40 @@ class Run:
         phase = next(phase for phase in self.phases if step < phase.stop)
         return self._train_steps(phase.stretch)
 
-    def compile_ahead(self, step: int) -> None:
+    def compile_ahead(self, step: int) -> Callable[[], Any]:
         """Compiles the train step for update number `step` (from 0) before there is a state.
 
-        So the memory of the compiler and that of the parameters do not add up. A step of pmap is
-        compiled by its first call instead.
+        A step of pmap is compiled by its first call instead.
+
+        Returns:
+          As `begin_compiling`.
         """
         if self.parallel.mode == "pmap":
-            return
+            return lambda: None
         metrics = self.parallel.put_state(Watched.begin(self.task.metrics_type.empty()))
         batch = self.parallel.batch_shapes(self.batch_shapes())
-        self.train_step_at(step).lower(self.state_shapes(), metrics, batch).compile()
+        step_at = self.train_step_at(step)
+        return self.begin_compiling(step_at.lower(self.state_shapes(), metrics, batch))
+
+    def begin_compiling(self, lowered: jax.stages.Lowered) -> Callable[[], Any]:
+        """Compiles a step before there is a state, or begins to.
+
+        The memory of the compiler and that of the parameters should not add up. On the CPU of a
+        single process they may: a thread compiles, or loads what was compiled before, while the
+        caller makes the state. The first step of EfficientNet-B4 then comes 2.5 s earlier, with 0.1
+        to 0.3 GB more at the peak.
+
+        Returns:
+          A function that waits for the compiled step and returns it, or raises the error.
+        """
+        beside = self.parallel.devices[0].platform == "cpu" and self.parallel.processes == 1
+        if not beside or self.config.pretrain.data:  # pre-training would take the same cores
+            compiled = lowered.compile()
+            return lambda: compiled
+        pool = ThreadPoolExecutor(1, "compile")
+        compiling = pool.submit(lowered.compile)
+        pool.shutdown(wait=False)
+        return compiling.result
 
     @functools.cached_property
     def _train_steps(self) -> Callable[[Stretch], Any]:

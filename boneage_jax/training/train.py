@@ -170,8 +170,12 @@ def _make_steps(
             say("compiling the train step")
             waiting_for("the compilation of the step", PATIENCE)
             with stopping.deferred():
-                run.compile_ahead(start or 0)
+                compiled = run.compile_ahead(start or 0)
         state = initial_state(run, workdir, checkpoints, batches, start, train)
+        if start != run.total_steps:
+            waiting_for("the compilation of the step", PATIENCE)
+            with stopping.deferred():
+                compiled()
         spent = flops_of(state.flops_spent) - run.flops_until(start or 0)
         eval_split = dataset.split(config.data.eval_split)
         with MetricWriter(workdir, resume_step=start) as writer, stopping.deferred():

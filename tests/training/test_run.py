@@ -76,7 +76,7 @@ def test_the_step_compiled_ahead_is_the_one_that_runs():
     metrics = run.parallel.put_state(Watched.begin(run.task.metrics_type.empty()))
     jax.monitoring.register_event_duration_secs_listener(note)
     try:
-        run.compile_ahead(0)
+        run.compile_ahead(0)()
         ahead = len(compilations)
         jax.block_until_ready(run.train_step_at(0)(stepper.state, metrics, batch))
     finally:
