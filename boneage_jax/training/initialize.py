@@ -146,10 +146,13 @@ def with_pretrained_backbone(state: TrainState, config: ConfigDict) -> TrainStat
       InputError: the weights cannot be read or belong to another network.
     """
     model = config.model
-    source = as_named(model.pretrained)
-    own = is_workdir(Path(source))
-    spent = load_trained(source, task="bone_age").flops_spent if own else 0
-    found = load_pretrained(model.grown_from or model.name, model.pretrained)
+    source, spent = as_named(model.pretrained), 0
+    if is_workdir(Path(source)):
+        own = load_trained(source, task="bone_age")
+        found = {name: own.variables[name]["backbone"] for name in own.variables}
+        spent = own.flops_spent
+    else:
+        found = load_pretrained(model.grown_from or model.name, source)
     if model.grown_from:
         whole = _grown_backbone(state, found)
     else:
@@ -184,7 +187,7 @@ def _grown_run(state: TrainState, found: Mapping[str, Any]) -> tuple[dict[str, A
     heads, fresh = _without_backbone(found["params"]), _without_backbone(whole["params"])
     if jax.tree.map(np.shape, heads) == jax.tree.map(np.shape, fresh):
         return whole | {"params": whole["params"] | heads}, True
-    say("the heads start anew: those of the smaller network have another shape")
+    say("the heads have random weights: those of the smaller network have another shape")
     return whole, False
 
 
