@@ -231,7 +231,7 @@ def test_another_slope_is_taken_back():
 )
 def test_intervals_of_radiographs_not_fitted_to_hold_95_percent(change):
     inside, new_inside = [], []
-    for seed in range(20):
+    for seed in range(10):
         (predicted, true), (new, age) = _site(change, 4.0, seed)
         corrected, widths = held_out_predictions(predicted, true, "ridge")
         inside.append((np.abs(corrected - true) <= widths).mean())

@@ -1,4 +1,4 @@
-"""Every model by name: its gradient at 32 px, in numbers for the small ones, else by shape.
+"""Every model by name at 32 px: the gradient of the small ones in numbers, the shapes of others.
 
 Two identities judge the numbers. Outputs are linear in the parameters of the head, so for the loss
 `sum(outputs**2) / 2` these have the inner product `sum(outputs**2)` with their gradient. What
@@ -17,8 +17,8 @@ IN_NUMBERS = ("efficientnet_b0", "efficientnet_lite0", *UNET_NAMES)
 BATCH, SIDE = 4, 32
 
 
-def value_and_gradient(name):
-    """Returns the function of ((loss, (outputs, new)), gradient), and shapes of the variables."""
+def make_loss(name):
+    """Returns the function of (loss, (outputs, new)), and shapes of the variables."""
     of_kind = (
         {} if name in UNET_NAMES else {"num_classes": 2, "drop_path_rate": 0.0, "dropout": 0.0}
     )
@@ -31,12 +31,12 @@ def value_and_gradient(name):
         outputs, new = model.apply(inputs, images, train=True, mutable=["batch_stats"])
         return jnp.square(outputs).sum() / 2, (outputs, new)
 
-    return jax.value_and_grad(loss, has_aux=True), variables
+    return loss, variables
 
 
 @pytest.mark.parametrize("name", IN_NUMBERS)
 def test_gradients_obey_the_identities(name):
-    function, variables = value_and_gradient(name)
+    loss_of, variables = make_loss(name)
     rng = np.random.default_rng(0)  # compiling 200 random initialisers would take 20 s
 
     def draw(path, leaf):
@@ -48,7 +48,8 @@ def test_gradients_obey_the_identities(name):
     variables = jax.tree_util.tree_map_with_path(draw, variables)
     params = variables.pop("params")
     images = jnp.asarray(rng.normal(size=(BATCH, SIDE, SIDE, 1)), jnp.float32)
-    (loss, (outputs, new)), gradient = jax.jit(function)(params, variables, images)
+    step = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
+    (loss, (outputs, new)), gradient = step(params, variables, images)
     assert float(loss) > 0
     assert jax.tree.map(jnp.shape, new.get("batch_stats", {})) == jax.tree.map(
         jnp.shape, variables.get("batch_stats", {})
@@ -68,12 +69,13 @@ def test_gradients_obey_the_identities(name):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in IN_NUMBERS])
-def test_loss_and_gradient_have_their_shapes(name):
-    function, variables = value_and_gradient(name)
+def test_loss_and_statistics_have_their_shapes(name):
+    """Without the gradient, whose shapes are those of the parameters: tracing it takes thrice."""
+    loss, variables = make_loss(name)
     params = variables.pop("params")
     images = jax.ShapeDtypeStruct((BATCH, SIDE, SIDE, 1), jnp.float32)
-    (loss, (outputs, _)), gradient = jax.eval_shape(function, params, variables, images)
-    assert loss.shape == () and outputs.shape == (BATCH, 2)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), gradient) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), params
+    value, (outputs, new) = jax.eval_shape(loss, params, variables, images)
+    assert value.shape == () and outputs.shape == (BATCH, 2)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), variables
     )

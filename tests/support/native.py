@@ -5,16 +5,17 @@ import os
 from unittest import mock
 
 import pytest
+from filelock import FileLock
 
 from boneage_jax.models import native
 from boneage_jax.runtime.native_code import build_library
 
 
 @pytest.fixture(scope="session")
-def native_library(tmp_path_factory):
+def native_library(worker_folder):
     """Path of the library; registers it with JAX. Skips where there is no compiler."""
-    cache = tmp_path_factory.mktemp("native")
-    with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(cache)}):
+    cache = mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(worker_folder / "native")})
+    with FileLock(worker_folder / "native.lock"), cache:
         library = build_library()
     if library is None:
         pytest.skip("no C++ compiler")
