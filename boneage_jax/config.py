@@ -3,11 +3,9 @@
 A recipe in `configs/` starts from `base_config()` and states only what it changes.
 """
 
-import inspect
 import json
 import math
-import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +18,6 @@ from boneage_jax.ranges import RANGES, check_value, shown
 
 # Splits that are evaluated only with --unlock_test, and never trained on or chosen by.
 LOCKED = ("test", "locked")
-
-# Keys that change how a run is executed but not what it learns; they may differ on a restart.
-RUNTIME_KEYS = frozenset(
-    {
-        "parallel",
-        "log_every",
-        "max_seconds",
-        "stall_seconds",
-        "nonfinite",
-        "nonfinite_limit",
-        "compile_cache",
-        "view_steps",
-        "data.raw_dir",
-        "data.data_dir",
-        "data.threads",
-        "data.buffer",
-        "data.uncompressed",
-    }
-)
-
-
-# Keys that change how a trained network reads; a restart with others evaluates once more.
-READING_KEYS = frozenset({"test_flips", "test_zooms", "test_views", "test_atlas"})
 
 
 def base_config() -> ConfigDict:
@@ -197,7 +172,7 @@ def check_config(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
       InputError: names the first key that is unknown, missing, of the wrong type or out of range.
     """
     config = _as_config(config)
-    known, given = dict(_flat(base_config())), dict(_flat(config))
+    known, given = dict(flat_keys(base_config())), dict(flat_keys(config))
     for key in given:
         if key not in known and not key.startswith(("data.options.", "model.options.")):
             if key.startswith("bench."):
@@ -259,7 +234,7 @@ def _as_config(config: Any) -> ConfigDict:
         )
     try:
         copy = ConfigDict(dict(config.items()))
-        for _ in _flat(copy):  # fails for a config that holds itself
+        for _ in flat_keys(copy):  # fails for a config that holds itself
             pass
         return copy
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
@@ -394,51 +369,11 @@ def load_config(path: Path) -> ConfigDict:
     return config
 
 
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Returns the keys, other than runtime keys, whose values differ, as 'key: old -> new'."""
-    before, after = dict(_flat(old)), dict(_flat(new))
-    return [
-        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
-        for key in sorted(before.keys() | after.keys())
-        if key not in RUNTIME_KEYS and before.get(key) != after.get(key)
-    ]
-
-
-def config_lines(config: ConfigDict, changed: Collection[str] = ()) -> list[str]:
-    """Returns a config as text: one line per key, with its meaning.
-
-    Args:
-      config: any config.
-      changed: keys that were changed on the command line, marked by `>`; keys that differ from
-        `base_config` are marked by `*`.
-
-    Returns:
-      Lines such as `* log_every = 5  # steps between lines of metrics.jsonl, in [1, 10000000]
-      (default 10)`.
-    """
-    meanings, defaults = _meanings(), dict(_flat(base_config()))
-    lines = ["# > changed on the command line, * changed by the recipe"]
-    for key, value in _flat(config):
-        differs = key in defaults and defaults[key] != value
-        mark = ">" if key in changed else "*" if differs or key not in defaults else " "
-        within = f", {RANGES[key]}" if key in RANGES else ""
-        notes = [meanings.get(key, "") + within, f"(default {defaults[key]!r})" if differs else ""]
-        note = " ".join(note for note in notes if note)
-        lines.append(f"{mark} {f'{key} = {value!r}':<46}{f'  # {note}' if note else ''}".rstrip())
-    return lines
-
-
-def _meanings() -> dict[str, str]:
-    """Returns the comment beside each key in the source of `base_config`, by key."""
-    line = re.compile(r"\s+config\.([\w.]+) = .*?  # (.+)")
-    found = (line.fullmatch(text) for text in inspect.getsource(base_config).splitlines())
-    return {match[1]: match[2] for match in found if match}
-
-
-def _flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_keys(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields each key of a config, sections before dots, and its value."""
     for key, value in config.items():
         if isinstance(value, ConfigDict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat_keys(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

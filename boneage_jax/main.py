@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--alone", action="store_true", help="no other processes")
     args, rest = parser.parse_known_args(argv)
     if args.show_config:
-        from boneage_jax.config import config_lines
+        from boneage_jax.report.config_text import config_lines
 
         config, _, changed = parse_config(rest)
         print(*config_lines(config, changed), sep="\n")

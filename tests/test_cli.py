@@ -23,8 +23,9 @@ from boneage_jax import (
     sweep,
 )
 from boneage_jax.cli import exit_status, load_recipe, parse_config
-from boneage_jax.config import base_config, config_lines
+from boneage_jax.config import base_config
 from boneage_jax.errors import InputError
+from boneage_jax.report.config_text import config_lines
 from configs import cls
 from tests.support.late_errors import wait_for_late_errors
 from tfds_rsna import prepare

@@ -5,9 +5,10 @@ from ml_collections import ConfigDict
 
 from boneage_jax.benchmarking.settings import bench_config, check_bench
 from boneage_jax.cli import parse_config
-from boneage_jax.config import base_config, check_config, differences, load_config, save_config
+from boneage_jax.config import base_config, check_config, load_config, save_config
 from boneage_jax.errors import InputError
 from boneage_jax.ranges import CHOICES, RANGES, check_value
+from boneage_jax.storage.config_changes import differences
 from configs import cls, seg
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from benchmarks.provenance import write_provenance
 from boneage_jax.cli import load_recipe
-from boneage_jax.config import RUNTIME_KEYS, load_config
+from boneage_jax.config import load_config
 from boneage_jax.experiments.sweep_tables import RUN_COLUMNS, read_point, write_table
 from boneage_jax.report.run_report import read_report
+from boneage_jax.storage.config_changes import RUNTIME_KEYS
 from boneage_jax.storage.layout import CONFIG, REPORT
 
 

@@ -16,13 +16,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from boneage_jax.config import check_config, differences, load_config
+from boneage_jax.config import check_config, load_config
 from boneage_jax.errors import InputError
 from boneage_jax.experiments.sweep_tables import read_point, read_table, run_folder, write_summary
 from boneage_jax.extensions import error_in
 from boneage_jax.ranges import RANGES, Range
 from boneage_jax.report.run_report import read_report
 from boneage_jax.runtime.interruption import cleans_up
+from boneage_jax.storage.config_changes import differences
 from boneage_jax.storage.layout import CONFIG, REPORT
 
 _SEEDS = Range(1, 1000)

@@ -7,18 +7,13 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from boneage_jax.config import (
-    READING_KEYS,
-    check_config,
-    differences,
-    load_config,
-    save_config,
-)
+from boneage_jax.config import check_config, load_config, save_config
 from boneage_jax.data.info import DataInfo
 from boneage_jax.errors import InputError
 from boneage_jax.extensions import DATASETS
 from boneage_jax.json_file import read_json
 from boneage_jax.storage.bucket import checkpoint_folder
+from boneage_jax.storage.config_changes import READING_KEYS, differences
 from boneage_jax.storage.layout import BACKGROUND, CONFIG, INFO, MEMBERS, REPORT
 from boneage_jax.storage.safe_write import write_text
 
