@@ -33,7 +33,8 @@ gc.set_threshold(*COLLECTIONS)
 
 # Fixtures that several files of tests share.
 pytest_plugins = [
-    f"tests.support.{name}" for name in ("unet_run", "weight_files", "clouds", "tiny_run", "native")
+    f"tests.support.{name}"
+    for name in ("unet_run", "weight_files", "clouds", "tiny_run", "native", "published_runs")
 ]
 
 

@@ -1,10 +1,28 @@
-"""DICOM files made of arrays, as bytes."""
+"""DICOM files made of arrays, as bytes, and the arrays and windows of several tests."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pydicom
 from pydicom.uid import ExplicitVRLittleEndian
+
+RAMP = np.linspace(0, 4095, 64 * 48).astype(np.uint16).reshape(64, 48)
+FULL = RAMP / 4095 * 255  # as a window from 0 to 4095 shows it
+BYTES = (RAMP >> 4).astype(np.uint8)
+TWELVE = {"BitsStored": 12}
+COLOUR = np.stack([BYTES, BYTES[::-1], 255 - BYTES], -1)
+LUMA = COLOUR @ np.array([0.299, 0.587, 0.114])
+
+
+def window(center, width, function=None, **tags):
+    """The tags of a VOI window."""
+    return {"WindowCenter": center, "WindowWidth": width, **tags} | (
+        {"VOILUTFunction": function} if function else {}
+    )
+
+
+DEEP = TWELVE | window(2048, 4096)
 
 
 def dicom_file(image: np.ndarray, syntax: str = ExplicitVRLittleEndian, **tags) -> bytes:
@@ -45,3 +63,17 @@ def table(entries, first: int = 0, bits: int = 16) -> pydicom.Dataset:
     packed = entries if isinstance(entries, bytes) else np.asarray(entries, "<u2").tobytes()
     item.add_new("LUTData", "OW", packed)
     return item
+
+
+def by_gdcm(path: Path) -> np.ndarray:
+    """The values of a file as GDCM decodes them, [H, W] or [H, W, 3]."""
+    import gdcm
+
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    image = reader.GetImage()
+    columns, rows = image.GetDimension(0), image.GetDimension(1)
+    kind = "u1" if image.GetPixelFormat().GetBitsAllocated() == 8 else "u2"
+    values = np.frombuffer(image.GetBuffer().encode("utf-8", "surrogateescape"), kind)
+    return values.reshape(rows, columns, -1).squeeze()

@@ -1,120 +1,36 @@
 """The RSNA data in every layout it comes in, made small; and everything wrong with a folder."""
 
 import csv
-import hashlib
-import http.server
 import io
-import threading
-import zipfile
 from pathlib import Path
 
-import cv2
 import numpy as np
-import openpyxl
 import pytest
 import tensorflow_datasets as tfds
 
 import tfds_rsna  # noqa: F401  # registers the builders
 from boneage_jax.data.files import read_grey
 from boneage_jax.errors import InputError
+from tests.support.rsna_layouts import (
+    ALL,
+    EXPECTED,
+    FLAT,
+    FULLY_UNPACKED,
+    KAGGLE,
+    NESTED,
+    RSNA_ZIPS,
+    TRAIN,
+    TRAIN_CSV,
+    UNPACKED,
+    images,
+    png,
+    truth_xlsx,
+    write,
+    zipped,
+)
 from tfds_rsna.decode import Item, decode_all
-from tfds_rsna.download import download
 from tfds_rsna.rsna_bone_age.labels import read_table
 from tfds_rsna.rsna_bone_age.layouts import find_splits
-
-TRAIN = {1377: (180, True), 1378: (12, False), 1379: (94, False)}
-VALIDATION = {1386: (168, True), 1392: (69, False)}
-TEST = {4360: (168.93, "M"), 4361: (169.85, "F")}
-EXPECTED = {
-    "train": {k: (age, int(male)) for k, (age, male) in TRAIN.items()},
-    "validation": {k: (age, int(male)) for k, (age, male) in VALIDATION.items()},
-    "test": {k: (age, int(sex == "M")) for k, (age, sex) in TEST.items()},
-}
-
-TRAIN_CSV = "id,boneage,male\n" + "".join(f"{k},{a},{m}\n" for k, (a, m) in TRAIN.items())
-VALIDATION_CSV = "Image ID,male,Bone Age (months)\n" + "".join(
-    f"{k},{str(m).upper()},{a}\n" for k, (a, m) in VALIDATION.items()
-)
-
-
-def png(key: int) -> bytes:
-    """An image that only this id has: 12 x 9 or so, filled with a grey level of its own."""
-    image = np.full((12 + key % 3, 9), key % 251, np.uint8)
-    return cv2.imencode(".png", image)[1].tobytes()
-
-
-def truth_xlsx() -> bytes:
-    book = openpyxl.Workbook()
-    sheet = book.active
-    sheet.append(["Case ID", "Sex", "Ground truth bone age (months)"])
-    for key, (age, sex) in TEST.items():
-        sheet.append([key, sex, age])
-    file = io.BytesIO()
-    book.save(file)
-    return file.getvalue()
-
-
-def zipped(files: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return file.getvalue()
-
-
-def images(folder: str, keys) -> dict[str, bytes]:
-    return {f"{folder}/{key}.png": png(key) for key in keys}
-
-
-TRAIN_SET = images("boneage-training-dataset", TRAIN)
-NESTED = {  # the validation images lie in two zips inside the zip
-    "Bone Age Validation Set/Validation Dataset.csv": VALIDATION_CSV.encode(),
-    "Bone Age Validation Set/boneage-validation-dataset-1.zip": zipped(
-        images("boneage-validation-dataset-1", [1386])
-        | {"__MACOSX/boneage-validation-dataset-1/._1386.png": b"\0\5\x16\7"}
-    ),
-    "Bone Age Validation Set/boneage-validation-dataset-2.zip": zipped(
-        images("boneage-validation-dataset-2", [1392])
-    ),
-}
-TEST_SET = images("Test Set Images", TEST) | {"Bone age ground truth.xlsx": truth_xlsx()}
-RSNA_ZIPS = {
-    "Bone+Age+Training+Set.zip": zipped(TRAIN_SET),
-    "Bone+Age+Training+Set+Annotations.zip": zipped({"train.csv": TRAIN_CSV.encode()}),
-    "Bone+Age+Validation+Set.zip": zipped(NESTED),
-    "Bone+Age+Test+Set.zip": zipped(TEST_SET),
-}
-KAGGLE = (
-    images("boneage-training-dataset/boneage-training-dataset", TRAIN)
-    | images("boneage-test-dataset/boneage-test-dataset", TEST)
-    | {
-        "boneage-training-dataset.csv": TRAIN_CSV.encode(),
-        "boneage-test-dataset.csv": b"Case ID,Sex\n4360,M\n4361,F\n",
-    }
-)
-UNPACKED = TRAIN_SET | {"train.csv": TRAIN_CSV.encode()} | NESTED | TEST_SET
-FULLY_UNPACKED = {
-    **{f"Bone Age Training Set/{name}": data for name, data in TRAIN_SET.items()},
-    "Bone Age Training Set Annotations/train.csv": TRAIN_CSV.encode(),
-    **images("Bone Age Validation Set/boneage-validation-dataset-1", [1386]),
-    **images("Bone Age Validation Set/boneage-validation-dataset-2", [1392]),
-    "Bone Age Validation Set/Validation Dataset.csv": VALIDATION_CSV.encode(),
-    **{f"Bone Age Test Set/{name}": data for name, data in TEST_SET.items()},
-}
-FLAT = {
-    **{f"data/rsna/all/{Path(name).name}": data for name, data in TRAIN_SET.items()},
-    "data/rsna/all/labels.csv": TRAIN_CSV.encode(),
-}
-
-ALL = ("train", "validation", "test")
-
-
-def write(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return folder
 
 
 @pytest.fixture
@@ -324,88 +240,6 @@ def test_unreadable_images_stop_the_preparation_unless_skipped(raw, tmp_path, ca
     builder.download_and_prepare()
     assert builder.info.splits["train"].num_examples == 2
     assert "1378.png" in capsys.readouterr().err
-
-
-class Server(http.server.BaseHTTPRequestHandler):
-    """Serves `RSNA_ZIPS` with ranges; breaks off after `limit` bytes while that is set."""
-
-    limit: int | None = None
-    requests: list[str | None]
-
-    def do_GET(self) -> None:
-        data = RSNA_ZIPS.get(self.path.lstrip("/"))
-        if data is None:
-            self.send_error(404)
-            return
-        span = self.headers["Range"]
-        type(self).requests.append(span)
-        start = int(span.removeprefix("bytes=").rstrip("-")) if span else 0
-        self.send_response(206 if span else 200)
-        self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
-        self.wfile.write(data[start : self.limit])
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server():
-    handler = type("Handler", (Server,), {"requests": []})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-        thread.start()
-        yield handler, f"http://127.0.0.1:{running.server_port}/"
-        running.shutdown()
-        thread.join()
-
-
-CHECKSUMS = {name: hashlib.sha256(data).hexdigest() for name, data in RSNA_ZIPS.items()}
-
-
-def test_download_and_prepare(server, tmp_path):
-    handler, url = server
-    options = {"data_dir": tmp_path, "base_url": url, "checksums": CHECKSUMS}
-    for size in ("256", "384"):
-        builder = tfds.builder(f"rsna_bone_age/{size}", **options)
-        builder.download_and_prepare()
-        assert {k: s.num_examples for k, s in builder.info.splits.items()} == {
-            "train": 3, "validation": 2, "test": 2,
-        }  # fmt: skip
-    assert len(handler.requests) == 4  # the second config takes what is there
-
-
-def test_download_of_a_changed_archive_is_refused(server, tmp_path):
-    _, url = server
-    checksums = CHECKSUMS | {"Bone+Age+Validation+Set.zip": "0" * 64}
-    builder = tfds.builder(
-        "rsna_bone_age/256", data_dir=tmp_path, base_url=url, checksums=checksums
-    )
-    with pytest.raises(InputError, match=r"sha256 .* is not the expected 0000.*--raw_dir"):
-        builder.download_and_prepare()
-    assert not list(tmp_path.rglob("*Validation*"))
-
-
-def test_download_goes_on_where_it_was_cut_off(server, tmp_path):
-    handler, url = server
-    name = "Bone+Age+Test+Set.zip"
-    handler.limit = 100
-    with pytest.raises(InputError, match="cut off after 100 of"):
-        download(url + name, tmp_path / "set.zip", CHECKSUMS[name])
-    assert not (tmp_path / "set.zip").exists()
-    handler.limit = None
-    download(url + name, tmp_path / "set.zip", CHECKSUMS[name])
-    assert handler.requests == [None, "bytes=100-"]
-    assert (tmp_path / "set.zip").read_bytes() == RSNA_ZIPS[name]
-
-
-def test_no_network_names_the_manual_way(server, tmp_path):
-    handler, url = server
-    for base, reason in ((url + "moved/", "HTTP 404"), ("http://127.0.0.1:9/", "refused")):
-        builder = tfds.builder("rsna_bone_age/256", data_dir=tmp_path, base_url=base)
-        with pytest.raises(InputError, match=rf"{reason}.*--raw_dir=DIR"):
-            builder.download_and_prepare()
-    assert handler.requests == []
 
 
 def test_column_order_of_the_real_tables_is_free():
