@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     )
     if args.dry_run:
         for point, _ in points:
-            print(*command(point, args.output / "runs" / point.name, rest)[1:])
+            print("python", *command(point, args.output / "runs" / point.name, rest)[1:])
         return 0
     failed = run_sweep(points, list(arms), args.output, rest, lambda line: print(line, flush=True))
     print((args.output / "best.md").read_text() if (args.output / "best.md").exists() else "")

@@ -42,7 +42,7 @@ from benchmarks.provenance import write_provenance
 from benchmarks.robustness.ast_mutations import Mutant, mutants_of
 
 ROOT = Path(__file__).parents[2]
-# The tests that judge a package: those of its folder, and for packages without one these.
+# The tests that judge a package: those of its folder, and for one package these too.
 _FLAT = "flat"  # files of boneage_jax that are in no package
 _FOLDERS = (
     *("training", "inference", "evaluation", "data", "models", "tasks", "pretrained", "planning"),
@@ -50,7 +50,7 @@ _FOLDERS = (
 )
 _EVALUATION = (
     *("tests/training/test_end_to_end.py", "tests/training/test_ensemble.py"),
-    *("tests/inference/test_segment_files.py", "tests/test_metrics.py"),
+    *("tests/inference/test_segment_files.py", "tests/tasks/test_metrics.py", "tests/evaluation"),
 )
 TESTS = {name: (f"tests/{name}",) for name in _FOLDERS} | {
     "evaluation": _EVALUATION,
