@@ -24,8 +24,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--raw_dir", default="", help="raw data, if it moved")
     parser.add_argument("--data_dir", default="", help="prepared data, if it moved")
     parser.add_argument("--output", default="", help="folder to write to instead")
-    parser.add_argument("--stress", nargs="?", type=int, const=200, default=0, metavar="IMAGES")
+    parser.add_argument("--stress", nargs="?", type=int, const=200, default=None, metavar="IMAGES")
     args = parser.parse_args(argv)
+    if args.stress is not None and args.stress < 1:
+        parser.error(f"--stress={args.stress} must be at least 1 image")
 
     from boneage_jax.evaluation.evaluate_run import evaluate
     from boneage_jax.report.page import summary_lines
@@ -39,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         raw_dir=args.raw_dir,
         data_dir=args.data_dir,
         output=args.output,
-        stress=args.stress,
+        stress=args.stress or 0,
     )
     folder = args.output or f"{address_of(args.workdir)}/evaluation/{args.split}"
     print(*summary_lines(report), f"report: {folder}/report.html", sep="\n")

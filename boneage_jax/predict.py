@@ -15,9 +15,8 @@ status is 1 if no file could be read. For research, not for patient care.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from boneage_jax.cli import Parser, prepare_jax, run_door
+from boneage_jax.cli import Parser, path_argument, prepare_jax, run_door
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,16 +25,19 @@ def main(argv: Sequence[str]) -> int:
     text = "a training, or a network: its folder, hf:OWNER/REPO or a name of --list"
     text += " (default: the best of at most 10 MB)"
     parser.add_argument("--workdir", help=text)
-    parser.add_argument("--output", type=Path, help="CSV file to write, or - for standard output")
+    for name, text in (
+        ("--output", "CSV file to write, or - for standard output"),
+        ("--sex_csv", "table of id,male; id is the file's stem"),
+        ("--reference", "table of sex,age_months,mean,sd for scores"),
+        ("--features", "file .npz for the features of the network"),
+        ("--dicom_out", "folder for reports and masks in DICOM"),
+        ("--report", "folder for an HTML page per radiograph"),
+        ("--references", "folder of radiographs to show beside"),
+    ):
+        parser.add_argument(name, type=path_argument, help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object per file")
     parser.add_argument("--list", action="store_true", help="print the known networks and exit")
-    parser.add_argument("--sex_csv", type=Path, help="table of id,male; id is the file's stem")
     parser.add_argument("--masks", default="", help="hand masks or a U-Net, as in training")
-    parser.add_argument("--reference", type=Path, help="table of sex,age_months,mean,sd for scores")
-    parser.add_argument("--features", type=Path, help="file .npz for the features of the network")
-    parser.add_argument("--dicom_out", type=Path, help="folder for reports and masks in DICOM")
-    parser.add_argument("--report", type=Path, help="folder for an HTML page per radiograph")
-    parser.add_argument("--references", type=Path, help="folder of radiographs to show beside")
     parser.add_argument("paths", nargs="*", metavar="PATH", help="image files, folders, globs")
     args = parser.parse_args(argv)
     if args.list:

@@ -14,7 +14,6 @@ at hand, else on phantoms.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from boneage_jax.cli import Parser, path_argument, prepare_jax, run_door
 
@@ -25,13 +24,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workdir", required=True, help="folder of a finished training")
     parser.add_argument("--output", required=True, type=path_argument, help="new folder to write")
     parser.add_argument("--name", default="", help="of the network (default: that of the folder)")
-    parser.add_argument("--license", type=Path, metavar="FILE", help="terms of the weights")
+    parser.add_argument(
+        "--license", type=path_argument, metavar="FILE", help="terms of the weights"
+    )
     parser.add_argument("--data", default="", metavar="TEXT", help="what the data are, on the card")
     parser.add_argument(
         "--evaluation",
         action="append",
         default=[],
-        type=Path,
+        type=path_argument,
         metavar="REPORT.json",
         help="report of an evaluation, for the card",
     )

@@ -10,9 +10,8 @@ FOLDER/review/summary.json   counts, images/s, FLOPs
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from boneage_jax.cli import Parser, prepare_jax, run_door
+from boneage_jax.cli import Parser, path_argument, prepare_jax, run_door
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(__doc__, extensions=True)
     text = "a U-Net: its training or folder, hf:OWNER/REPO, or a name of predict --list (the best)"
     parser.add_argument("--workdir", help=text)
-    parser.add_argument("--output", required=True, type=Path, help="folder for the masks")
+    parser.add_argument("--output", required=True, type=path_argument, help="folder for the masks")
     parser.add_argument("--keep_parts", action="store_true", help="not only the largest part")
     parser.add_argument("--keep_holes", action="store_true", help="do not fill holes")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders, globs")

@@ -15,9 +15,8 @@ finishes what runs; the status is then 0. docs/serve.md says more.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from boneage_jax.cli import Parser, prepare_jax, run_door
+from boneage_jax.cli import Parser, path_argument, prepare_jax, run_door
 from boneage_jax.errors import InputError
 
 
@@ -29,7 +28,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
     parser.add_argument("--port", type=int, default=8000, help="0 for any free one")
-    parser.add_argument("--token_file", type=Path, help="file with the token of the clients")
+    parser.add_argument(
+        "--token_file", type=path_argument, help="file with the token of the clients"
+    )
     parser.add_argument("--batch_size", type=int, default=8, help="images per step at most")
     parser.add_argument("--queue", type=int, default=32, help="requests at once; others get 503")
     parser.add_argument("--megabytes", type=float, default=64, help="largest upload")

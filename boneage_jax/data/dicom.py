@@ -21,6 +21,11 @@ from boneage_jax.data.silence import warnings_off
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # In this order, not in pydicom's, which begins with GDCM (see dicom_codecs). Pillow comes before
 # imagecodecs, so that the extra changes no pixel of what is read without it.
+# Objects that belong to radiographs, by Modality; predict --dicom_out writes the first three.
+_NO_RADIOGRAPHS = {
+    **{"SEG": "a segmentation", "SR": "a report", "PR": "a presentation state"},
+    **{"KO": "a selection of keys", "DOC": "a document"},
+}
 _DECODERS = ("pydicom", "pillow", "imagecodecs")
 _MAX_INFLATED, _PIECE = 1 << 30, 1 << 26  # bytes
 MAKER = "boneage_jax"  # of DICOM objects
@@ -114,6 +119,8 @@ def _check(dataset: pydicom.Dataset) -> None:
         raise ValueError(
             "the DICOM file is a picture that predict --dicom_out made of a radiograph"
         )
+    if (kind := dataset.get("Modality")) in _NO_RADIOGRAPHS:
+        raise ValueError(f"the DICOM file is {_NO_RADIOGRAPHS[kind]}, not a radiograph")
     if not any(dataset.get(name) for name in _PIXELS):
         raise ValueError("the DICOM file holds no image, or is cut short")
     frames = _integer(dataset, "NumberOfFrames") or 1  # old files say 0 of one frame

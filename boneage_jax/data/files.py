@@ -88,11 +88,7 @@ def read_radiograph(
             image, said = read_dicom(data)
         else:
             image, said = to_grey(read_picture(data, form))
-    if int(image.min()) == int(image.max()):
-        said = (*said, notes.FLAT)
-    if min(image.shape) < notes.SMALL_SIDE:
-        said = (*said, notes.SMALL)
-    return image, said
+    return image, (*said, *notes.of_pixels(image))
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from boneage_jax.inference.predictor import Predictor
 from boneage_jax.report.metric_writer import read_metrics
 from boneage_jax.report.run_report import read_report, write_report
 from boneage_jax.storage.bucket import push
-from boneage_jax.storage.layout import CALIBRATION, REPORT, checked_path, is_published
+from boneage_jax.storage.layout import CALIBRATION, REPORT, checked_path, is_published, is_workdir
 from boneage_jax.storage.safe_write import check_writable
 from boneage_jax.storage.shipped import open_network
 from boneage_jax.storage.workdir import read_run
@@ -85,6 +85,11 @@ def evaluate(
                 f"now, {network.info} then); name its folder: --raw_dir=DIR or --data_dir=DIR"
             )
     folder = checked_path(output, "--output") if output else workdir / "evaluation" / split
+    if is_workdir(folder) or is_published(folder):
+        raise InputError(
+            f"--output={folder} is a training or a network, whose own report this would replace; "
+            "name another folder"
+        )
     records = folder if is_published(workdir) else workdir
     check_writable(folder)  # before anything is compiled
     rows = average_beside_labels(predict_split(members, part), part, network.task)

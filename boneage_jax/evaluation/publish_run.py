@@ -70,6 +70,7 @@ def publish(
     check_new_folder(output)
     source = open_network(workdir)
     before = load_members(source)
+    split = _validation_split(read_config(source), raw_dir, data_dir)
     write_published(
         before,
         source,
@@ -81,7 +82,6 @@ def publish(
     )
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     after = load_members(output)
-    split = _validation_split(read_config(source), raw_dir, data_dir)
     change = _on_split(before, after, split) if split else _on_phantoms(before, after)
     error = "" if change.error is None else f"; mean absolute error {change.error:+.4f}"
     return [

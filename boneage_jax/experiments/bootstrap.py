@@ -6,7 +6,6 @@ bootstrap, Owen 2007, doi 10.1214/07-AOAS134: each factor is resampled independe
 conservative).
 """
 
-import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from boneage_jax.data.label_table import read_table
 from boneage_jax.errors import InputError
 
 _RESAMPLES = 10_000
@@ -194,12 +194,11 @@ def _file(path: Path, split: str) -> Path:
 def _read(path: Path) -> dict[str, tuple[float, float]]:
     """Returns (true, predicted) age by id."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        if not path.exists():
+            raise InputError(f"{path} is missing: the run has not ended")
+        rows = [row for _, row in read_table(path).rows]  # as a spreadsheet saves it, too
         table = {row["id"]: (float(row["true_age"]), float(row["predicted_age"])) for row in rows}
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: the run has not ended") from None
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(
             f"{path} is damaged ({error}); it needs the columns {', '.join(_COLUMNS)}"
         ) from error

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
+from boneage_jax.data.file_names import IMAGE_SUFFIXES
+from boneage_jax.data.find_files import find_images
 from boneage_jax.errors import InputError
 from boneage_jax.exporting.comparing import batches, compare
 from boneage_jax.exporting.onnx_graph import (
@@ -23,7 +25,13 @@ from boneage_jax.exporting.program import Program, load_program
 from boneage_jax.exporting.sample import Sample, take_sample
 from boneage_jax.exporting.stablehlo import reader, to_stablehlo
 from boneage_jax.exporting.web_page import build_page, check_page
-from boneage_jax.storage.safe_write import check_writable, in_one_piece, write_text, writing
+from boneage_jax.storage.safe_write import (
+    check_replaces_nothing,
+    check_writable,
+    in_one_piece,
+    write_text,
+    writing,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -76,6 +84,10 @@ def check_request(form: str, request: Request) -> None:
         raise InputError(f"--output={output} is a folder; name a file")
     if not output.absolute().parent.is_dir():
         raise InputError(f"--output={output}: there is no folder {output.parent}")
+    if output.suffix.lower() in IMAGE_SUFFIXES:
+        raise InputError(f"--output={output} is the name of an image; name the file to write")
+    if request.radiographs:
+        check_replaces_nothing(output, "--output", find_images(request.radiographs))
     check_writable(output.absolute().parent)
 
 

@@ -165,9 +165,15 @@ def _folded(model: "onnx.ModelProto") -> "onnx.ModelProto":
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "folded.onnx")
         options.optimized_model_filepath = str(path)
-        onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # of onnxruntime, which has no type for a full disk
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"onnxruntime cannot write to {folder} ({reason}); give TMPDIR a folder with room"
+            ) from error
         return _load(path)
 
 

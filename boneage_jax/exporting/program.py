@@ -138,7 +138,9 @@ class Program:
                 image = self.hand_mask.applied(image, **model_options)
             batch["image"] = image
             if "male" in batch:
-                batch["male"] = batch["male"] - 1 if male is None else male
+                # Any other code is no sex, where predict refuses it: 2 would be twice as male as 1.
+                known = batch["male"] - 1 if male is None else male
+                batch["male"] = jnp.where((known == 0) | (known == 1), known, -1)
             rows = [step(variables, batch)[1] for variables in members]
             names = task.reported if self.calibration else self.outputs
             found = {name: _mean([row[name] for row in rows]) for name in names}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from boneage_jax.errors import InputError
-from boneage_jax.storage.safe_write import in_one_piece
+from boneage_jax.storage.safe_write import check_writable, in_one_piece
 
 
 class FeatureFile:
@@ -22,6 +22,7 @@ class FeatureFile:
     def __init__(self, path: Path):
         if path.suffix.lower() != ".npz" or path.is_dir() or not path.absolute().parent.is_dir():
             raise InputError(f"--features={path} must name a file .npz in a folder that exists")
+        check_writable(path.absolute().parent)  # the features of a long run are written at its end
         self._path = path
         self._files: list[str] = []
         self._rows: list[np.ndarray] = []

@@ -13,6 +13,7 @@ from boneage_jax.inference.feature_file import FeatureFile
 from boneage_jax.inference.outputs import Outputs
 from boneage_jax.storage.hub import PREFIX
 from boneage_jax.storage.published import fingerprint
+from boneage_jax.storage.safe_write import check_replaces_nothing
 from boneage_jax.storage.shipped import best_network, open_network
 
 if TYPE_CHECKING:
@@ -50,6 +51,12 @@ class Wanted:
             check_highdicom()
         if args.references and not args.report:
             raise InputError("--references is shown in the pages of --report; give both")
+        for option in ("output", "features"):
+            path = getattr(args, option)
+            if path and args.reference:
+                check_replaces_nothing(path, f"--{option}", [args.reference])
+        if args.features and args.output and args.features.resolve() == args.output.resolve():
+            raise InputError(f"--output and --features both name {args.output}; name two files")
         return cls(
             ReferenceTable(args.reference) if args.reference else None,
             FeatureFile(args.features) if args.features else None,

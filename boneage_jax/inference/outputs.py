@@ -116,4 +116,6 @@ def _attempt(output: Output, reading: Reading) -> str:
                 f"the {output.name} of {reading.file} cannot be written: "
                 f"{getattr(error, 'strerror', '') or type(error).__name__}"
             ) from error
+        if isinstance(error, OSError):
+            return f"no {output.name}: {error.strerror or type(error).__name__}"
         return f"no {output.name}: its header does not allow it ({type(error).__name__})"

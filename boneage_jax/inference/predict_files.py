@@ -27,7 +27,7 @@ from boneage_jax.inference.outputs import Outputs
 from boneage_jax.inference.patients import Patients, patient_columns
 from boneage_jax.inference.prediction_text import csv_cells, json_line, text_lines
 from boneage_jax.runtime.progress import progress
-from boneage_jax.storage.safe_write import in_one_piece
+from boneage_jax.storage.safe_write import check_replaces_nothing, in_one_piece
 
 if TYPE_CHECKING:
     from boneage_jax.inference.predictor import Predictor
@@ -75,11 +75,9 @@ def check_arguments(
         return files, sexes, lines
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise InputError(f"--output={output} must name a CSV file in a folder that exists")
-    inputs = [*files, *([sex_csv] if sex_csv else [])]
-    if output.suffix.lower() in IMAGE_SUFFIXES or (
-        output.exists() and any(output.samefile(path) for path in inputs if path.exists())
-    ):
+    if output.suffix.lower() in IMAGE_SUFFIXES:
         raise InputError(f"--output={output} names an input; name a CSV file to write")
+    check_replaces_nothing(output, "--output", [*files, *([sex_csv] if sex_csv else [])])
     return files, sexes, lines
 
 
@@ -90,13 +88,14 @@ def read_sexes(path: Path) -> tuple[dict[str, int], str]:
     name or a path.
 
     Returns:
-      (1 male, 0 female or -1 unknown by id, in the form of `image_stem`; see `describe_codes`).
+      (1 male, 0 female or -1 unknown by id, in the form of `image_stem`; how columns that could
+      have been read otherwise were, "" if there are none).
 
     Raises:
       InputError: an unreadable file, a missing column, contradicting rows, or an invalid value.
     """
     table = read_table(path)
-    key = find_column(table.header, ("id", *FILE_COLUMNS))
+    key = find_column(table.header, FILE_COLUMNS)
     column = find_column([name for name in table.header if name != key], SEX_COLUMNS)
     if not (key and column and table.rows):
         found = ", ".join(map(repr, table.header)) or "nothing"
@@ -111,7 +110,9 @@ def read_sexes(path: Path) -> tuple[dict[str, int], str]:
             )
         if sexes.setdefault(name, sex) != sex:
             raise InputError(f"{path} line {line}: id {name!r} appears twice, with another sex")
-    return sexes, describe_codes(table, column)
+    others = [name for name in table.header if name not in (key, column)]
+    chosen = f"ids are those of column {key!r}" if find_column(others, FILE_COLUMNS) else ""
+    return sexes, "; ".join(filter(None, [chosen, describe_codes(table, column)]))
 
 
 def _match(sexes: Mapping[str, int], files: Sequence[Path], path: Path) -> list[str]:

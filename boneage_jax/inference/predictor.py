@@ -11,7 +11,7 @@ import numpy as np
 from boneage_jax.config import load_config
 from boneage_jax.data.file_names import image_stem
 from boneage_jax.data.files import fit_square, read_radiograph
-from boneage_jax.data.notes import TINY, TINY_SIDE
+from boneage_jax.data.notes import TINY, TINY_SIDE, of_pixels
 from boneage_jax.errors import InputError
 from boneage_jax.inference.age_notes import age_notes
 from boneage_jax.inference.arguments import (
@@ -162,7 +162,10 @@ class Predictor:
 
         def decode(number: int) -> tuple[np.ndarray, tuple[str, ...]]:
             item = items[number]
-            pixels, notes = (item, ()) if isinstance(item, np.ndarray) else read_radiograph(item)
+            if isinstance(item, np.ndarray):
+                pixels, notes = item, of_pixels(item)
+            else:
+                pixels, notes = read_radiograph(item)
             stem = "" if isinstance(item, np.ndarray) else image_stem(item)
             square, said = self.put_right_and_fit(pixels, stem if stems is None else stems[number])
             return square, (*notes, *said)

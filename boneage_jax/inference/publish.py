@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -187,17 +188,27 @@ def check_new_folder(output: Path) -> None:
 
 @contextlib.contextmanager
 def _whole_folder(output: Path) -> Iterator[Path]:
-    """Context manager that yields `output`.part; it becomes `output` if the block succeeds."""
+    """Context manager that yields a new folder; it becomes `output` if the block succeeds."""
     check_new_folder(output)
-    part = output.absolute().with_name(output.absolute().name + ".part")
     with writing(output):
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
+        part = _new_folder(output.absolute().name + ".part", output.absolute().parent)
         try:
             yield part
             part.replace(output)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _new_folder(name: str, parent: Path) -> Path:
+    """Creates a folder that was not there: `name`, with a number if that is taken."""
+    for number in itertools.count():
+        folder = parent / f"{name}{number or ''}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError
 
 
 def _saved(member: Trained) -> Saved:

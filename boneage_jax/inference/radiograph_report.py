@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from boneage_jax.data.file_names import image_stem
+from boneage_jax.data.file_names import image_stem, normal_name
 from boneage_jax.data.files import read_radiograph
 from boneage_jax.errors import InputError
 from boneage_jax.inference.nearest import References
@@ -80,7 +80,7 @@ class ReportOutput:
             width = round(_HEIGHT * proportions)
             pictures.append((caption, heat_map(square, moved, _HEIGHT, width)))
         page = RadiographPage(
-            title=reading.file.name,
+            title=normal_name(reading.file.name),
             network=self._network,
             age=values["bone_age_months"],
             low=values["low_months"],

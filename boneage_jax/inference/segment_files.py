@@ -20,6 +20,7 @@ from boneage_jax.data.file_names import bare_name, image_stem
 from boneage_jax.data.files import read_radiograph
 from boneage_jax.data.find_files import find_images
 from boneage_jax.errors import InputError
+from boneage_jax.inference.output_names import open_folder
 from boneage_jax.inference.read_ahead import decoding_threads, read_ahead
 from boneage_jax.inference.segmenter import HandMaskFound, Segmenter, load_segmenter
 from boneage_jax.report.contact_sheet import ContactSheet
@@ -140,8 +141,8 @@ def segment(
                 f"{other} and {file} would have the same mask {bare_name(file)}.png; {remedy}"
             )
     review = output / "review"
+    open_folder(output, files, "--output")
     try:
-        output.mkdir(parents=True, exist_ok=True)
         for file in files:
             target = _target(output, file)
             # By file identity: a link or another spelling of the folder names the same files.

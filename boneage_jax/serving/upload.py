@@ -44,6 +44,12 @@ async def read_upload(request: Request, limits: Limits) -> AsyncIterator[Upload]
         wrong fields, 507 no room in TMPDIR.
       ClientDisconnect: the client is gone.
     """
+    if request.query_params:
+        name = next(iter(request.query_params))
+        line = (
+            f"{name!r:.60} in the address is not read; send {FILE} and {SEX} as fields of the form"
+        )
+        raise HTTPException(422, line)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
         line = f"send the radiograph as field {FILE!r} of a form, multipart/form-data"

@@ -5,7 +5,7 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from boneage_jax.errors import InputError
@@ -26,6 +26,7 @@ _LIMITS = {
     errno.EMFILE: "raise ulimit -n",
     errno.ENFILE: "close some programs: the machine has too many open files",
 }
+_LINKS = 40  # that Linux follows
 _CODES = (*_FULL_CODES, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
@@ -53,15 +54,44 @@ def check_writable(folder: Path) -> None:
 def in_one_piece(path: Path) -> Iterator[Path]:
     """Context manager that yields `path` + '.part'; it replaces `path` if the block succeeds.
 
-    A kill leaves the old file or the new one, never a partial one. Pipes and devices such as
-    /dev/null, which a file must not replace, are yielded themselves.
+    A kill leaves the old file or the new one, never a partial one. What a link names is replaced,
+    not the link. Pipes and devices such as /dev/null, and /dev/stdout wherever it leads, which a
+    file must not replace, are yielded themselves.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if _is_stream(path) or (path.exists() and not (path.is_file() or path.is_dir())):
         yield path
         return
+    path = path.resolve() if path.is_symlink() else path
     part = path.with_name(path.name + ".part")
-    yield part
-    part.replace(path)
+    try:
+        yield part
+        part.replace(path)
+    except BaseException:
+        if part.is_file():
+            part.unlink()
+        raise
+
+
+def _is_stream(path: Path) -> bool:
+    """Returns whether a path is, or links to, an open file of a process, as /dev/stdout does."""
+    for _ in range(_LINKS):
+        path = Path(os.path.abspath(path))
+        if path.parts[1:2] == ("proc",) or path.parts[1:3] == ("dev", "fd"):
+            return True
+        if not path.is_symlink():
+            return False
+        path = path.parent / os.readlink(path)
+    return False
+
+
+def check_replaces_nothing(path: Path, option: str, inputs: Iterable[Path]) -> None:
+    """Checks that a file to write is none of the files that are read.
+
+    Raises:
+      InputError: it is one of them, by whatever name.
+    """
+    if path.exists() and any(path.samefile(other) for other in inputs if other.exists()):
+        raise InputError(f"{option}={path} names an input; name another file to write")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,8 +137,8 @@ def cannot_write(path: Path, error: BaseException) -> InputError:
     remedy = "free some space on that disk" if full else "make it writable"
     remedy = _LIMITS.get(code or 0, remedy)
     return InputError(
-        f"{path} cannot be written ({reason}); {remedy}, then the same command goes on from the "
-        "last checkpoint"
+        f"{path} cannot be written ({reason}); {remedy}, then start the same command again: a "
+        "training goes on from its last checkpoint"
     )
 
 

@@ -342,6 +342,7 @@ def test_a_tiff_header_in_the_preamble_decides_nothing():
     [
         ({"Rows": 60_000, "Columns": 60_000}, "60000 x 60000"),
         ({"Rows": 0}, "no pixels"),
+        ({"Modality": "SEG"}, "is a segmentation, not a radiograph"),
         ({"PhotometricInterpretation": "HSV"}, "'?HSV'? is not supported"),
         ({"PhotometricInterpretation": "RGB"}, "RGB of 1 samples"),
         ({"BitsAllocated": None}, "of 0 bits|BitsAllocated|cannot be decoded"),
@@ -371,7 +372,7 @@ SAMPLES = Path(pydicom.data.__file__).parent / "test_files"
     [
         *("CT_small.dcm", "693_J2KI.dcm", "J2K_pixelrep_mismatch.dcm", "MR_small_bigendian.dcm"),
         *("MR_small_jpeg_ls_lossless.dcm", "MR_small_expb.dcm", "MR_small_padded.dcm"),
-        *("image_dfl.dcm", "JPGExtended.dcm", "JPEGLSNearLossless_08.dcm", "liver_1frame.dcm"),
+        *("image_dfl.dcm", "JPGExtended.dcm", "JPEGLSNearLossless_08.dcm"),
         *("SC_rgb_jpeg_gdcm.dcm", "SC_rgb_rle.dcm", "SC_ybr_full_422_uncompressed.dcm"),
         *("SC_rgb_dcmtk_+eb+cy+s2.dcm", "SC_jpeg_no_color_transform.dcm", "ExplVR_BigEnd.dcm"),
     ],

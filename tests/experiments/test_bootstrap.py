@@ -114,6 +114,18 @@ def test_the_door_matches_images_by_id(tmp_path, monkeypatch, capsys):
     assert "B - A: -0.67 months" in capsys.readouterr().out
 
 
+def test_tables_as_spreadsheets_save_them(tmp_path, monkeypatch, capsys):
+    a = write(tmp_path / "a", ["7", "8"], [10, 20], [11, 22]) / "predictions.csv"
+    text = a.read_text()
+    (tmp_path / "bom.csv").write_text(text, encoding="utf-8-sig")
+    (tmp_path / "semicolons.csv").write_text(text.replace(",", ";"))
+    for name in ("bom.csv", "semicolons.csv"):
+        assert run(monkeypatch, a, tmp_path / name) == 0
+        assert "B - A: +0.00 months" in capsys.readouterr().out
+    assert run(monkeypatch, a, a, f"--json={a}") == 2
+    assert "names an input" in capsys.readouterr().err and a.read_text() == text
+
+
 def test_another_split_is_read_from_its_evaluation(tmp_path):
     workdir = write(tmp_path / "a", ["1", "2"], [10, 20], [11, 21])
     write(workdir / "evaluation" / "train", ["3", "4"], [10, 20], [15, 25])

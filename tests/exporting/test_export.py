@@ -4,13 +4,14 @@ import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import jax
 import pytest
 
 from boneage_jax import export
 from boneage_jax.errors import InputError
-from boneage_jax.exporting import export_run
+from boneage_jax.exporting import export_run, onnx_graph
 from tests.exporting.conftest import age_network, shipped_view
 from tests.support.unet_run import call
 
@@ -58,6 +59,25 @@ def test_stablehlo_has_its_texts_beside_it(workdirs, tmp_path, capsys):
     assert float(away[1]) < 1e-4
 
 
+def test_a_radiograph_is_not_replaced(workdirs, radiographs, tmp_path, capsys):
+    """Some have no suffix."""
+    hand = Path(shutil.copy(radiographs / "images" / "hand00.png", tmp_path / "hand"))
+    before = hand.read_bytes()
+    options = (f"--workdir={workdirs / 'bone_age'}", "--format=onnx", f"--output={hand}")
+    assert call(export, *options, hand) == 2
+    assert f"--output={hand} names an input" in capsys.readouterr().err
+    assert hand.read_bytes() == before
+
+
+def test_a_folder_without_room_is_named(ages, monkeypatch):
+    def full(*args, **options):
+        raise RuntimeError("Protobuf serialization failed")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", full)
+    with pytest.raises(InputError, match=r"serialization failed\); give TMPDIR a folder with room"):
+        onnx_graph.to_onnx(ages)
+
+
 @pytest.mark.parametrize(
     ("changed", "line"),
     [
@@ -67,6 +87,7 @@ def test_stablehlo_has_its_texts_beside_it(workdirs, tmp_path, capsys):
         ({"output": "no/folder/net.onnx"}, "there is no folder no/folder"),
         ({"output": "."}, "--output=. is a folder; name a file"),
         ({"output": "/proc/net.onnx"}, "/proc cannot be written"),
+        ({"output": "hand.png"}, "--output=hand.png is the name of an image"),
         ({"workdir": "nowhere"}, "nowhere"),
     ],
 )

@@ -25,6 +25,16 @@ def test_equals_predict(content, ages, squares):
         np.testing.assert_allclose(found[name], wanted[name], atol=1e-4)
 
 
+def test_a_code_that_is_no_sex_is_an_unknown_one(content, squares):
+    """2 is female in many tables, and would be twice as male as 1."""
+    image, program = np.stack(squares[:2])[..., None], reader(content)
+    unknown = program(image, np.full(2, -1, np.int32))["bone_age_months"]
+    for code in (2, 9, -7):
+        found = program(image, np.full(2, code, np.int32))["bone_age_months"]
+        np.testing.assert_array_equal(found, unknown)
+    assert np.abs(program(image, np.ones(2, np.int32))["bone_age_months"] - unknown).max() > 0
+
+
 def test_read_without_the_package(content, ages, squares, tmp_path):
     """The reader of docs/export.md, in an interpreter that cannot import boneage_jax."""
     (tmp_path / "net.stablehlo").write_bytes(content)

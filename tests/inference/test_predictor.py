@@ -10,7 +10,7 @@ import pytest
 import boneage_jax
 import tests.support.tiny_backbone  # noqa: F401  (registers the network)
 from boneage_jax import predict
-from boneage_jax.data.notes import SMALL
+from boneage_jax.data.notes import FLAT, SMALL
 from boneage_jax.errors import InputError
 from boneage_jax.inference.calibration import Calibration
 from boneage_jax.inference.load_trained import load_members
@@ -208,6 +208,11 @@ def test_sexes_are_matched_as_images_are(files, tmp_path):
     _, sexes, lines = check_arguments([str(tmp_path)], tmp_path / "x.csv", table)
     assert sexes == {"a": 1, "b": 0, "c": 1}
     assert lines[1:] == [f"{table}: column 'gender': 1 is read as male, 0 as female"]
+    # A column of files counts before one of numbers, as in a table for training.
+    table.write_text("id,file,sex\nc,a.png,M\nb,b.png,F\na,c.png,F\n")
+    _, sexes, lines = check_arguments([str(tmp_path)], tmp_path / "x.csv", table)
+    assert sexes == {"a": 1, "b": 0, "c": 0}
+    assert lines[1:] == [f"{table}: ids are those of column 'file'"]
 
 
 @pytest.mark.parametrize(
@@ -238,3 +243,27 @@ def test_the_command(files, tmp_path, capsys):
         assert call(predict, f"--workdir={WORKDIR}", f"--output={target}", tmp_path) == 2
         assert "names an input" in capsys.readouterr().err
     assert files[0].read_bytes() == before
+    reference = tmp_path / "reference.csv"
+    reference.write_text("sex,age_months,mean,sd\nM,0,10,5\nM,200,190,9\nF,0,9,5\nF,200,190,9\n")
+    both = tmp_path / "both.npz"
+    for wrong, says in (
+        ((f"--reference={reference}", f"--output={reference}"), "names an input"),
+        ((f"--output={both}", f"--features={both}"), "both name"),
+        (("--report=",), "must not be empty"),
+        (("--output=",), "must not be empty"),
+        (("--features=/proc/a.npz",), "/proc cannot be written"),
+    ):
+        assert call(predict, f"--workdir={WORKDIR}", *wrong, files[0]) == 2
+        error = capsys.readouterr().err
+        assert says in error and "Traceback" not in error
+    assert reference.read_text().startswith("sex,age_months")
+
+
+def test_arrays_have_the_notes_of_files(predictor, tmp_path):
+    small, flat = IMAGES[0][:180], np.full((220, 220), 7, np.uint8)
+    for name, image in (("a", small), ("b", flat)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), image)
+    of_arrays = predictor([small, flat], male=[1, 1])["note"]
+    of_files = predictor([tmp_path / "a.png", tmp_path / "b.png"], male=[1, 1])["note"]
+    assert of_arrays.tolist() == of_files.tolist() and SMALL in of_arrays[0]
+    assert FLAT in of_arrays[1]

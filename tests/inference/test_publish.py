@@ -142,7 +142,13 @@ def test_the_publish_command(phantoms, tmp_path, capsys, monkeypatch):
     assert "must be in a folder that exists" in capsys.readouterr().err
     assert call(publish, *options, "--output=other", f"--license={tmp_path / 'none'}") == 2
     assert "none cannot be read" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "terms.txt"]
+    assert call(publish, *options, "--output=other", "--raw_dir=nowhere") == 2
+    (tmp_path / "mine.part").mkdir()
+    (tmp_path / "mine.part" / "notes").write_text("precious")
+    assert call(publish, *options, "--output=mine") == 0
+    assert (tmp_path / "mine.part" / "notes").read_text() == "precious"
+    names = ["mine", "mine.part", "out", "terms.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_a_published_network_is_evaluated_elsewhere(published, phantoms, tmp_path, capsys):

@@ -129,7 +129,11 @@ def test_segment_refuses_what_would_lose_masks(here, radiographs, tmp_path, monk
         (images, (images,), "holds the radiographs themselves"),
         (tmp_path / "link", (images,), "holds the radiographs themselves"),
         (images / ".." / "images", (images,), "holds the radiographs themselves"),
-        (tmp_path / "copy" / "hand00.tif", (images,), "cannot be written"),
+        # A radiograph of another name may lie beside those that are read.
+        (images, (images / "hand00.png",), "holds the radiographs themselves"),
+        (tmp_path / "copy", (tmp_path / "copy" / "hand00.tif",), "holds the radiographs"),
+        (tmp_path / "copy" / "hand00.tif", (images,), "is a file; name a folder"),
+        ("", (images,), "must not be empty"),
     ):
         code = call(segment, f"--workdir={here / 'unet'}", f"--output={output}", *inputs)
         text = capfd.readouterr().err

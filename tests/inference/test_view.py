@@ -161,10 +161,11 @@ def test_a_predictor_puts_right_and_says_so(view, tmp_path):
     turned, noise = np.rot90(upright).copy(), draw_handless("text", np.random.default_rng(0), 96)
     found = predictor([upright, turned, noise])
     assert found["bone_age_months"][1] == found["bone_age_months"][0]
+    small = "under 200 px on its short side"
     assert found["note"].tolist() == [
-        "",
-        "turned by 90 degrees: put upright",
-        "no hand is recognised",
+        small,
+        f"{small}; turned by 90 degrees: put upright",
+        f"{small}; no hand is recognised",
     ]
     assert found["accepted"].tolist() == [True, True, False]
     np.testing.assert_array_equal(predictor.fit(turned, ""), predictor.fit(upright, ""))
@@ -176,4 +177,5 @@ def test_a_predictor_puts_right_and_says_so(view, tmp_path):
     tiny = cv2.resize(upright, (44, 39), interpolation=cv2.INTER_AREA)
     found = predictor([tiny, cv2.resize(upright, (44, 40), interpolation=cv2.INTER_AREA), upright])
     assert found["accepted"].tolist() == [False, True, True]
-    assert found["note"].tolist() == ["under 40 px on its short side: too small", "", ""]
+    tiny_note = f"{small}; under 40 px on its short side: too small"
+    assert found["note"].tolist() == [tiny_note, small, small]

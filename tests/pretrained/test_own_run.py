@@ -1,5 +1,7 @@
 """Weights of own runs and of other files as the start of a training: what fits, what it costs."""
 
+from pathlib import Path
+
 import flax.core
 import jax
 import jax.numpy as jnp
@@ -145,3 +147,14 @@ def test_own_runs_of_another_kind_are_refused(workdir):
         boneage_jax.load_pretrained(name, folder, num_classes=3)
     with pytest.raises(InputError, match="normalize=zscore"):
         boneage_jax.source_normalization(name, folder)
+
+
+def test_a_network_of_the_package_is_known_by_its_name():
+    found = boneage_jax.load_pretrained(
+        "efficientnet_lite0", "rsna_lite0_224", padding="same", bn_epsilon=1e-3
+    )
+    folder = Path(boneage_jax.__file__).parent / "weights" / "rsna_lite0_224"
+    same = boneage_jax.load_pretrained(
+        "efficientnet_lite0", folder, padding="same", bn_epsilon=1e-3
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, same)

@@ -138,6 +138,11 @@ def test_a_picture_of_too_many_pixels_is_refused_unread(client):
         ({"files": {"file": (None, b"x")}}, 422, r"e\.g\. curl -F file=@hand\.png"),
         ({"files": [("file", ("a", b"x"))] * 2}, 400, "Too many files"),
         ({"data": {"sex": "M"}}, 422, "unknown field 'sex'"),
+        (
+            {"data": {}, "params": {"male": "M"}},
+            422,
+            "'male' in the address is not read; send file",
+        ),
         ({"data": {"male": "maybe"}}, 422, "male='maybe' must be M/F, True/False or 1/0"),
         ({"data": {"male": ["M", "F"]}}, 422, "field 'male' was sent 2 times"),
         ({"data": {"male": "M" * 300}}, 400, "Part exceeded maximum size"),

@@ -239,8 +239,13 @@ def test_an_evaluation_under_stress_reads_what_is_stored(finished, here, tmp_pat
     assert rows["untouched"]["change"] == 0 and rows["inverted"]["mae"] != rows["untouched"]["mae"]
     assert "Under stress" in (out / "report.html").read_text()
     capsys.readouterr()
-    assert exit_status(evaluate.main, [f"--workdir={workdir}", "--stress=-1"]) == 2
-    assert "--stress=-1 must be at least 1" in capsys.readouterr().err
+    for number in ("-1", "0"):
+        assert exit_status(evaluate.main, [f"--workdir={workdir}", f"--stress={number}"]) == 2
+        assert f"--stress={number} must be at least 1" in capsys.readouterr().err
+    before = (workdir / "report.json").read_bytes()
+    assert exit_status(evaluate.main, [f"--workdir={workdir}", f"--output={workdir}"]) == 2
+    assert "whose own report this would replace" in capsys.readouterr().err
+    assert (workdir / "report.json").read_bytes() == before
 
 
 def test_evaluate_names_the_splits_there_are(finished, here, capsys):
