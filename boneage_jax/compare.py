@@ -24,14 +24,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", type=path_argument, help="file to write the numbers to")
     args = parser.parse_args(argv)
 
-    from boneage_jax.experiments.bootstrap import align, compare, read_predictions
+    from boneage_jax.experiments.bootstrap import (
+        align,
+        compare,
+        predictions_file,
+        read_predictions,
+    )
     from boneage_jax.storage.safe_write import check_replaces_nothing
 
     names = args.run_a, args.run_b
-    paths = [[checked_path(path, "RUN") for path in name.split(",")] for name in names]
+    paths = [
+        [predictions_file(checked_path(path, "RUN"), args.split) for path in name.split(",")]
+        for name in names
+    ]
     if args.json:
-        check_replaces_nothing(args.json, "--json", [path for of_one in paths for path in of_one])
-    a, b = (read_predictions(of_one, args.split) for of_one in paths)
+        check_replaces_nothing(args.json, "--json", [*paths[0], *paths[1]])
+    a, b = (read_predictions(files) for files in paths)
     found = compare(a, align(b, a.ids, a.true, names))
     for letter, name in zip("ab", names, strict=True):
         runs = found[f"runs_{letter}"]

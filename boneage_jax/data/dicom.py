@@ -21,7 +21,7 @@ from boneage_jax.data.silence import warnings_off
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # In this order, not in pydicom's, which begins with GDCM (see dicom_codecs). Pillow comes before
 # imagecodecs, so that the extra changes no pixel of what is read without it.
-# Objects that belong to radiographs, by Modality; predict --dicom_out writes the first three.
+# Objects that belong to radiographs, by Modality; predict --dicom_out writes the first two.
 _NO_RADIOGRAPHS = {
     **{"SEG": "a segmentation", "SR": "a report", "PR": "a presentation state"},
     **{"KO": "a selection of keys", "DOC": "a document"},

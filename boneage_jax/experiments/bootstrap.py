@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from boneage_jax.data.label_table import read_table
+from boneage_jax.data.label_table import read_numbers, read_table
 from boneage_jax.errors import InputError
 
 _RESAMPLES = 10_000
@@ -51,7 +51,7 @@ def read_predictions(paths: Sequence[Path], split: str = "validation") -> Predic
     Raises:
       InputError: a file is missing or damaged, or the runs differ in images or true ages.
     """
-    tables = [_read(_file(path, split)) for path in paths]
+    tables = [_read(predictions_file(path, split)) for path in paths]
     ids = tuple(tables[0])
     parts = [
         Predictions(tuple(t), *(np.array(column) for column in zip(*t.values(), strict=True)))
@@ -178,7 +178,12 @@ def _sign_flips(each: np.ndarray, rng: np.random.Generator) -> float:
     return float(found.pvalue)
 
 
-def _file(path: Path, split: str) -> Path:
+def predictions_file(path: Path, split: str) -> Path:
+    """Returns the file of predictions of a workdir, or the file itself.
+
+    Raises:
+      InputError: there is none.
+    """
     if path.is_file():
         return path
     if not path.is_dir():
@@ -192,16 +197,18 @@ def _file(path: Path, split: str) -> Path:
 
 
 def _read(path: Path) -> dict[str, tuple[float, float]]:
-    """Returns (true, predicted) age by id."""
-    try:
-        if not path.exists():
-            raise InputError(f"{path} is missing: the run has not ended")
-        rows = [row for _, row in read_table(path).rows]  # as a spreadsheet saves it, too
-        table = {row["id"]: (float(row["true_age"]), float(row["predicted_age"])) for row in rows}
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{path} is damaged ({error}); it needs the columns {', '.join(_COLUMNS)}"
-        ) from error
+    """Returns (true, predicted) age by id; a spreadsheet may have saved the file."""
+    if not path.exists():
+        raise InputError(f"{path} is missing: the run has not ended")
+    header, rows = read_table(path)[:2]
+    if not set(_COLUMNS) <= set(header):
+        has = ", ".join(header)
+        raise InputError(f"{path} needs the columns {', '.join(_COLUMNS)}; it has {has}")
+    ages = [
+        read_numbers([row[name] for _, row in rows], f"{path} column {name}")
+        for name in _COLUMNS[1:]
+    ]
+    table = dict(zip((row["id"] for _, row in rows), zip(*ages, strict=True), strict=True))
     if not table or len(table) < len(rows) or not np.isfinite(list(table.values())).all():
         raise InputError(f"{path} is damaged: no rows, an id twice, or an age that is no number")
     return table
