@@ -11,7 +11,7 @@ import numpy as np
 from boneage_jax.config import load_config
 from boneage_jax.data.file_names import image_stem
 from boneage_jax.data.files import fit_square, read_radiograph
-from boneage_jax.data.notes import TINY, TINY_SIDE, of_pixels
+from boneage_jax.data.notes import is_too_small, of_pixels, too_small
 from boneage_jax.errors import InputError
 from boneage_jax.inference.age_notes import age_notes
 from boneage_jax.inference.arguments import (
@@ -176,7 +176,7 @@ class Predictor:
                 squares, sexes = [r[0] for _, r in good], [male[n] for n, _ in good]
                 rows = self.read(squares, sexes, features=features) if good else {}
                 if rows and self.judges_images:
-                    rows["accepted"] = rows["accepted"] & [TINY not in r[1] for _, r in good]
+                    rows["accepted"] = rows["accepted"] & [not is_too_small(r[1]) for _, r in good]
                 said = iter(rows.pop("note", ()))
                 yield (
                     [
@@ -257,9 +257,9 @@ class Predictor:
     def put_right_and_fit(self, image: np.ndarray, stem: str) -> tuple[np.ndarray, tuple[str, ...]]:
         """Returns what `fit` does, and notes on what was put right; arguments as for `fit`.
 
-        A note `boneage_jax.data.notes.TINY` is on an image that must not be accepted.
+        A note of `boneage_jax.data.notes.too_small` is on an image that must not be accepted.
         """
-        tiny = (TINY,) if min(image.shape[:2]) < TINY_SIDE else ()
+        tiny = too_small(image.shape, self.image_size)
         if self._background is not None:  # the view network knows radiographs without background
             return self._background(image, stem, self.image_size), tiny
         square, right, notes = self._put_right(image)

@@ -21,7 +21,7 @@ from boneage_jax.data.dicom_header import read_patient
 from boneage_jax.data.file_names import image_stem
 from boneage_jax.data.files import read_radiograph
 from boneage_jax.data.headers import pixel_limit
-from boneage_jax.data.notes import TINY
+from boneage_jax.data.notes import is_too_small
 from boneage_jax.errors import InputError
 from boneage_jax.inference.patients import Patient, identify, patient_cells
 from boneage_jax.inference.read_ahead import attempt
@@ -129,7 +129,7 @@ class Service:
         row = await self.batches.read(square, patient.male)
         if upload.sex_given and not predictor.takes_sex:
             notes = (*notes, f"{SEX} is of no effect: the sex is no input of this network")
-        if TINY in notes and predictor.judges_images:
+        if is_too_small(notes) and predictor.judges_images:
             row = row | {"accepted": False}
         note = "; ".join(filter(None, (*notes, str(row["note"]))))
         age = float(row.get("bone_age_months", math.nan))

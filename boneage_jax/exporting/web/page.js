@@ -3,7 +3,8 @@
 
 const facts = JSON.parse(document.getElementById("facts").textContent);
 const byId = (id) => document.getElementById(id);
-const TINY_SIDE = 40; // pixels
+// Pixels, as in boneage_jax/data/notes.py.
+const TINY_SIDE = Math.max(40, Math.ceil(0.27 * Number(facts.image_size)));
 const loading = Model.load(facts);
 let queue = loading; // one file after the other
 

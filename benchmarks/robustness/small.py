@@ -1,0 +1,82 @@
+"""What is left of age and interval where radiographs are small (docs/robustness.md).
+
+usage: python -m benchmarks.robustness.small --images=FOLDER --csv=FILE --ids=FILE --output=FILE.csv
+           [--limit=400] [--sides=40,60,80,100,150] WORKDIR
+
+Shrinks radiographs with known ages by area to a short side of so many pixels and reads them: error
+with its bootstrap interval, and the share of ages within their intervals, whether accepted or not.
+--images, --csv, --ids and --limit are those of grain.py.
+"""
+
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from benchmarks.provenance import write_rows
+from benchmarks.robustness.stress import read_labels
+from boneage_jax.data.file_names import image_stem
+from boneage_jax.data.files import read_grey
+from boneage_jax.data.find_files import find_images
+from boneage_jax.data.label_table import read_table
+from boneage_jax.inference.predictor import Predictor, load_predictor
+from boneage_jax.runtime.compile_cache import use_compile_cache
+from boneage_jax.tasks.metrics import bootstrap_interval
+
+
+def shrunk(image: np.ndarray, side: int) -> np.ndarray:
+    """Shrinks an image, uint8 [H, W], to a short side of `side` pixels, if it is larger."""
+    factor = side / min(image.shape)
+    if factor >= 1:
+        return image
+    height, width = (max(1, round(factor * length)) for length in image.shape)
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
+
+
+def row_of(
+    predictor: Predictor, name: str, images: list[np.ndarray], true: np.ndarray, male: list[int]
+) -> dict[str, object]:
+    """Returns the row of one size."""
+    found = predictor(images, male)
+    errors = np.abs(found["bone_age_months"] - true)
+    low, high = bootstrap_interval(errors)
+    inside = (found["low_months"] <= true) & (true <= found["high_months"])
+    return {
+        "short_side": name,
+        "n": len(images),
+        "mae": round(float(errors.mean()), 2),
+        "low": round(low, 2),
+        "high": round(high, 2),
+        "covered": round(float(inside.mean()), 4),
+        "accepted": round(float((found["accepted"] == 1).mean()), 4),
+    }
+
+
+def main() -> None:
+    """Writes the rows of one network."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    for name in ("images", "csv", "ids", "output"):
+        parser.add_argument(f"--{name}", required=True, type=Path)
+    parser.add_argument("--limit", type=int, default=400)
+    parser.add_argument("--sides", default="40,60,80,100,150")
+    parser.add_argument("workdir", metavar="WORKDIR")
+    args = parser.parse_args()
+    use_compile_cache()
+    labels = read_labels(args.csv)
+    files = {image_stem(path): path for path in find_images([str(args.images)])}
+    ids = [row["id"] for _, row in read_table(args.ids).rows][: args.limit]
+    images = [read_grey(files[name]) for name in ids]
+    true, male = np.array([labels[name][0] for name in ids]), [labels[name][1] for name in ids]
+    predictor = load_predictor(args.workdir)
+    rows = [row_of(predictor, "as they are", images, true, male)]
+    for side in map(int, args.sides.split(",")):
+        small = [shrunk(image, side) for image in images]
+        rows.append(row_of(predictor, str(side), small, true, male))
+    write_rows(args.output, rows, vars(args))
+    print(*rows, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
