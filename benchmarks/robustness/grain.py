@@ -18,11 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.provenance import write_rows
-from benchmarks.robustness.stress import read_labels
-from boneage_jax.data.file_names import image_stem
-from boneage_jax.data.files import read_grey
-from boneage_jax.data.find_files import find_images
-from boneage_jax.data.label_table import read_table
+from benchmarks.robustness.stress import read_radiographs
 from boneage_jax.evaluation.stresses import STRESSES
 from boneage_jax.inference.predictor import load_predictor
 from boneage_jax.runtime.compile_cache import use_compile_cache
@@ -72,11 +68,7 @@ def main() -> None:
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
     args = parser.parse_args()
     use_compile_cache()
-    labels = read_labels(args.csv)
-    files = {image_stem(path): path for path in find_images([str(args.images)])}
-    ids = [row["id"] for _, row in read_table(args.ids).rows][: args.limit]
-    images = [read_grey(files[name]) for name in ids]
-    true, male = np.array([labels[name][0] for name in ids]), [labels[name][1] for name in ids]
+    images, true, male = read_radiographs(args.images, args.csv, args.ids, args.limit)
     rows = [row for each in args.workdirs for row in rows_of(each, images, true, male)]
     write_rows(args.output, rows, vars(args))
     print(f"wrote {args.output}")

@@ -15,11 +15,7 @@ import cv2
 import numpy as np
 
 from benchmarks.provenance import write_rows
-from benchmarks.robustness.stress import read_labels
-from boneage_jax.data.file_names import image_stem
-from boneage_jax.data.files import read_grey
-from boneage_jax.data.find_files import find_images
-from boneage_jax.data.label_table import read_table
+from benchmarks.robustness.stress import read_radiographs
 from boneage_jax.inference.predictor import Predictor, load_predictor
 from boneage_jax.runtime.compile_cache import use_compile_cache
 from boneage_jax.tasks.metrics import bootstrap_interval
@@ -64,11 +60,7 @@ def main() -> None:
     parser.add_argument("workdir", metavar="WORKDIR")
     args = parser.parse_args()
     use_compile_cache()
-    labels = read_labels(args.csv)
-    files = {image_stem(path): path for path in find_images([str(args.images)])}
-    ids = [row["id"] for _, row in read_table(args.ids).rows][: args.limit]
-    images = [read_grey(files[name]) for name in ids]
-    true, male = np.array([labels[name][0] for name in ids]), [labels[name][1] for name in ids]
+    images, true, male = read_radiographs(args.images, args.csv, args.ids, args.limit)
     predictor = load_predictor(args.workdir)
     rows = [row_of(predictor, "as they are", images, true, male)]
     for side in map(int, args.sides.split(",")):

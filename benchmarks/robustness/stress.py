@@ -43,6 +43,27 @@ def read_labels(path: Path) -> dict[str, tuple[float, int]]:
     }
 
 
+def read_radiographs(
+    images: Path, csv: Path, ids: Path, limit: int
+) -> tuple[list[np.ndarray], np.ndarray, list[int]]:
+    """Reads radiographs with known ages.
+
+    Args:
+      images: a folder of image files.
+      csv: a table, see `read_labels`.
+      ids: a table with a column `id`.
+      limit: how many of these are read, the first ones.
+
+    Returns:
+      (uint8 [H, W] each, true ages in months [n], 1 for male or 0 each).
+    """
+    labels = read_labels(csv)
+    files = {image_stem(path): path for path in find_images([str(images)])}
+    wanted = [row["id"] for _, row in read_table(ids).rows][:limit]
+    true = np.array([labels[name][0] for name in wanted])
+    return [read_grey(files[name]) for name in wanted], true, [labels[name][1] for name in wanted]
+
+
 def stressed(
     predictor: Predictor, images: Sequence[Path], labels: Sequence[tuple[float, int]]
 ) -> Iterator[dict[str, object]]:
