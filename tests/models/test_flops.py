@@ -9,7 +9,7 @@ from jax import lax
 from jax.experimental import sparse
 
 from boneage_jax.errors import InputError
-from boneage_jax.models import convolution, convolution_native, depthwise, depthwise_native
+from boneage_jax.models import convolution, convolution_native, depthwise_native, depthwise_shift
 from boneage_jax.models.efficientnet import VARIANTS
 from boneage_jax.models.flops import MARKED_CONVOLUTIONS, MARKED_DEPTHWISE, count_flops
 from boneage_jax.models.registry import create_model
@@ -210,7 +210,7 @@ def test_a_training_step_costs_three_forward_passes():
 @pytest.mark.parametrize(
     ("module", "names"),
     [
-        (depthwise, [name for name in MARKED_DEPTHWISE if "_native_" not in name]),
+        (depthwise_shift, [name for name in MARKED_DEPTHWISE if "_native_" not in name]),
         (depthwise_native, [name for name in MARKED_DEPTHWISE if "_native_" in name]),
         (convolution, [name for name in MARKED_CONVOLUTIONS if "native_" not in name]),
         (convolution_native, [name for name in MARKED_CONVOLUTIONS if "native_" in name]),
