@@ -88,10 +88,12 @@ def check_replaces_nothing(path: Path, option: str, inputs: Iterable[Path]) -> N
     """Checks that a file to write is none of the files that are read.
 
     Raises:
-      InputError: it is one of them, by whatever name.
+      InputError: it is one of them, by whatever name, or `in_one_piece` would write one on the way.
     """
-    if path.exists() and any(path.samefile(other) for other in inputs if other.exists()):
-        raise InputError(f"{option}={path} names an input; name another file to write")
+    read = [other for other in inputs if other.exists()]
+    for written in (path, path.with_name(path.name + ".part")):
+        if written.exists() and any(written.samefile(other) for other in read):
+            raise InputError(f"{option}={path} names an input; name another file to write")
 
 
 def write_text(path: Path, text: str) -> None:
