@@ -91,7 +91,7 @@ def check_replaces_nothing(path: Path, option: str, inputs: Iterable[Path]) -> N
       InputError: it is one of them, by whatever name, or `in_one_piece` would write one on the way.
     """
     read = [other for other in inputs if other.exists()]
-    for written in (path, path.with_name(path.name + ".part")):
+    for written in (path, Path(f"{path}.part")):  # "." has no name to change
         if written.exists() and any(written.samefile(other) for other in read):
             raise InputError(f"{option}={path} names an input; name another file to write")
 

@@ -59,7 +59,9 @@ def test_what_is_read_is_not_replaced_by_whatever_name(tmp_path):
     for name in ("read.csv", "other", "hard"):
         with pytest.raises(InputError, match=rf"--out=.*{name} names an input"):
             check_replaces_nothing(tmp_path / name, "--out", [tmp_path / "none", read])
-    check_replaces_nothing(tmp_path / "new", "--out", [read])
+    for name in ("new", ".", "..", "/"):
+        check_replaces_nothing(tmp_path / name, "--out", [read])
+    check_replaces_nothing(Path("."), "--out", [read])
     part = tmp_path / "new.part"  # what is written on the way
     part.write_text("x")
     with pytest.raises(InputError, match="new names an input"):
