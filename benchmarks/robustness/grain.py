@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.provenance import write_rows
-from benchmarks.robustness.stress import read_radiographs
+from benchmarks.robustness.stress import add_radiograph_arguments, read_radiographs
 from boneage_jax.evaluation.stresses import STRESSES
 from boneage_jax.inference.predictor import load_predictor
 from boneage_jax.runtime.compile_cache import use_compile_cache
@@ -62,9 +62,7 @@ def main() -> None:
     """Writes the rows of all networks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    for name in ("images", "csv", "ids", "output"):
-        parser.add_argument(f"--{name}", required=True, type=Path)
-    parser.add_argument("--limit", type=int, default=400)
+    add_radiograph_arguments(parser)
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
     args = parser.parse_args()
     use_compile_cache()

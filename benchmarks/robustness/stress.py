@@ -43,6 +43,13 @@ def read_labels(path: Path) -> dict[str, tuple[float, int]]:
     }
 
 
+def add_radiograph_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `read_radiographs`, and --output."""
+    for name in ("images", "csv", "ids", "output"):
+        parser.add_argument(f"--{name}", required=True, type=Path)
+    parser.add_argument("--limit", type=int, default=400)
+
+
 def read_radiographs(
     images: Path, csv: Path, ids: Path, limit: int
 ) -> tuple[list[np.ndarray], np.ndarray, list[int]]:

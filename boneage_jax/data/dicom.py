@@ -19,13 +19,13 @@ from boneage_jax.data.headers import MAX_PIXELS, check_jpeg, check_size, most_pi
 from boneage_jax.data.silence import warnings_off
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-# In this order, not in pydicom's, which begins with GDCM (see dicom_codecs). Pillow comes before
-# imagecodecs, so that the extra changes no pixel of what is read without it.
 # Objects that belong to radiographs, by Modality; predict --dicom_out writes the first two.
 _NO_RADIOGRAPHS = {
     **{"SEG": "a segmentation", "SR": "a report", "PR": "a presentation state"},
     **{"KO": "a selection of keys", "DOC": "a document"},
 }
+# In this order, not in pydicom's, which begins with GDCM (see dicom_codecs). Pillow comes before
+# imagecodecs, so that the extra changes no pixel of what is read without it.
 _DECODERS = ("pydicom", "pillow", "imagecodecs")
 _MAX_INFLATED, _PIECE = 1 << 30, 1 << 26  # bytes
 MAKER = "boneage_jax"  # of DICOM objects

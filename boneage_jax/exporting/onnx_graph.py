@@ -172,7 +172,8 @@ def _folded(model: "onnx.ModelProto") -> "onnx.ModelProto":
         except Exception as error:  # of onnxruntime, which has no type for a full disk
             reason = " ".join(str(error).split())[:200]
             raise InputError(
-                f"onnxruntime cannot write to {folder} ({reason}); give TMPDIR a folder with room"
+                f"onnxruntime failed in {folder} ({reason}); if there is no room, name a folder "
+                "that has some by TMPDIR"
             ) from error
         return _load(path)
 

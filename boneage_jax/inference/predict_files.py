@@ -70,7 +70,7 @@ def check_arguments(
     sexes, read_as = read_sexes(sex_csv) if sex_csv else ({}, "")
     if sex_csv:
         lines += [f"{sex_csv}: {read_as}"] if read_as else []
-        lines += _match(sexes, files, sex_csv)
+        lines += _match(sexes, files, sex_csv, read_as)
     if output is None or output == STDOUT:
         return files, sexes, lines
     if output.is_dir() or not output.absolute().parent.is_dir():
@@ -115,11 +115,12 @@ def read_sexes(path: Path) -> tuple[dict[str, int], str]:
     return sexes, "; ".join(filter(None, [chosen, describe_codes(table, column)]))
 
 
-def _match(sexes: Mapping[str, int], files: Sequence[Path], path: Path) -> list[str]:
+def _match(sexes: Mapping[str, int], files: Sequence[Path], path: Path, read_as: str) -> list[str]:
     """Returns lines on ids and files that do not match one to one."""
     stems = Counter(image_stem(file) for file in files)
     if not stems.keys() & sexes.keys():
-        raise InputError(f"--sex_csv={path}: no id matches the stem of a given file")
+        how = f" ({read_as})" if read_as else ""
+        raise InputError(f"--sex_csv={path}: no id matches the stem of a given file{how}")
     several = [stem for stem, count in stems.items() if count > 1 and stem in sexes]
     counts = {
         "files without an id": sum(count for stem, count in stems.items() if stem not in sexes),

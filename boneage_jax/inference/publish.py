@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import shutil
@@ -201,14 +200,14 @@ def _whole_folder(output: Path) -> Iterator[Path]:
 
 def _new_folder(name: str, parent: Path) -> Path:
     """Creates a folder that was not there: `name`, with a number if that is taken."""
-    for number in itertools.count():
+    number = 0
+    while True:
         folder = parent / f"{name}{number or ''}"
         try:
             folder.mkdir()
+            return folder
         except FileExistsError:
-            continue
-        return folder
-    raise AssertionError
+            number += 1
 
 
 def _saved(member: Trained) -> Saved:

@@ -90,10 +90,11 @@ def check_replaces_nothing(path: Path, option: str, inputs: Iterable[Path]) -> N
     Raises:
       InputError: it is one of them, by whatever name, or `in_one_piece` would write one on the way.
     """
-    read = [other for other in inputs if other.exists()]
-    for written in (path, Path(f"{path}.part")):  # "." has no name to change
-        if written.exists() and any(written.samefile(other) for other in read):
-            raise InputError(f"{option}={path} names an input; name another file to write")
+    written = [each for each in (path, Path(f"{path}.part")) if each.exists()]  # mostly none
+    if written and any(
+        each.samefile(other) for other in inputs if other.exists() for each in written
+    ):
+        raise InputError(f"{option}={path} names an input; name another file to write")
 
 
 def write_text(path: Path, text: str) -> None:

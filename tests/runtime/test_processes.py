@@ -175,7 +175,7 @@ def test_the_others_end_when_one_is_killed_and_the_job_goes_on(alone, read, phan
 
 
 def test_a_job_goes_on_with_another_number_of_processes(alone, read, phantoms, tmp_path):
-    """Two processes of two devices, of which one is told to end, one of four, then two again."""
+    """Two processes with two devices each, until SIGTERM; one with four devices; two again."""
     folder = tmp_path / "job"
     for processes, at in ((2, 3), (1, 6)):
         happens = {processes - 1: {"AT": str(at), "HAPPENS": "SIGTERM"}}

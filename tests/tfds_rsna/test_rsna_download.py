@@ -59,7 +59,7 @@ def test_download_and_prepare(server, tmp_path):
         assert {k: s.num_examples for k, s in builder.info.splits.items()} == {
             "train": 3, "validation": 2, "test": 2,
         }  # fmt: skip
-    assert len(handler.requests) == 4  # the second config takes what is there
+    assert len(handler.requests) == 4  # the second config reuses the downloads
 
 
 def test_download_of_a_changed_archive_is_refused(server, tmp_path):
