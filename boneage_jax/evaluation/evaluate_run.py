@@ -62,6 +62,12 @@ def evaluate(
     workdir = open_network(workdir)
     if is_published(workdir) and not output:
         raise InputError(f"{workdir} is a published network, which stays as it is; give --output")
+    folder = checked_path(output, "--output") if output else workdir / "evaluation" / split
+    if is_workdir(folder) or is_published(folder):
+        raise InputError(
+            f"--output={folder} is a training or a network, whose own report this would replace; "
+            "name another folder"
+        )
     config, _ = read_run(workdir)
     _check_split(workdir, split)
     if stress:
@@ -72,8 +78,8 @@ def evaluate(
     # Before data are prepared, which may take an hour, and anything is compiled.
     members = load_members(workdir)
     network = members[0].network
-    for folder in {workdir, *(member.folder for member in members)}:
-        read_metrics(folder)
+    for trained in {workdir, *(member.folder for member in members)}:
+        read_metrics(trained)
     dataset = open_dataset(data)
     part = dataset.split(split)
     trained_on = re.split(r"[\[+]", data.train_split)[0]  # a split may be sliced or summed
@@ -84,12 +90,6 @@ def evaluate(
                 f"{dataset.name}/{dataset.config} is not the data of the run in {workdir} ({info} "
                 f"now, {network.info} then); name its folder: --raw_dir=DIR or --data_dir=DIR"
             )
-    folder = checked_path(output, "--output") if output else workdir / "evaluation" / split
-    if is_workdir(folder) or is_published(folder):
-        raise InputError(
-            f"--output={folder} is a training or a network, whose own report this would replace; "
-            "name another folder"
-        )
     records = folder if is_published(workdir) else workdir
     check_writable(folder)  # before anything is compiled
     rows = average_beside_labels(predict_split(members, part), part, network.task)
